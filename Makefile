@@ -1,0 +1,35 @@
+# The same commands for a person and for CI. `make demo` or `make test` alone set up all they need.
+
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= python3.11
+
+.PHONY: help setup demo test check bench clean
+help:
+	@echo "make demo    set up, start the servers and workers, load the sample data, ask questions"
+	@echo "make test    set up, check, run all tests on real servers of their own"
+	@echo "make check   ruff, mypy, import-linter"
+	@echo "make setup   install what is missing: Debian packages, the virtual environment, a mongod"
+	@echo "make clean   stop the stack and delete it, the environment and all caches"
+
+setup: $(VENV)/.complete
+
+$(VENV)/.complete: pyproject.toml tools/setup.sh
+	PYTHON=$(PYTHON) sh tools/setup.sh $(VENV)
+	touch $@
+
+demo: setup
+	$(BIN)/beds demo
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: check
+	$(BIN)/pytest
+
+clean:
+	test ! -x $(BIN)/beds || $(BIN)/beds stack down --wipe
+	rm -rf $(VENV) .beds .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info build dist

@@ -1,0 +1,57 @@
+"""BEDS, Back-End Data Services: an AMQP-first data-access framework for teams whose DBA owns the schema.
+
+    beds.call("fetch_records", "Airports", {"faa": "JFK"}, using="by_faa")
+
+The functions use one client per process, made at the first use from beds.toml; `beds.Client` is the explicit form.
+`beds.app` is the Celery application of the workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from beds.client import BoundTemplate, Call, Client, Ticket, default_client
+from beds.config import Settings, load_settings
+from beds.domain.identity import ObjectId
+from beds.domain.reply import Page, Reply, Response
+from beds.errors import BedsError
+
+__all__ = [
+    "BedsError", "BoundTemplate", "Call", "Client", "ObjectId", "Page", "Reply", "Response", "Settings", "Ticket",
+    "app", "call", "call_many", "load_settings", "submit", "submit_many", "template",
+]  # fmt: skip
+
+
+def call(operation: str, template: str, data: Any = None, **options: Any) -> Reply:
+    """`Client.call` of the default client."""
+    return default_client().call(operation, template, data, **options)
+
+
+def submit(operation: str, template: str, data: Any = None, **options: Any) -> Ticket:
+    """`Client.submit` of the default client."""
+    return default_client().submit(operation, template, data, **options)
+
+
+def call_many(calls: Sequence[Call], **options: Any) -> Any:
+    """`Client.call_many` of the default client."""
+    return default_client().call_many(calls, **options)
+
+
+def submit_many(calls: Sequence[Call], **options: Any) -> list[Ticket]:
+    """`Client.submit_many` of the default client."""
+    return default_client().submit_many(calls, **options)
+
+
+def template(name: str) -> BoundTemplate:
+    """`Client.template` of the default client."""
+    return default_client().template(name)
+
+
+def __getattr__(name: str) -> Any:
+    # `celery -A beds` asks for beds.app; a client that never does is spared Celery's import.
+    if name == "app":
+        from beds.broker.app import app
+
+        return app
+    raise AttributeError(f"module 'beds' has no attribute {name!r}")

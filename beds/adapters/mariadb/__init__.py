@@ -1,0 +1,1 @@
+"""MariaDB: procedures, functions and views of the DBA, called by name."""

@@ -1,0 +1,174 @@
+"""The one place where mysqlclient's errors become errors of BEDS."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import MySQLdb
+
+from beds.adapters.bound import harmless
+from beds.errors import (
+    BedsError,
+    BodyTooLarge,
+    BusinessRule,
+    DuplicateKey,
+    ForeignKeyViolation,
+    InvalidPayload,
+    MissingField,
+    OutOfRange,
+    SchemaMismatch,
+    StoreDenied,
+    StoreError,
+    StoreUnavailable,
+    TimeLimitExceeded,
+    TooLong,
+    WrongType,
+)
+
+
+def _field_in(message: str) -> str:
+    """The column that a message names: "Data too long for column 'name' at row 1"."""
+    found = re.search(r"column [`']?(?:\w+`?\.`?)*(\w+)", message)
+    return found[1] if found else ""
+
+
+def _key_in(message: str) -> str:
+    found = re.search(r"for key '(?:\w+\.)?([^']+)'", message)
+    return found[1] if found else ""
+
+
+def _duplicate(message: str) -> BedsError:
+    key = _key_in(message)
+    name = "" if key == "PRIMARY" else key
+    return DuplicateKey(f"a record with this {name or 'key'} exists", detail={"field": name})
+
+
+def _foreign_key(message: str) -> BedsError:
+    found = re.search(r"FOREIGN KEY \(`(\w+)`\) REFERENCES `(\w+)`", message)
+    column, table = (found[1], found[2]) if found else ("", "")
+    what = f"field {column} refers to {table}" if found else "a foreign key"
+    missing = "Cannot add" in message
+    problem = "which has no such record" if missing else "which still uses this record"
+    return ForeignKeyViolation(f"{what}, {problem}", detail={"field": column, "refers_to": table})
+
+
+def _field_error(cls: type[InvalidPayload], problem: str) -> Callable[[str], BedsError]:
+    def make(message: str) -> BedsError:
+        name = _field_in(message)
+        return cls(f"field {name or '?'} {problem}", detail={"field": name})
+
+    return make
+
+
+def _mismatch(message: str) -> BedsError:
+    return SchemaMismatch(f"MariaDB: {message}")
+
+
+def _denied(_message: str) -> BedsError:
+    return StoreDenied("the broker's MariaDB user may not do this")
+
+
+def _lost(_message: str) -> BedsError:
+    return StoreUnavailable("the connection to MariaDB broke")
+
+
+def _not_done(problem: str) -> Callable[[str], BedsError]:
+    return lambda _message: harmless(StoreUnavailable(problem))
+
+
+# Codes: https://mariadb.com/kb/en/mariadb-error-code-reference/ (1000 and up: server, 2000 and up: client)
+_BY_CODE: Mapping[int, Callable[[str], BedsError]] = {
+    1020: _not_done("another transaction changed the record"),
+    1021: _not_done("MariaDB has no disk space left"),
+    1040: _not_done("MariaDB has no connection to spare"),
+    1044: _denied,
+    1045: lambda m: StoreDenied("MariaDB refuses the broker's user or password", hint="check [databases.rel]"),
+    1048: _field_error(MissingField, "may not be null"),
+    1053: _lost,
+    1054: _mismatch,
+    1062: _duplicate,
+    1114: _not_done("a table of MariaDB is full"),
+    1142: _denied,
+    1143: _denied,
+    1146: _mismatch,
+    1153: lambda m: BodyTooLarge("the call is larger than MariaDB's max_allowed_packet"),
+    1203: _not_done("MariaDB has no connection to spare"),
+    1205: _not_done("a lock was not granted in time"),
+    1213: _not_done("the transaction was the victim of a deadlock"),
+    1226: _not_done("the broker's user has used up a resource limit of MariaDB"),
+    1227: _denied,
+    1264: _field_error(OutOfRange, "is out of the column's range"),
+    1265: _field_error(OutOfRange, "would be cut by the column's type"),
+    1290: _not_done("MariaDB is read-only"),
+    1292: _field_error(WrongType, "has a value that its column's type cannot hold"),
+    1305: _mismatch,
+    1318: _mismatch,
+    1356: _mismatch,
+    1364: _field_error(MissingField, "has no default value and was not given"),
+    1366: _field_error(WrongType, "has a value that its column's type cannot hold"),
+    1370: _denied,
+    1406: _field_error(TooLong, "is longer than its column"),
+    1451: _foreign_key,
+    1452: _foreign_key,
+    1836: _not_done("MariaDB is read-only"),
+    1927: _lost,
+    1969: lambda m: TimeLimitExceeded("the statement ran longer than MariaDB was told to allow"),
+    2002: _not_done("MariaDB cannot be reached"),
+    2003: _not_done("MariaDB cannot be reached"),
+    2005: _not_done("MariaDB's host is unknown"),
+    2006: _lost,
+    2013: _lost,
+    2026: _not_done("MariaDB refuses the TLS connection"),
+    2055: _lost,
+    4025: lambda m: OutOfRange(
+        f"a value breaks the rule {_constraint_in(m)} of its table", detail={"field": _constraint_in(m)}
+    ),
+    4038: _field_error(InvalidPayload, "holds text that is not JSON"),
+}
+SIGNAL = 1644
+_USER_CONDITION = "45"
+"""SQLSTATE class of SIGNAL in a procedure; the rest of it is the DBA's."""
+
+
+def _constraint_in(message: str) -> str:
+    found = re.search(r"CONSTRAINT `(?:[\w.]+`?\.`?)*(\w+)` failed", message)
+    return found[1] if found else ""
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Every driver error raised inside leaves as an error of BEDS."""
+    try:
+        yield
+    except MySQLdb.Error as error:
+        raise translate(error) from None
+
+
+def is_client_side(error: MySQLdb.Error) -> bool:
+    """Whether the connection is lost: CR_… codes (2000 to 2999), a killed connection, or a closed one."""
+    code = error.args[0] if error.args and isinstance(error.args[0], int) else 0
+    return 2000 <= code < 3000 or code == 1927 or isinstance(error, MySQLdb.InterfaceError)
+
+
+def translate(error: MySQLdb.Error, sqlstate: str = "") -> BedsError:
+    """The error of BEDS for a driver's error.
+
+    Args:
+        error: what mysqlclient raised.
+        sqlstate: the connection's SQLSTATE, which the driver's exceptions do not carry.
+    """
+    code = error.args[0] if error.args and isinstance(error.args[0], int) else 0
+    message = str(error.args[1]) if len(error.args) > 1 else ""
+    if code == SIGNAL or sqlstate.startswith(_USER_CONDITION):
+        # The DBA wrote these words for the caller.
+        found: BedsError = BusinessRule(message, detail={"sqlstate": sqlstate})
+    elif make := _BY_CODE.get(code):
+        found = make(message)
+    elif isinstance(error, MySQLdb.InterfaceError):
+        found = _lost(message)
+    else:
+        found = StoreError(f"MariaDB error {code}")
+    found.detail.setdefault("store_code", code)
+    return found

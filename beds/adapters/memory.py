@@ -1,0 +1,131 @@
+"""NamasteCore without a server, for unit tests of code that uses BEDS."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from beds.adapters.bound import BoundAdapter, Outcome
+from beds.config.sections import Retry
+from beds.core.namaste import Payload
+from beds.domain.event import Operation, Store
+from beds.domain.reply import Record
+from beds.errors import DuplicateKey
+from beds.templates.binding import Binding
+from beds.templates.fields import FIELD_TYPES
+from beds.templates.named_object import NamedObject, ObjectKind, Param
+from beds.templates.template import FetchSpec, Template
+
+Stub = Callable[[dict[Any, Record], Mapping[str, Any]], Iterable[Record]]
+"""What stands for a named object: takes the template's records by key and the arguments, returns records."""
+
+_KINDS = {
+    Store.REC: {
+        Operation.CREATE: ObjectKind.INSERT,
+        Operation.CREATE_MANY: ObjectKind.INSERT_MANY,
+        Operation.UPDATE: ObjectKind.UPDATE,
+        Operation.DELETE: ObjectKind.DELETE,
+        Operation.FETCH: ObjectKind.FIND,
+    },
+    Store.REL: dict.fromkeys(Operation, ObjectKind.PROCEDURE),
+}
+_ANY = frozenset(FIELD_TYPES)
+
+
+class MemoryStore:
+    """An `ObjectStore` over dictionaries, keyed by object name.
+
+    Every object a template names exists and does the obvious: a fetch returns the records whose fields equal its
+    arguments, ordered by its cursor fields or else by key. Whatever should do more is given as a stub.
+
+    Args:
+        template: the data domain.
+        stubs: by object name, functions that stand for named objects of fetches.
+    """
+
+    def __init__(self, template: Template, stubs: Mapping[str, Stub] | None = None) -> None:
+        self.records: dict[Any, Record] = {}
+        self._template = template
+        self._stubs = dict(stubs or {})
+        self._next_id = 1
+
+    def describe(self, names: Iterable[str]) -> dict[str, NamedObject]:
+        wanted = set(names)
+        return {
+            ref.object: NamedObject(ref.object, _KINDS[self._template.store][operation], self._params(operation, ref))
+            for operation, ref in self._template.refs().values()
+            if ref.object in wanted
+        }
+
+    def execute(self, binding: Binding, values: Mapping[str, Any]) -> Outcome:
+        match binding.operation:
+            case Operation.FETCH:
+                return Outcome(self._fetch(binding, values))
+            case Operation.CREATE:
+                return Outcome([{self._template.key: self._insert([values["document"]])}], 1)
+            case Operation.CREATE_MANY:
+                self._insert(values["documents"])
+                return Outcome([], len(values["documents"]))
+            case Operation.UPDATE:
+                record = self.records.get(values["document"][self._template.key])
+                if record is not None:
+                    record.update(copy.deepcopy(values["document"]))
+                return Outcome([], int(record is not None))
+            case Operation.DELETE:
+                return Outcome([], int(self.records.pop(values[self._template.key], None) is not None))
+
+    def close(self) -> None:
+        self.records.clear()
+
+    def _insert(self, documents: Iterable[Record]) -> Any:
+        new: dict[Any, Record] = {}
+        key = None
+        for document in documents:
+            key = document.get(self._template.key)
+            if key is None:
+                key, self._next_id = self._next_id, self._next_id + 1
+            if key in self.records or key in new:
+                raise DuplicateKey(
+                    f"a record with this {self._template.key} exists", detail={"field": self._template.key}
+                )
+            new[key] = {**dict.fromkeys(self._template.fields), **copy.deepcopy(document), self._template.key: key}
+        self.records |= new
+        return key
+
+    def _fetch(self, binding: Binding, values: Mapping[str, Any]) -> list[Record]:
+        order = binding.fetch.cursor or (self._template.key,)
+        stub = self._stubs.get(binding.target.name)
+        asked = {k: v for k, v in values.items() if k != "limit" and not k.startswith("after_") and v is not None}
+        found = stub(self.records, asked) if stub else self._matching(asked)
+        rows = sorted(found, key=lambda r: tuple(r[name] for name in order))
+        if binding.pages and values[f"after_{order[0]}"] is not None:
+            after = tuple(values[f"after_{name}"] for name in order)
+            rows = [r for r in rows if tuple(r[name] for name in order) > after]
+        return copy.deepcopy(rows[: values["limit"]])
+
+    def _matching(self, asked: Mapping[str, Any]) -> Iterable[Record]:
+        return [r for r in self.records.values() if all(r.get(name) == value for name, value in asked.items())]
+
+    def _params(self, operation: Operation, ref: Any) -> tuple[Param, ...]:
+        match operation:
+            case Operation.CREATE | Operation.UPDATE:
+                names = ["document"] if operation is Operation.CREATE else [self._template.key, "document"]
+            case Operation.CREATE_MANY:
+                names = ["documents"]
+            case Operation.DELETE:
+                names = [self._template.key]
+            case Operation.FETCH:
+                assert isinstance(ref, FetchSpec)
+                names = [*self._template.fields, *ref.args, *(f"after_{name}" for name in ref.cursor), "limit"]
+        return tuple(Param(name, _ANY, "any", optional=True) for name in names)
+
+
+class MemoryAdapter(BoundAdapter):
+    """NamasteCore over a `MemoryStore`."""
+
+    def __init__(self, template: Template, stubs: Mapping[str, Stub] | None = None) -> None:
+        super().__init__(template, MemoryStore(template, stubs), Retry(), refresh=float("inf"))
+
+    def _check_document(self, payload: Payload, where: str) -> None:
+        """Memory keeps every value as it is."""

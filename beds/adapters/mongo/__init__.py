@@ -1,0 +1,1 @@
+"""MongoDB: stored commands and views of the DBA, called by name."""

@@ -1,0 +1,109 @@
+"""One process's connection to MongoDB, and how a stored command is run over it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import UTC
+from typing import Any
+
+from bson.binary import UuidRepresentation
+from bson.codec_options import CodecOptions
+from pymongo import MongoClient
+from pymongo.database import Database
+
+from beds.adapters.bound import Outcome
+from beds.adapters.mongo import stored_commands
+from beds.adapters.mongo.errors import from_server, translated
+from beds.adapters.mongo.values import document_from_bson, document_to_bson, to_bson
+from beds.config.sections import RecDatabase
+from beds.domain.event import Operation
+from beds.templates.binding import BULK_NAMES, Binding
+from beds.templates.named_object import NamedObject, ObjectKind
+
+OBJECTS = "beds_objects"
+"""The collection of stored commands. Brokers can read it, and no more."""
+
+Document = dict[str, Any]
+# Raw commands do not take over the client's options.
+_CODEC: CodecOptions[Document] = CodecOptions(
+    tz_aware=True, tzinfo=UTC, uuid_representation=UuidRepresentation.STANDARD
+)
+
+
+def connect(config: RecDatabase, timeout: float) -> MongoClient[Document]:
+    """A client for one process: PyMongo is not fork-safe, so it is opened in the child that uses it.
+
+    Args:
+        config: where to connect.
+        timeout: seconds after which a silent socket is given up.
+    """
+    with translated():
+        return MongoClient(
+            config.uri.get_secret_value(),
+            tz_aware=True,
+            uuidRepresentation="standard",
+            serverSelectionTimeoutMS=int(config.connect_timeout * 1000),
+            connectTimeoutMS=int(config.connect_timeout * 1000),
+            socketTimeoutMS=int(timeout * 1000),
+            maxPoolSize=1,
+            appname="beds",
+        )
+
+
+class MongoSession:
+    """An `ObjectStore` over MongoDB. `timeout` is in seconds."""
+
+    def __init__(self, config: RecDatabase, timeout: float) -> None:
+        self._client = connect(config, timeout)
+        self._database: Database[Document] = self._client[config.database]
+
+    def describe(self, names: Iterable[str]) -> dict[str, NamedObject]:
+        with translated():
+            found = list(self._database[OBJECTS].find({"_id": {"$in": list(names)}}))
+        return {str(source["_id"]): stored_commands.parse({**source, "name": source["_id"]}) for source in found}
+
+    def execute(self, binding: Binding, values: Mapping[str, Any]) -> Outcome:
+        command = stored_commands.fill(binding.target, self._to_bson(binding, values))
+        with translated():
+            if binding.target.kind in (ObjectKind.FIND, ObjectKind.AGGREGATE, ObjectKind.VIEW):
+                if binding.target.kind is ObjectKind.AGGREGATE:
+                    command.setdefault("cursor", {})
+                rows = list(self._database.cursor_command(command, codec_options=_CODEC))
+                return Outcome([document_from_bson(row, binding.template.key) for row in rows])
+            reply = self._database.command(command, codec_options=_CODEC)
+        return _outcome(binding, reply)
+
+    def close(self) -> None:
+        self._client.close()
+
+    def _to_bson(self, binding: Binding, values: Mapping[str, Any]) -> dict[str, Any]:
+        template = binding.template
+        converted: dict[str, Any] = {}
+        for name, value in values.items():
+            if name in BULK_NAMES and binding.operation is Operation.CREATE_MANY:
+                converted[name] = [
+                    document_to_bson(template.fields, doc, template.key, f"payloads[{i}].")
+                    for i, doc in enumerate(value)
+                ]
+            elif isinstance(value, dict) and name not in template.fields:
+                converted[name] = document_to_bson(template.fields, value, template.key)
+            else:
+                param = binding.target.param(name)
+                whole = isinstance(value, int) and not isinstance(value, bool)
+                is_double = whole and param is not None and param.types == {"number"}
+                default = param is not None and value is param.default
+                # A default is the DBA's own BSON (MinKey, MaxKey, …).
+                converted[name] = value if default else to_bson(name, float(value) if is_double else value)
+        return converted
+
+
+def _outcome(binding: Binding, reply: Mapping[str, Any]) -> Outcome:
+    """Read a write's reply. Errors in it are data to the driver, so they are raised here."""
+    for problem in reply.get("writeErrors", []):
+        raise from_server(problem.get("code", 0), problem.get("errmsg", ""), problem)
+    if concern := reply.get("writeConcernError"):
+        raise from_server(concern.get("code", 0), concern.get("errmsg", ""), concern)
+    if binding.target.kind is ObjectKind.FIND_AND_MODIFY:
+        value = reply.get("value")
+        return Outcome([document_from_bson(value, binding.template.key)] if value else [], 1 if value else 0)
+    return Outcome([], int(reply.get("n", 0)))

@@ -1,0 +1,143 @@
+"""The worker program: Celery's, sized by beds.toml, and with the whole topology declared before it consumes."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import secrets
+import sys
+from typing import Any
+
+import click
+from celery.apps.worker import Worker
+from celery.signals import worker_process_init
+from click.core import ParameterSource
+
+from beds.broker.app import app as beds_app
+from beds.config import Settings
+from beds.config.sections import Broker
+from beds.domain.event import Store
+from beds.errors import BedsError, ConfigurationError, nearest
+from beds.services.factory import AdapterFactory
+from beds.transport import topology
+
+EX_CONFIG = 78
+"""sysexits.h: what a supervisor reads as "do not start it again, it cannot work"."""
+logger = logging.getLogger("celery.beds")
+
+
+class BedsWorker(Worker):
+    """A pool of brokers.
+
+    What the command line does not say comes from `[brokers]` of beds.toml: concurrency, pool, prefetch and time limits
+    of the queues in `-Q`. With several queues the slots add up, and the widest limits hold.
+    """
+
+    def __init__(self, app: Any = None, hostname: str | None = None, **options: Any) -> None:
+        app = app or self.app  # set on the class by Celery.subclass_with_self
+        settings: Settings = app.settings
+        try:
+            queues = _queues(options.get("queues"), settings)
+            size = _size(settings, queues)
+            with app.connection_for_write() as connection:
+                connection.ensure_connection(errback=_still_trying, interval_step=1, interval_max=10)
+                topology.declare(topology.Topology.from_settings(settings.amqp), connection)
+            _check_bindings(app, queues)
+        except BedsError as error:
+            logger.critical("%s", error)
+            print(f"beds: {error}", file=sys.stderr)  # noqa: T201 — logging is not set up yet
+            raise SystemExit(EX_CONFIG) from None
+        given = _given_on_command_line()
+        options["queues"] = queues
+        if not given("concurrency"):
+            options["concurrency"] = size.instances
+        if not given("pool"):
+            options["pool"] = size.pool
+        if not given("prefetch_multiplier"):
+            options["prefetch_multiplier"] = size.prefetch
+        if not given("time_limit"):
+            options["time_limit"] = size.time_limit
+        if not given("soft_time_limit"):
+            options["soft_time_limit"] = size.soft_limit
+        if not given("max_tasks_per_child"):
+            options["max_tasks_per_child"] = size.max_tasks_per_child
+        if not given("max_memory_per_child"):
+            options["max_memory_per_child"] = size.max_memory_per_child
+        # Nodes do not need to know of each other, and thousands of them would talk a lot.
+        options["without_gossip"] = options["without_mingle"] = True
+        super().__init__(app=app, hostname=hostname if given("hostname") else _unique_name(settings, queues), **options)
+
+
+def _queues(named: Any, settings: Settings) -> list[str]:
+    """The queues to consume: those of `-Q`, else those of the node's own services."""
+    if isinstance(named, str):
+        named = named.split(",")
+    if not named:
+        named = [q for q in topology.CRUD_QUEUES if getattr(settings.services, q.split(".")[0]).is_local]
+    if not named:
+        raise ConfigurationError("no queue to consume", hint="give -Q, or set is_local for a service in beds.toml")
+    known = [*topology.EVENT_QUEUES, *topology.LOG_QUEUES]
+    for name in named:
+        if name not in known:
+            raise ConfigurationError(
+                f"no queue {name!r} to consume{nearest(name, known)}",
+                hint=f"the queues: {', '.join(known)}"
+                if name != topology.DEAD
+                else "dead events are read as raw messages; running them again would kill the next worker",
+            )
+    return list(named)
+
+
+def _size(settings: Settings, queues: list[str]) -> Broker:
+    pools = [settings.broker("admin" if queue in topology.LOG_QUEUES else queue) for queue in queues]
+    kinds = {pool.pool for pool in pools}
+    if len(kinds) > 1:
+        raise ConfigurationError(
+            f"the queues {', '.join(queues)} are configured for different pools: {', '.join(sorted(kinds))}",
+            hint="start one worker for each",
+        )
+    widest = max(pools, key=lambda pool: pool.time_limit)
+    return widest.model_copy(
+        update={"instances": sum(p.instances for p in pools), "prefetch": max(p.prefetch for p in pools)}
+    )
+
+
+def _check_bindings(app: Any, queues: list[str]) -> None:
+    """Bind every template of the stores served here, over connections that are closed again before the pool forks."""
+    stores = {queue.split(".")[0] for queue in queues} & {str(store) for store in Store}
+    with contextlib.closing(AdapterFactory(app.settings, app.registry)) as factory:
+        for name, template in app.registry.items():
+            if template.store not in stores:
+                continue
+            try:
+                problems: list[BedsError] = list(factory.adapter(name).check_bindings())
+            except BedsError as error:
+                problems = [error]
+            for problem in problems:
+                if app.settings.node.is_production:
+                    raise problem
+                logger.error("template %s does not work here: %s", name, problem)
+
+
+def _given_on_command_line() -> Any:
+    context = click.get_current_context(silent=True)
+
+    def given(name: str) -> bool:
+        return context is not None and context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+
+    return given
+
+
+def _unique_name(settings: Settings, queues: list[str]) -> str:
+    """A new name at each start: Celery's control queue is exclusive, and the old one may not be gone yet."""
+    return f"{'+'.join(queues)}.{secrets.token_hex(3)}@{settings.node.name}"
+
+
+def _still_trying(error: BaseException, interval: float) -> None:
+    logger.error("RabbitMQ cannot be reached (%s); trying again in %.0f s", error, interval)
+
+
+@worker_process_init.connect
+def _open_in_child(**_: Any) -> None:
+    """Open the child's own factory before the first event: a driver's connection must not cross the fork."""
+    beds_app.factory  # noqa: B018 — a cached property; making it is the point

@@ -1,0 +1,5 @@
+"""`python -m beds.cli`."""
+
+from beds.cli.main import main
+
+main()

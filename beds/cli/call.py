@@ -1,0 +1,174 @@
+"""`beds call` and `beds submit`: one operation from the command line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from datetime import UTC, date, datetime, time
+from decimal import Decimal, InvalidOperation
+from typing import Any, TypeVar
+from uuid import UUID
+
+import click
+
+from beds.cli.output import print_json, print_reply
+from beds.client import DEFAULT_TIMEOUT, Client
+from beds.config import load_settings
+from beds.domain.event import Operation
+from beds.domain.identity import ObjectId
+from beds.errors import BedsError, MalformedEvent, WrongType
+from beds.templates.fields import FieldSpec
+from beds.templates.template import Template
+from beds.transport import codec
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _options(command: F) -> F:
+    for decorate in reversed(
+        (
+            click.argument("what", metavar="TEMPLATE.OPERATION"),
+            click.argument("fields", nargs=-1, metavar="[FIELD=VALUE]..."),
+            click.option("--using", default="", help="Which fetch of the template."),
+            click.option("--limit", type=int, help="Records of a page."),
+            click.option("--cursor", default="", help="Where the page before ended."),
+            click.option("--data", metavar="JSON|@FILE|-", help="The record, list of records or arguments as JSON."),
+            click.option("--timeout", type=float, default=DEFAULT_TIMEOUT, show_default=True, help="Seconds."),
+            click.option("--json", "as_json", is_flag=True, help="Print JSON."),
+        )
+    ):
+        command = decorate(command)
+    return command
+
+
+@click.command(epilog="See docs/reference/cli.md for the exit codes.")
+@_options
+@click.pass_obj
+def call(config: str | None, what: str, fields: tuple[str, ...], as_json: bool, timeout: float, **options: Any) -> None:
+    """Carry out one operation and print the reply.
+
+    \b
+    Examples:
+      beds call Airports.fetch_records --using by_faa faa=JFK
+      beds call Flights.fetch_records --using by_route origin=JFK dest=BOS --limit 5 --json
+      beds call Airlines.create_record carrier=ZZ name='Zed Air'
+      beds call Notices.create_record --data '{"airport": "JFK", "title": "Snow", "status": "open"}'
+      beds call Airlines.delete_record carrier=ZZ
+    """
+    with Client(load_settings(config)) as client:
+        operation, template, data = _arguments(client, what, fields, options.pop("data"))
+        reply = client.call(operation, template, data, timeout=timeout, **options)
+    print_reply(reply, as_json=as_json)
+
+
+@click.command()
+@_options
+@click.pass_obj
+def submit(
+    config: str | None, what: str, fields: tuple[str, ...], as_json: bool, timeout: float, **options: Any
+) -> None:
+    """Hand one operation over and print its ticket as soon as RabbitMQ has it safe.
+
+    \b
+    Example:
+      beds submit Airlines.create_record carrier=ZZ name='Zed Air'
+    """
+    with Client(load_settings(config)) as client:
+        operation, template, data = _arguments(client, what, fields, options.pop("data"))
+        ticket = client.submit(operation, template, data, timeout=timeout, **options)
+    if as_json:
+        print_json({"guid": ticket.guid, "event_id": ticket.event_id})
+    else:
+        click.echo(ticket.guid)
+
+
+def _arguments(client: Client, what: str, fields: tuple[str, ...], data: str | None) -> tuple[str, str, Any]:
+    name, dot, operation = what.partition(".")
+    if not dot:
+        raise click.UsageError(f"{what!r} is not of the form TEMPLATE.OPERATION, as in Airports.fetch_records")
+    if data is not None and fields:
+        raise click.UsageError("give either FIELD=VALUE or --data, not both")
+    template = client.templates[name]
+    if data is not None:
+        return operation, name, _from_json(template, data)
+    given = {}
+    for pair in fields:
+        field, equals, text = pair.partition("=")
+        if not equals:
+            raise click.UsageError(f"{pair!r} is not of the form FIELD=VALUE")
+        given[field] = _convert(field, text, _spec(template, field))
+    if operation == Operation.DELETE:
+        if set(given) - {template.key}:
+            raise click.UsageError(f"delete_record takes the key only: {template.key}=VALUE")
+        return operation, name, given.get(template.key)
+    return operation, name, given
+
+
+def _spec(template: Template, name: str) -> FieldSpec | None:
+    return template.fields.get(name) or next((f.args[name] for f in template.fetch.values() if name in f.args), None)
+
+
+def _from_json(template: Template, data: str) -> Any:
+    """JSON from the command line, a file or standard input; text where a field wants a datetime, and so on, is read as one."""
+    try:
+        if data == "-":
+            text = sys.stdin.read()
+        elif data.startswith("@"):
+            with click.open_file(data[1:], encoding="utf-8") as file:
+                text = file.read()
+        else:
+            text = data
+        value = codec.decode(json.loads(text))
+    except OSError as error:
+        raise click.UsageError(f"--data: {error}") from None
+    except (ValueError, RecursionError, MalformedEvent) as error:
+        raise click.UsageError(f"--data is not JSON: {error}") from None
+    if isinstance(value, list):
+        return [_convert_record(template, record) for record in value]
+    return _convert_record(template, value)
+
+
+def _convert_record(template: Template, record: Any) -> Any:
+    if not isinstance(record, dict):
+        return record
+    return {
+        name: _convert(name, value, _spec(template, name)) if isinstance(value, str) else value
+        for name, value in record.items()
+    }
+
+
+_READERS: dict[str, Callable[[str], Any]] = {
+    "string": str,
+    "integer": int,
+    "number": float,
+    "decimal": Decimal,
+    "boolean": lambda text: {"true": True, "false": False}[text.lower()],
+    "datetime": lambda text: _zoned(datetime.fromisoformat(text)),
+    "date": date.fromisoformat,
+    "time": time.fromisoformat,
+    "uuid": UUID,
+    "object_id": ObjectId,
+    "bytes": lambda text: codec.decode({"$bytes": text}),
+    "object": json.loads,
+    "array": json.loads,
+}
+
+
+def _convert(name: str, text: str, spec: FieldSpec | None) -> Any:
+    """Text from the command line as a value of the field's type; `null` is null where text is not wanted."""
+    if spec is None:
+        return text
+    if text == "null" and spec.type != "string":
+        return None
+    try:
+        return _READERS[spec.type](text)
+    except (ValueError, KeyError, InvalidOperation, RecursionError, BedsError):
+        raise WrongType(
+            f"field {name} takes {spec.type}, which {text[:40]!r} is not", detail={"field": name, "expected": spec.type}
+        ) from None
+
+
+def _zoned(value: datetime) -> datetime:
+    """A command line's time without a zone is UTC."""
+    return value if value.tzinfo else value.replace(tzinfo=UTC)

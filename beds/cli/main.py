@@ -1,0 +1,119 @@
+"""`beds`: the commands, loaded when asked for, and how errors become exit codes."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import click
+from rich.console import Console
+
+from beds.errors import BedsError, ConfigurationError
+
+# By name, so that `beds call` runs where no database driver is installed.
+_COMMANDS: Mapping[str, tuple[str, str]] = {
+    "call": ("beds.cli.call:call", "Carry out one operation and print the reply."),
+    "submit": ("beds.cli.call:submit", "Hand one operation over and print its ticket."),
+    "template": ("beds.cli.template:template", "List and show templates."),
+    "schema": ("beds.cli.schema:schema", "Apply, compare and check the databases' schema."),
+    "topology": ("beds.cli.topology:topology", "Declare and show exchanges and queues."),
+    "node": ("beds.cli.node:node", "Run this node's workers."),
+    "stack": ("beds.cli.stack:stack", "Start and stop a local RabbitMQ, MariaDB and MongoDB."),
+    "demo": ("beds.cli.demo:demo", "Load the sample data through BEDS and ask it questions."),
+}
+
+# sysexits.h, so that a script can tell what to do next.
+EXIT_CODES: Mapping[str, int] = {
+    "invalid_payload": 65, "missing_field": 65, "unknown_field": 65, "wrong_type": 65, "too_long": 65,
+    "out_of_range": 65, "body_too_large": 65, "invalid_cursor": 65,
+    "unknown_template": 64, "unknown_operation": 64, "unknown_fetch": 64,
+    "not_found": 66,
+    "store_unavailable": 69, "broker_unavailable": 69, "broker_blocked": 69, "overloaded": 69, "unroutable": 69,
+    "internal": 70,
+    "stack": 71,
+    "call_timeout": 75,
+    "permission_denied": 77, "store_denied": 77,
+    "configuration": 78, "template": 78, "schema": 78, "schema_mismatch": 78, "schema_drift": 78,
+    "topology_mismatch": 78,
+}  # fmt: skip
+EX_FAILED = 1
+"""The operation was refused for another reason: a conflict, a rule of the business, …"""
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command when it is used, and not to list it."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in _COMMANDS:
+            return None
+        target, _ = _COMMANDS[name]
+        module, attribute = target.split(":")
+        try:
+            return getattr(importlib.import_module(module), attribute)  # type: ignore[no-any-return]
+        except ModuleNotFoundError as error:
+            if (error.name or "").startswith("beds"):
+                raise
+            missing = ConfigurationError(
+                f"`beds {name}` needs {error.name}, which is not installed", hint="pip install 'beds[demo]'"
+            )
+            print_error(missing, as_json=False)
+            raise SystemExit(exit_code(missing)) from None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="beds")
+@click.option("--config", metavar="FILE", help="The node's beds.toml (else $BEDS_CONFIG, else ./beds.toml).")
+@click.pass_context
+def cli(ctx: click.Context, config: str | None) -> None:
+    """BEDS: back-end data services over RabbitMQ.
+
+    \b
+    Examples:
+      beds stack up                                            a local RabbitMQ, MariaDB and MongoDB
+      beds schema apply                                        bring both databases to schema/
+      beds node run                                            this node's workers
+      beds call Airports.fetch_records --using by_faa faa=JFK  ask
+    """
+    ctx.obj = config
+
+
+def exit_code(error: BedsError) -> int:
+    """The exit code for an error; 1 where sysexits.h has no better word."""
+    return EXIT_CODES.get(error.code, EX_FAILED)
+
+
+def print_error(error: BedsError, *, as_json: bool) -> None:
+    """To standard error: one JSON object for machines, else message, hint and event for people."""
+    if as_json:
+        click.echo(json.dumps({"error": error.to_wire()}, ensure_ascii=False), err=True)
+        return
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print(f"[bold red]{error.code}[/]:", end=" ")
+    console.print(error.message, markup=False)
+    if error.hint:
+        console.print(f"  hint:  {error.hint}", markup=False)
+    if error.event_id:
+        console.print(f"  event: {error.event_id}", markup=False)
+
+
+def main() -> Any:
+    """Entry point. Every expected error ends here, as words and an exit code."""
+    as_json = "--json" in sys.argv[1:]
+    try:
+        return cli(standalone_mode=True)
+    except BedsError as error:
+        print_error(error, as_json=as_json)
+        raise SystemExit(exit_code(error)) from None
+    except BrokenPipeError:
+        sys.stderr.close()  # `beds … | head`
+        raise SystemExit(0) from None

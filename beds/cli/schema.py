@@ -1,0 +1,75 @@
+"""`beds schema apply | diff | check`: the DBA's commands."""
+
+from __future__ import annotations
+
+import click
+
+from beds.cli.output import print_json
+from beds.config import load_settings
+from beds.schema_tools import apply as tools
+
+EX_DIFFERS = 1
+
+
+@click.group()
+def schema() -> None:
+    """Apply, compare and check the databases' schema (with the DBA's credentials)."""
+
+
+@schema.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_obj
+def apply(config: str | None, as_json: bool) -> None:
+    """Bring both databases to what stands in schema/.
+
+    Versioned files are applied once; procedures, views, validators, indexes and stored commands when they changed.
+    """
+    settings = load_settings(config)
+    with tools.changes(settings) as changes:
+        for number, change in enumerate(changes, 1):
+            change.apply()
+            if not as_json:
+                click.echo(f"[{number}/{len(changes)}] {change}")
+    if as_json:
+        print_json([{"store": c.store, "action": c.action, "name": c.name} for c in changes])
+    else:
+        click.echo(f"{len(changes)} changes applied" if changes else "nothing to do: both databases are up to date")
+    _report(tools.problems(settings), as_json=False)
+
+
+@schema.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_obj
+def diff(config: str | None, as_json: bool) -> None:
+    """Show what `apply` would do. Exit code 1 when there is something."""
+    with tools.changes(load_settings(config)) as changes:
+        if as_json:
+            print_json([{"store": c.store, "action": c.action, "name": c.name} for c in changes])
+        else:
+            for change in changes:
+                click.echo(str(change))
+            click.echo(f"{len(changes)} changes" if changes else "no difference")
+    if changes:
+        raise SystemExit(EX_DIFFERS)
+
+
+@schema.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_obj
+def check(config: str | None, as_json: bool) -> None:
+    """Bind every template against the live objects, as a broker sees them. Exit code 78 when something does not fit."""
+    found = tools.problems(load_settings(config))
+    if as_json:
+        print_json(found)
+    elif not found:
+        click.echo("every template fits")
+    _report(found, as_json=as_json)
+
+
+def _report(problems: list[str], *, as_json: bool) -> None:
+    if not problems:
+        return
+    if not as_json:
+        for problem in problems:
+            click.echo(problem, err=True)
+    raise SystemExit(78)

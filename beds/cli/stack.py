@@ -1,0 +1,75 @@
+"""`beds stack up | down | status | env`."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from beds.cli.output import print_json, print_table
+from beds.config.settings import CONFIG_VARIABLE
+from beds.stack.stack import Stack
+
+EX_DOWN = 3
+"""As of LSB `status`: not running."""
+
+
+def folder_for(config: str | None) -> Path:
+    """`.beds` beside the configuration file. The file itself need not be valid yet: the stack does not read it."""
+    named = config or os.environ.get(CONFIG_VARIABLE)
+    return (Path(named).resolve().parent if named else Path.cwd()) / ".beds"
+
+
+@click.group()
+def stack() -> None:
+    """Start and stop a local RabbitMQ, MariaDB and MongoDB: private, on loopback, under .beds/."""
+
+
+@stack.command()
+@click.option("--port-base", type=int, help="First port of a new stack (23000 when absent).")
+@click.pass_obj
+def up(config: str | None, port_base: int | None) -> None:
+    """Start what does not run; make it first where there is nothing yet."""
+    found = Stack(folder_for(config), port_base)
+    found.up(click.echo)
+    click.echo(f"passwords and ports are in {found.plan.env_file}, which beds.toml names as env_file")
+
+
+@stack.command()
+@click.option("--wipe", is_flag=True, help="Delete all data and passwords as well.")
+@click.pass_obj
+def down(config: str | None, wipe: bool) -> None:
+    """Stop the three servers, and the workers that `beds demo` started."""
+    stopped = Stack(folder_for(config)).down(wipe=wipe)
+    click.echo(f"stopped: {', '.join(stopped)}" if stopped else "nothing was running")
+
+
+@stack.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_obj
+def status(config: str | None, as_json: bool) -> None:
+    """What runs, and where. Exit code 3 when something does not."""
+    found = Stack(folder_for(config)).status()
+    if as_json:
+        print_json([asdict(server) for server in found])
+    else:
+        print_table(
+            ["server", "state", "pid", "ports"],
+            (
+                [s.name, "ready" if s.ready else "starting" if s.pid else "down", s.pid, ", ".join(map(str, s.ports))]
+                for s in found
+            ),
+        )
+    if not all(server.ready for server in found):
+        raise SystemExit(EX_DOWN)
+
+
+@stack.command()
+@click.pass_obj
+def env(config: str | None) -> None:
+    """The BEDS_… variables as shell commands, with their passwords: eval "$(beds stack env)"."""
+    for name, value in Stack(folder_for(config)).plan.environment().items():
+        click.echo(f"export {name}={shlex.quote(value)}")

@@ -1,0 +1,91 @@
+"""`beds template list | show`."""
+
+from __future__ import annotations
+
+import click
+
+from beds.cli.output import print_json, print_table
+from beds.config import load_settings
+from beds.templates.registry import TemplateRegistry
+
+
+@click.group()
+def template() -> None:
+    """List and show templates."""
+
+
+@template.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_obj
+def list_templates(config: str | None, as_json: bool) -> None:
+    """All templates of this node."""
+    registry = TemplateRegistry.from_folder(load_settings(config).schema_path)
+    rows = [
+        {
+            "name": t.name,
+            "store": str(t.store),
+            "key": t.key,
+            "operations": [str(o) for o in t.operations()],
+            "fetch": list(t.fetch),
+            "description": t.template.description,
+        }
+        for t in registry.values()
+    ]
+    if as_json:
+        print_json(rows)
+    else:
+        print_table(
+            ["name", "store", "key", "fetch", "description"],
+            ([r["name"], r["store"], r["key"], ", ".join(r["fetch"]), r["description"]] for r in rows),
+        )
+
+
+@template.command()
+@click.argument("name")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_obj
+def show(config: str | None, name: str, as_json: bool) -> None:
+    """One template: its fields, and the object behind each operation.
+
+    \b
+    Example:
+      beds template show Flights
+    """
+    found = TemplateRegistry.from_folder(load_settings(config).schema_path)[name]
+    if as_json:
+        print_json(found.model_dump(mode="json", exclude_none=True))
+        return
+    click.echo(f"{found.name} ({found.store}), key {found.key}: {found.template.description}\n{found.file}\n")
+    print_table(
+        ["operation", "object", "limit", "pages by", "may be left out"],
+        (
+            [
+                table,
+                ref.object,
+                getattr(ref, "limit", None),
+                ", ".join(getattr(ref, "cursor", ())) or None,
+                ", ".join(getattr(ref, "optional", ())) or None,
+            ]
+            for table, (_, ref) in found.refs().items()
+        ),
+    )
+    click.echo()
+    print_table(
+        ["field", "type", "required", "rules", "description"],
+        (
+            [
+                field,
+                spec.type,
+                "yes" if spec.required else None,
+                ", ".join(
+                    f"{k} {v}"
+                    for k, v in spec.model_dump(
+                        mode="json", exclude_defaults=True, exclude={"type", "required", "description"}
+                    ).items()
+                )
+                or None,
+                spec.description,
+            ]
+            for field, spec in found.fields.items()
+        ),
+    )

@@ -1,0 +1,146 @@
+"""The sections of beds.toml. Every default, unit and limit of the configuration stands here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+
+BrokerName = Literal[
+    "rec.read", "rec.write", "rel.read", "rel.write", "job.aggregate", "job.migrate", "job.warehouse", "calgon", "admin"
+]
+BROKER_NAMES: tuple[str, ...] = get_args(BrokerName)
+
+
+class Section(BaseModel):
+    """Base of all sections: an unknown key is an error, a secret never shows in one."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+class Node(Section):
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,32}$")] = "ms"
+    """First part of every event id: letters, digits, `_` and `-`, at most 32."""
+    environment: Annotated[str, Field(pattern=r"^[a-z]{1,16}$")] = "development"
+    """`development`, `production`, or a word of your own; a failed check is fatal in `production` only."""
+
+    @property
+    def is_production(self) -> bool:
+        return self.environment == "production"
+
+
+class Amqp(Section):
+    url: SecretStr = SecretStr("amqp://guest:guest@127.0.0.1:5672//")
+    """Where clients publish. Its user needs no configure right."""
+    worker_url: SecretStr | None = None
+    """Where workers consume and declare the topology; `url` when absent."""
+    queue_type: Literal["quorum", "classic"] = "quorum"
+    delivery_limit: Annotated[int, Field(ge=1, le=100)] = 5
+    """Deliveries of one message before it goes to beds.dead (quorum queues only)."""
+    max_body_bytes: Annotated[int, Field(ge=1024, le=128 * 1024 * 1024)] = 1024 * 1024
+    """The largest body of an event or a reply, in bytes."""
+    heartbeat: Annotated[int, Field(ge=1, le=300)] = 10
+    """Seconds; a silent peer is given up after two of them."""
+    connect_timeout: Annotated[float, Field(gt=0, le=60)] = 4.0
+    """Seconds for one attempt to connect."""
+
+    @property
+    def client_url(self) -> str:
+        return self.url.get_secret_value()
+
+    @property
+    def broker_url(self) -> str:
+        return (self.worker_url or self.url).get_secret_value()
+
+
+class Service(Section):
+    is_local: bool = False
+
+
+class Services(Section):
+    app_server: Service = Service()
+    rec: Service = Service()
+    rel: Service = Service()
+    jobs: Service = Service()
+    admin: Service = Service()
+
+
+class Broker(Section):
+    """One pool. These numbers are the throttle of the system."""
+
+    instances: Annotated[int, Field(ge=1, le=512)] = 2
+    """Slots: how many events the pool carries out at once."""
+    prefetch: Annotated[int, Field(ge=1, le=1000)] = 1
+    """Events a slot holds in advance. 1 is fair; more is faster for short operations."""
+    pool: Literal["prefork", "threads", "solo"] = "prefork"
+    time_limit: Annotated[int, Field(ge=2, le=1500)] = 30
+    """Seconds after which the slot is killed; stays below RabbitMQ's consumer timeout (1,800 s)."""
+    soft_time_limit: Annotated[int | None, Field(ge=1, le=1499)] = None
+    """Seconds after which the operation is ended with TimeLimitExceeded; 80 % of `time_limit` when absent."""
+    max_tasks_per_child: Annotated[int | None, Field(ge=1)] = None
+    max_memory_per_child: Annotated[int | None, Field(ge=10_000)] = None
+    """KiB."""
+
+    @model_validator(mode="after")
+    def _soft_below_hard(self) -> Broker:
+        if self.soft_time_limit is not None and self.soft_time_limit >= self.time_limit:
+            raise ValueError("soft_time_limit must be below time_limit")
+        return self
+
+    @property
+    def soft_limit(self) -> int:
+        """Seconds."""
+        return self.soft_time_limit or max(1, int(self.time_limit * 0.8))
+
+
+class RecDatabase(Section):
+    uri: SecretStr
+    database: str = "beds"
+    connect_timeout: Annotated[float, Field(gt=0, le=60)] = 3.0
+    """Seconds to find a server."""
+
+
+class RelDatabase(Section):
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=1, le=65535)] = 3306
+    database: str = "beds"
+    user: str = "beds_broker"
+    password: SecretStr = SecretStr("")
+    connect_timeout: Annotated[float, Field(gt=0, le=60)] = 3.0
+    """Seconds for one attempt to connect."""
+
+
+class Databases(Section):
+    rec: RecDatabase | None = None
+    rel: RelDatabase | None = None
+
+
+class Retry(Section):
+    """How long a worker tries a transient database error again before it answers StoreUnavailable."""
+
+    deadline: Annotated[float, Field(ge=0, le=300)] = 5.0
+    """Seconds."""
+    first_delay: Annotated[float, Field(gt=0, le=10)] = 0.05
+    """Seconds; doubled each time, with jitter."""
+
+
+class Calgon(Section):
+    result_ttl: Annotated[int, Field(ge=60)] = 86_400
+    """Seconds an outcome is kept."""
+
+
+class Logging(Section):
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    ttl_days: Annotated[int, Field(ge=1)] = 30
+
+
+class Schema(Section):
+    path: Path = Path("schema")
+    """Relative to the folder of beds.toml."""
+    refresh: Annotated[float, Field(ge=0, le=3600)] = 10.0
+    """Seconds a worker keeps what it read of the named objects' signatures."""
+    broker_host: str = "127.0.0.1"
+    """The host part of the brokers' MariaDB account, to which `beds schema apply` grants."""
+    dba: Databases = Databases()
+    """The DBA's own credentials: for `beds schema`, never for a worker."""

@@ -1,0 +1,1 @@
+"""NamasteCore: the one interface to every store."""

@@ -1,0 +1,61 @@
+"""NamasteCore: the verbs that every adapter implements, and that nothing above it looks behind."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from beds.domain.reply import Page, Response
+
+Payload = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One use of a template's fetch.
+
+    Args:
+        using: the name of the fetch in the template.
+        args: its arguments, by name.
+        limit: records of a page, at most the fetch's `max_limit`.
+        cursor: where the page before ended; empty for the first page.
+    """
+
+    using: str
+    args: Mapping[str, Any] = field(default_factory=dict)
+    limit: int = 100
+    cursor: str = ""
+
+
+class NamasteCore(ABC):
+    """The unified CRUD interface of one template.
+
+    Every method calls exactly one object of the DBA and raises a subclass of `BedsError`, never a driver's error.
+    Data has been checked against the template before it comes here.
+    """
+
+    @abstractmethod
+    def create_record(self, payload: Payload) -> Response:
+        """Create one record. Raises DuplicateKey, ForeignKeyViolation, BusinessRule, InvalidPayload."""
+
+    @abstractmethod
+    def create_records(self, payloads: Sequence[Payload]) -> Response:
+        """Create many by one call of the bulk object: all of them, or none and an error.
+
+        Returns:
+            A Response without a record id; `affected` counts the records.
+        """
+
+    @abstractmethod
+    def fetch_records(self, query: Query) -> Page:
+        """Records and the cursor of the next page; an empty cursor means there are no more."""
+
+    @abstractmethod
+    def update_record(self, payload: Payload) -> Response:
+        """Change the given fields of the record whose key is in the payload. Raises NotFound."""
+
+    @abstractmethod
+    def delete_record(self, record_id: Any) -> Response:
+        """Delete a record by its key. Raises NotFound."""

@@ -1,0 +1,49 @@
+"""Identifiers: UUIDv7 for events, ObjectId for documents."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+import uuid
+from dataclasses import dataclass
+
+_HEX24 = re.compile(r"[0-9a-f]{24}\Z")
+
+
+def uuid7() -> uuid.UUID:
+    """A time-ordered UUID (RFC 9562, section 5.7): 48 bits of Unix milliseconds, then random bits.
+
+    BEDS needs the time inside: a ticket past its retention is told from one that never was.
+    """
+    milliseconds = time.time_ns() // 1_000_000
+    value = (milliseconds & 0xFFFF_FFFF_FFFF) << 80 | int.from_bytes(os.urandom(10), "big")
+    value = value & ~(0xF << 76) | 0x7 << 76
+    value = value & ~(0x3 << 62) | 0x2 << 62
+    return uuid.UUID(int=value)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ObjectId:
+    """A MongoDB ObjectId as a client sees it, without pymongo.
+
+    Args:
+        hex: 24 lower-case hexadecimal digits.
+
+    Raises:
+        ValueError: `hex` is anything else.
+    """
+
+    hex: str
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.hex, str) or not _HEX24.match(self.hex):
+            raise ValueError(f"an ObjectId has 24 lower-case hexadecimal digits, not {self.hex!r}")
+
+    def __str__(self) -> str:
+        return self.hex
+
+    @classmethod
+    def generate(cls) -> ObjectId:
+        """A new one: four bytes of Unix seconds, then random bytes."""
+        return cls(int(time.time()).to_bytes(4, "big").hex() + os.urandom(8).hex())

@@ -1,0 +1,77 @@
+"""Where an event comes from: its id, its parent, its root and how deep it lies (DESIGN section 10)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from beds.domain.identity import uuid7
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """The place of one event in the tree of what a request set off.
+
+    Args:
+        node, env: where the event was made, from `[node]` of beds.toml.
+        guid: UUIDv7; also the Celery task id and the ticket.
+        parent_id: event id of the spawner, empty for a root.
+        root_id: event id of the root; a root names itself.
+        depth: 0 for a root, one more for each step down.
+    """
+
+    node: str
+    env: str
+    guid: str
+    parent_id: str
+    root_id: str
+    depth: int
+
+    @property
+    def event_id(self) -> str:
+        return f"{self.node}.{self.env}.{self.guid}"
+
+    @classmethod
+    def root(cls, node: str, env: str) -> Lineage:
+        guid = str(uuid7())
+        return cls(node, env, guid, "", f"{node}.{env}.{guid}", 0)
+
+    def child(self, node: str, env: str) -> Lineage:
+        """The lineage of something this event spawns on `node`."""
+        return Lineage(node, env, str(uuid7()), self.event_id, self.root_id, self.depth + 1)
+
+    def to_header(self) -> dict[str, Any]:
+        return {
+            "event_id": self.event_id,
+            "parent_id": self.parent_id,
+            "root_id": self.root_id,
+            "depth": self.depth,
+            "node": self.node,
+            "env": self.env,
+        }
+
+    @classmethod
+    def from_header(cls, header: Mapping[str, Any], guid: str) -> Lineage:
+        """Read the `beds` header of a message; what a foreign client left out is filled in as for a root."""
+        node, env = _text(header, "node", "unknown"), _text(header, "env", "unknown")
+        depth = header.get("depth", 0)
+        own_id = f"{node}.{env}.{guid}"
+        return cls(
+            node,
+            env,
+            guid,
+            _text(header, "parent_id", ""),
+            _text(header, "root_id", own_id),
+            depth if isinstance(depth, int) and not isinstance(depth, bool) and depth >= 0 else 0,
+        )
+
+
+def guid_of(event_id: str) -> str:
+    """The guid at the end of an event id; a bare guid is returned as it is."""
+    return event_id.rsplit(".", 1)[-1]
+
+
+def _text(header: Mapping[str, Any], key: str, default: str) -> str:
+    value = header.get(key)
+    return value if isinstance(value, str) and value else default

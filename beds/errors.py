@@ -1,0 +1,319 @@
+"""Every error BEDS raises, with the code and the words it carries over the wire.
+
+BedsError
+├── ConfigurationError            beds.toml, the environment, celeryconfig.py
+├── TemplateError                 a template file is wrong
+│   ├── UnknownTemplate
+│   ├── UnknownOperation
+│   └── UnknownFetch
+├── InvalidPayload                the caller's data; nothing was written
+│   ├── MissingField
+│   ├── UnknownField
+│   ├── WrongType
+│   ├── TooLong
+│   ├── OutOfRange
+│   ├── BodyTooLarge
+│   └── InvalidCursor
+├── MalformedEvent                a message that is not an event of this contract
+├── NotFound                      no record under that id
+├── Conflict                      the store refused: it would break a key
+│   ├── DuplicateKey
+│   └── ForeignKeyViolation
+├── BusinessRule                  SIGNAL '45xxx' of a procedure, with the DBA's words
+├── SchemaError                   what the DBA's side lacks or refuses
+│   ├── SchemaMismatch            an object is missing, or its parameters do not fit the template
+│   ├── SchemaDrift               a versioned file was changed after it was applied
+│   └── StoreDenied               the broker's user may not do this
+├── StoreError                    the store failed in a way BEDS has no better name for
+├── StoreUnavailable              (retryable) the database cannot be reached or gave up
+├── TimeLimitExceeded             the operation ran longer than its pool allows
+├── ResultTooLarge                the reply does not fit; page
+├── TransportError
+│   ├── BrokerUnavailable         (retryable) RabbitMQ cannot be reached
+│   ├── BrokerBlocked             (retryable) RabbitMQ raised an alarm and takes no messages
+│   ├── Overloaded                (retryable) RabbitMQ refused the message
+│   ├── Unroutable                no queue is bound to the key
+│   ├── PermissionDenied          the AMQP user may not publish there
+│   ├── TopologyMismatch          a queue exists with other arguments
+│   └── CallTimeout               (retryable) no reply by the deadline
+├── ClientClosed                  the client was closed while it was in use
+├── StackError                    the local stack
+├── InternalError                 a defect in BEDS or in the worker's surroundings
+└── RemoteError                   a code this version does not know
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
+
+
+class BedsError(Exception):
+    """Root of all errors of BEDS.
+
+    Args:
+        message: one sentence for a person; never holds a secret.
+        detail: facts for a machine, by name (`field`, `template`, `object`, …); JSON values only.
+        hint: the way out, in one sentence.
+        event_id: `node.env.guid` of the event that failed, when there is one.
+    """
+
+    code: ClassVar[str] = "error"
+    retryable: bool = False
+    default_hint: ClassVar[str] = ""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        detail: Mapping[str, Any] | None = None,
+        hint: str | None = None,
+        event_id: str = "",
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.detail: dict[str, Any] = dict(detail or {})
+        self.hint = self.default_hint if hint is None else hint
+        self.event_id = event_id
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint})" if self.hint else self.message
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.message, self.detail, self.hint, self.event_id, self.__dict__.copy())
+
+    def to_wire(self) -> dict[str, Any]:
+        """The error as plain JSON values; `from_wire` is the way back."""
+        return {
+            "code": self.code,
+            "message": self.message,
+            "detail": self.detail,
+            "hint": self.hint,
+            "retryable": self.retryable,
+            "event_id": self.event_id,
+        }
+
+
+def _rebuild(
+    cls: type[BedsError], message: str, detail: dict[str, Any], hint: str, event_id: str, state: dict[str, Any]
+) -> BedsError:
+    error = cls(message, detail=detail, hint=hint, event_id=event_id)
+    error.__dict__.update(state)
+    return error
+
+
+class ConfigurationError(BedsError):
+    code = "configuration"
+
+
+class TemplateError(BedsError):
+    code = "template"
+
+
+class UnknownTemplate(TemplateError):
+    code = "unknown_template"
+    default_hint = "list the templates with `beds template list`"
+
+
+class UnknownOperation(TemplateError):
+    code = "unknown_operation"
+
+
+class UnknownFetch(TemplateError):
+    code = "unknown_fetch"
+
+
+class InvalidPayload(BedsError):
+    code = "invalid_payload"
+
+
+class MissingField(InvalidPayload):
+    code = "missing_field"
+
+
+class UnknownField(InvalidPayload):
+    code = "unknown_field"
+
+
+class WrongType(InvalidPayload):
+    code = "wrong_type"
+
+
+class TooLong(InvalidPayload):
+    code = "too_long"
+
+
+class OutOfRange(InvalidPayload):
+    code = "out_of_range"
+
+
+class BodyTooLarge(InvalidPayload):
+    code = "body_too_large"
+    default_hint = "send fewer records per event, or raise [amqp] max_body_bytes on every node"
+
+
+class InvalidCursor(InvalidPayload):
+    code = "invalid_cursor"
+    default_hint = "pass the cursor of the previous page unchanged, to the same fetch"
+
+
+class MalformedEvent(BedsError):
+    code = "malformed_event"
+    default_hint = "see docs/reference/wire.md for the form of an event"
+
+
+class NotFound(BedsError):
+    code = "not_found"
+
+
+class Conflict(BedsError):
+    code = "conflict"
+
+
+class DuplicateKey(Conflict):
+    code = "duplicate_key"
+    default_hint = "a record with this key exists; update it instead, or use another key"
+
+
+class ForeignKeyViolation(Conflict):
+    code = "foreign_key_violation"
+    default_hint = "create the record that is referred to first, or delete what refers to this one"
+
+
+class BusinessRule(BedsError):
+    code = "business_rule"
+    default_hint = "the rule belongs to the schema; the DBA can tell what it asks for"
+
+
+class SchemaError(BedsError):
+    code = "schema"
+
+
+class SchemaMismatch(SchemaError):
+    code = "schema_mismatch"
+    default_hint = "run `beds schema check`, then change the object or the template"
+
+
+class SchemaDrift(SchemaError):
+    code = "schema_drift"
+
+
+class StoreDenied(SchemaError):
+    code = "store_denied"
+    default_hint = "grant the broker's user what the object needs (`beds schema apply` does it)"
+
+
+class StoreError(BedsError):
+    code = "store_error"
+
+
+class StoreUnavailable(BedsError):
+    code = "store_unavailable"
+    retryable = True
+    default_hint = "the database cannot be reached or is overloaded; try again later"
+
+
+class TimeLimitExceeded(BedsError):
+    code = "time_limit_exceeded"
+    default_hint = "ask for less at a time, or raise time_limit of this pool in beds.toml"
+
+
+class ResultTooLarge(BedsError):
+    code = "result_too_large"
+    default_hint = "ask for fewer records with limit=…, and follow the page's cursor"
+
+
+class TransportError(BedsError):
+    code = "transport"
+
+
+class BrokerUnavailable(TransportError):
+    code = "broker_unavailable"
+    retryable = True
+    default_hint = "check that RabbitMQ runs and that [amqp] url names it"
+
+
+class BrokerBlocked(TransportError):
+    code = "broker_blocked"
+    retryable = True
+    default_hint = "RabbitMQ is short of memory or disk; free some, publishing then goes on by itself"
+
+
+class Overloaded(TransportError):
+    code = "overloaded"
+    retryable = True
+    default_hint = "the queue is full; wait and try again, or give the pool more instances"
+
+
+class Unroutable(TransportError):
+    code = "unroutable"
+    default_hint = "no queue is bound to this key; start a worker once, or run `beds topology declare`"
+
+
+class PermissionDenied(TransportError):
+    code = "permission_denied"
+    default_hint = "the AMQP user lacks this right; see `rabbitmqctl list_topic_permissions`"
+
+
+class TopologyMismatch(TransportError):
+    code = "topology_mismatch"
+
+
+class CallTimeout(TransportError):
+    code = "call_timeout"
+    retryable = True
+
+
+class ClientClosed(BedsError):
+    code = "client_closed"
+    default_hint = "make a new beds.Client"
+
+
+class StackError(BedsError):
+    code = "stack"
+
+
+class InternalError(BedsError):
+    code = "internal"
+    default_hint = "this is a defect; the worker's log has the traceback under the event id"
+
+
+class RemoteError(BedsError):
+    """An error whose code this version does not know; `remote_code` keeps it."""
+
+    code = "remote"
+    remote_code: str = ""
+
+
+def _all_classes(root: type[BedsError]) -> dict[str, type[BedsError]]:
+    found = {root.code: root}
+    for child in root.__subclasses__():
+        found.update(_all_classes(child))
+    return found
+
+
+BY_CODE: Mapping[str, type[BedsError]] = _all_classes(BedsError)
+
+
+def from_wire(wire: Mapping[str, Any]) -> BedsError:
+    """The error that `to_wire` described; an unknown code becomes `RemoteError`."""
+    code = str(wire.get("code", ""))
+    cls = BY_CODE.get(code, RemoteError)
+    detail = wire.get("detail")
+    error = cls(
+        str(wire.get("message", "")),
+        detail=detail if isinstance(detail, Mapping) else {},
+        hint=str(wire.get("hint", "")),
+        event_id=str(wire.get("event_id", "")),
+    )
+    error.retryable = bool(wire.get("retryable", cls.retryable))
+    if isinstance(error, RemoteError):
+        error.remote_code = code
+    return error
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for the known name closest to `name`, or an empty string."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""

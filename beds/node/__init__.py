@@ -1,0 +1,1 @@
+"""A node: the workers that its beds.toml asks for, under one supervisor."""

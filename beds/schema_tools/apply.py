@@ -1,0 +1,62 @@
+"""`beds schema apply | diff | check`, without the printing."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from beds.config import Settings
+from beds.errors import ConfigurationError, SchemaMismatch
+from beds.schema_tools.change import Change
+from beds.schema_tools.rec import RecSchema
+from beds.schema_tools.rel import RelSchema
+from beds.services.factory import AdapterFactory
+from beds.templates.registry import TemplateRegistry
+
+
+@contextlib.contextmanager
+def changes(settings: Settings) -> Iterator[list[Change]]:
+    """What stands between `schema/` and the databases, in the order of application; call each one's `apply()`.
+
+    Raises:
+        ConfigurationError: no DBA credentials.
+        SchemaError, SchemaDrift: a file is wrong or was changed after it was applied.
+    """
+    dba = settings.schema_.dba
+    if dba.rel is None and dba.rec is None:
+        raise ConfigurationError(
+            "no DBA credentials", hint="set BEDS_SCHEMA__DBA__REL__… and BEDS_SCHEMA__DBA__REC__URI in the environment"
+        )
+    if not settings.schema_path.is_dir():
+        raise ConfigurationError(f"{settings.schema_path} does not exist", hint="set [schema] path in beds.toml")
+    found: list[Change] = []
+    with contextlib.ExitStack() as stack:
+        if dba.rel is not None:
+            found += _rel(settings).changes()
+        if dba.rec is not None:
+            rec = RecSchema(settings.schema_path / "rec", dba.rec)
+            stack.callback(rec.close)
+            found += rec.changes()
+        yield found
+
+
+def problems(settings: Settings) -> list[str]:
+    """What keeps the templates from working: bindings that do not fit, and procedures that end a transaction."""
+    found = []
+    registry = TemplateRegistry.from_folder(settings.schema_path)
+    with contextlib.closing(AdapterFactory(settings, registry)) as factory:
+        for name in registry:
+            mismatches: list[SchemaMismatch] = factory.adapter(name).check_bindings()
+            found += [line for mismatch in mismatches for line in mismatch.detail.get("mismatches", [mismatch.message])]
+    if settings.schema_.dba.rel is not None:
+        found += [
+            f"procedure {name} commits or runs DDL: it would end the broker's transaction, and is not granted"
+            for name in _rel(settings).procedures_that_commit()
+        ]
+    return found
+
+
+def _rel(settings: Settings) -> RelSchema:
+    dba = settings.schema_.dba.rel
+    assert dba is not None
+    return RelSchema(settings.schema_path / "rel", dba, settings.databases.rel, settings.schema_.broker_host)

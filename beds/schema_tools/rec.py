@@ -1,0 +1,197 @@
+"""MongoDB: collections with validators and indexes, views, stored commands, and the broker's role."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from bson import json_util
+from bson.errors import BSONError
+from pymongo.database import Database
+
+from beds.adapters.mongo import stored_commands
+from beds.adapters.mongo.errors import translated
+from beds.adapters.mongo.session import OBJECTS, connect
+from beds.config.sections import RecDatabase
+from beds.errors import SchemaError
+from beds.schema_tools.change import HISTORY, Action, Change, checksum
+from beds.schema_tools.rel import DDL_SECONDS
+
+BROKER_ROLE = "beds_broker"
+_COLLECTION_KEYS = frozenset({"description", "validator", "indexes"})
+_INDEX_KEYS = frozenset({"key", "name", "unique", "sparse", "expireAfterSeconds", "partialFilterExpression"})
+_OPTIONS = json_util.JSONOptions(json_mode=json_util.JSONMode.RELAXED, tz_aware=True, uuid_representation=4)
+
+Document = dict[str, Any]
+
+
+class RecSchema:
+    """The MongoDB side of `schema/`.
+
+    Args:
+        folder: `schema/rec`.
+        dba: the DBA's credentials.
+    """
+
+    def __init__(self, folder: Path, dba: RecDatabase) -> None:
+        self._database: Database[Document] = connect(dba, DDL_SECONDS)[dba.database]
+        self._collections: dict[str, Document] = {}
+        self._objects: dict[str, Document] = {}
+        self._texts: dict[str, str] = {}
+        for file in sorted(folder.glob("*/*.json")) if folder.is_dir() else []:
+            self._read(file)
+
+    def close(self) -> None:
+        self._database.client.close()
+
+    def changes(self) -> list[Change]:
+        """What `apply` would do, in its order. Raises SchemaError where a file is wrong."""
+        with translated():
+            existing = set(self._database.list_collection_names())
+            applied = {row["_id"]: row["checksum"] for row in self._database[HISTORY].find()}
+            found = [
+                self._change("create", name, self._make_internal) for name in (OBJECTS, HISTORY) if name not in existing
+            ]
+        for name, wanted in self._collections.items():
+            key = f"{name}/collection.json"
+            if name not in existing or applied.get(key) != checksum(self._texts[key]):
+                action: Action = "change" if name in existing else "create"
+                found.append(self._noted(action, key, lambda n=name, w=wanted: self._apply_collection(n, w)))  # type: ignore[misc]
+        for name, source in self._objects.items():
+            key = source["file"]
+            if applied.get(key) != checksum(self._texts[key]):
+                action = "change" if key in applied else "create"
+                found.append(self._noted(action, key, lambda n=name: self._apply_object(n)))  # type: ignore[misc]
+        for key in sorted(applied.keys() - self._texts.keys()):
+            if not key.endswith("/collection.json"):  # data is never dropped; a command that lost its file is
+                found.append(self._change("remove", key, self._remove_object))
+        if found:
+            found.append(self._change("grant", f"collections and views to role {BROKER_ROLE}", self._grant))
+        return found
+
+    def _read(self, file: Path) -> None:
+        key = f"{file.parent.name}/{file.name}"
+        text = self._texts[key] = file.read_text(encoding="utf-8")
+        try:
+            source = json_util.loads(text, json_options=_OPTIONS)
+        except (ValueError, TypeError, BSONError) as error:
+            raise SchemaError(f"schema/rec/{key}: {error}", detail={"file": key}, hint="mend the JSON") from None
+        if not isinstance(source, Mapping):
+            raise SchemaError(f"schema/rec/{key}: a JSON object is wanted", detail={"file": key})
+        if file.name == "collection.json":
+            _refuse_unknown(key, source, _COLLECTION_KEYS)
+            for index in source.get("indexes", []):
+                _refuse_unknown(key, index, _INDEX_KEYS)
+            self._collections[file.parent.name] = dict(source)
+            return
+        name = str(source.get("name", ""))
+        if name != file.stem:
+            raise SchemaError(f"schema/rec/{key}: name is {name!r}, the file's is {file.stem!r}", detail={"file": key})
+        if name in self._objects:
+            raise SchemaError(f"schema/rec/{key}: another object is named {name}", detail={"file": key})
+        if source.get("kind") == "view":
+            source = {"params": {"limit": {"bsonType": "int"}}, "command": _find_in(name), **source}
+        try:
+            stored_commands.parse(source)
+        except SchemaError as error:
+            error.message = f"schema/rec/{key}: {error.message}"
+            raise
+        self._objects[name] = {**source, "file": key}
+
+    def _change(self, action: Action, key: str, apply: Callable[[str], None]) -> Change:
+        return Change("rec", action, key, lambda: _guarded(lambda: apply(key)))
+
+    def _noted(self, action: Action, key: str, apply: Callable[[], None]) -> Change:
+        def apply_and_note(_key: str) -> None:
+            apply()
+            row = {"checksum": checksum(self._texts[key]), "applied_at": datetime.now(UTC)}
+            self._database[HISTORY].update_one({"_id": key}, {"$set": row}, upsert=True)
+
+        return self._change(action, key, apply_and_note)
+
+    def _make_internal(self, name: str) -> None:
+        self._database.create_collection(name)
+
+    def _apply_collection(self, name: str, wanted: Mapping[str, Any]) -> None:
+        validator = dict(wanted.get("validator", {}))
+        if name in self._database.list_collection_names():
+            self._database.command("collMod", name, validator=validator)
+        else:
+            self._database.create_collection(name, validator=validator)
+        collection = self._database[name]
+        present = collection.index_information()
+        for index in wanted.get("indexes", []):
+            options = {k: v for k, v in index.items() if k != "key"}
+            keys = list(index["key"].items())
+            index_name = options.setdefault("name", "_".join(f"{k}_{v}" for k, v in keys))
+            old = present.get(index_name)
+            if old and (list(old["key"]) != keys or bool(old.get("unique")) != bool(options.get("unique"))):
+                collection.drop_index(index_name)
+            collection.create_index(keys, **options)
+
+    def _apply_object(self, name: str) -> None:
+        source = {k: v for k, v in self._objects[name].items() if k != "name"}
+        if source["kind"] == "view":
+            self._apply_view(name, source.pop("view_on"), source.pop("pipeline"))
+        self._database[OBJECTS].replace_one({"_id": name}, source, upsert=True)
+
+    def _apply_view(self, name: str, view_on: str, pipeline: list[Document]) -> None:
+        if name in self._database.list_collection_names():
+            self._database.command("collMod", name, viewOn=view_on, pipeline=pipeline)
+        else:
+            self._database.command("create", name, viewOn=view_on, pipeline=pipeline)
+
+    def _remove_object(self, key: str) -> None:
+        self._database[OBJECTS].delete_many({"file": key})
+        self._database[HISTORY].delete_one({"_id": key})
+
+    def _grant(self, _key: str) -> None:
+        def on(collection: str, *actions: str) -> Document:
+            return {"resource": {"db": self._database.name, "collection": collection}, "actions": list(actions)}
+
+        views = [name for name, source in self._objects.items() if source["kind"] == "view"]
+        privileges = [
+            on(OBJECTS, "find"),
+            *(on(name, "find", "insert", "update", "remove") for name in self._collections),
+            *(on(name, "find") for name in views),
+        ]
+        # updateRole would need rights on every database of the server; granting and revoking need them on this one.
+        (role,) = self._database.command("rolesInfo", BROKER_ROLE, showPrivileges=True)["roles"] or [None]
+        if role is None:
+            self._database.command("createRole", BROKER_ROLE, privileges=privileges, roles=[])
+            return
+        self._database.command("grantPrivilegesToRole", BROKER_ROLE, privileges=privileges)
+        if surplus := _surplus(role["privileges"], privileges):
+            self._database.command("revokePrivilegesFromRole", BROKER_ROLE, privileges=surplus)
+
+
+def _surplus(granted: list[Document], wanted: list[Document]) -> list[Document]:
+    """The granted actions that are not wanted, resource by resource."""
+    keep = {tuple(w["resource"].values()): set(w["actions"]) for w in wanted}
+    found = [
+        {
+            "resource": g["resource"],
+            "actions": sorted(set(g["actions"]) - keep.get(tuple(g["resource"].values()), set())),
+        }
+        for g in granted
+    ]
+    return [privilege for privilege in found if privilege["actions"]]
+
+
+def _find_in(view: str) -> Document:
+    return {"find": view, "limit": {"$param": "limit"}}
+
+
+def _guarded(action: Callable[[], None]) -> None:
+    with translated():
+        action()
+
+
+def _refuse_unknown(key: str, source: Mapping[str, Any], known: frozenset[str]) -> None:
+    for name in source:
+        if name not in known:
+            raise SchemaError(
+                f"schema/rec/{key}: unknown key {name!r}; known: {', '.join(sorted(known))}", detail={"file": key}
+            )

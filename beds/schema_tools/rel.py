@@ -1,0 +1,196 @@
+"""MariaDB: versioned and repeatable SQL files, and the broker's grants.
+
+File names follow Flyway's convention: `V0001__tables.sql` once and forward only, `R__procedures.sql` whenever its text changes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import MySQLdb
+
+from beds.adapters.mariadb.errors import translated
+from beds.adapters.mariadb.session import connect
+from beds.config.sections import RelDatabase
+from beds.errors import SchemaDrift, SchemaError
+from beds.schema_tools.change import HISTORY, Change, checksum
+
+DDL_SECONDS = 600.0
+"""A DDL statement on a large table takes its time."""
+_VERSIONED = re.compile(r"V(\d+)__\w+\.sql\Z")
+_REPEATABLE = re.compile(r"R__\w+\.sql\Z")
+_DELIMITER = re.compile(r"^\s*DELIMITER\b", re.IGNORECASE | re.MULTILINE)
+# Statements that end the caller's transaction: https://mariadb.com/kb/en/sql-statements-that-cause-an-implicit-commit/
+_ENDS_TRANSACTION = re.compile(
+    r"\b(COMMIT|ROLLBACK(?!\s+(WORK\s+)?TO\b)|START\s+TRANSACTION|SET\s+(SESSION\s+|@@)?autocommit|LOCK\s+TABLES"
+    r"|(CREATE(?!\s+(OR\s+REPLACE\s+)?TEMPORARY)|ALTER|RENAME|TRUNCATE|ANALYZE|OPTIMIZE)\s+(TABLE|INDEX|VIEW|PROCEDURE"
+    r"|FUNCTION|TRIGGER|DATABASE|USER|UNIQUE)|DROP\s+(?!TEMPORARY)\w+|TRUNCATE\s+\w|GRANT\s|REVOKE\s)",
+    re.IGNORECASE,
+)
+_NOT_CODE = re.compile(r"'(?:[^'\\]|''|\\.)*'|\"(?:[^\"\\]|\"\"|\\.)*\"|`[^`]*`|--[^\n]*|#[^\n]*|/\*.*?\*/", re.DOTALL)
+
+CREATE_HISTORY = f"""
+CREATE TABLE IF NOT EXISTS {HISTORY} (
+  file VARCHAR(200) NOT NULL PRIMARY KEY,
+  checksum CHAR(64) NOT NULL,
+  applied_at DATETIME(3) NOT NULL DEFAULT CURRENT_TIMESTAMP(3),
+  seconds DOUBLE NOT NULL,
+  success BOOLEAN NOT NULL
+) COMMENT 'What `beds schema apply` applied'"""
+
+
+class RelSchema:
+    """The MariaDB side of `schema/`.
+
+    Args:
+        folder: `schema/rel`.
+        dba: the DBA's credentials.
+        broker: the brokers' credentials; only the account's name is used.
+        broker_host: the host part of the brokers' account.
+    """
+
+    def __init__(self, folder: Path, dba: RelDatabase, broker: RelDatabase | None, broker_host: str) -> None:
+        self._files = _read_folder(folder)
+        self._dba = dba
+        self._broker = f"'{broker.user}'@'{broker_host}'" if broker else ""
+
+    def changes(self) -> list[Change]:
+        """What `apply` would do, in its order.
+
+        Raises:
+            SchemaDrift: a versioned file was changed or lost after it was applied, or one failed half-way.
+        """
+        with self._connected() as cursor:
+            applied = self._history(cursor)
+        self._refuse_drift(applied)
+        pending = [
+            Change("rel", "change" if name in applied else "create", name, lambda n=name: self._apply_file(n))  # type: ignore[misc]
+            for name, text in self._files.items()
+            if applied.get(name, {}).get("checksum") != checksum(text) or not applied[name]["success"]
+        ]
+        if not (pending and self._broker):
+            return pending
+        return [*pending, Change("rel", "grant", f"procedures, functions and views to {self._broker}", self._grant)]
+
+    def procedures_that_commit(self) -> list[str]:
+        """Procedures whose body would end the broker's transaction; they are never granted."""
+        with self._connected() as cursor:
+            cursor.execute(
+                "SELECT ROUTINE_NAME AS name, ROUTINE_DEFINITION AS body FROM information_schema.ROUTINES "
+                "WHERE ROUTINE_SCHEMA = DATABASE() AND ROUTINE_TYPE = 'PROCEDURE' ORDER BY ROUTINE_NAME"
+            )
+            return [row["name"] for row in cursor.fetchall() if ends_transaction(row["body"] or "")]
+
+    def _refuse_drift(self, applied: dict[str, dict[str, Any]]) -> None:
+        for name, row in applied.items():
+            if not _VERSIONED.match(name):
+                continue
+            if not row["success"]:
+                raise SchemaDrift(
+                    f"{name} failed half-way; MariaDB cannot roll DDL back",
+                    detail={"file": name},
+                    hint=f"undo what it did by hand, then: DELETE FROM {HISTORY} WHERE file = '{name}'",
+                )
+            if name not in self._files:
+                raise SchemaDrift(
+                    f"{name} was applied, but is no longer in schema/rel",
+                    detail={"file": name},
+                    hint="restore the file",
+                )
+            if checksum(self._files[name]) != row["checksum"]:
+                raise SchemaDrift(
+                    f"{name} was changed after it was applied",
+                    detail={"file": name, "applied": row["checksum"], "now": checksum(self._files[name])},
+                    hint="restore the file, and put the change into a new V file",
+                )
+
+    def _apply_file(self, name: str) -> None:
+        text = self._files[name]
+        started = time.monotonic()
+        with self._connected() as cursor:
+            self._note(cursor, name, text, 0.0, success=False)
+            try:
+                cursor.execute(text)
+                while cursor.nextset():
+                    pass
+            except MySQLdb.Error as error:
+                message = str(error.args[1]) if len(error.args) > 1 else str(error)
+                raise SchemaError(f"{name}: {message}", detail={"file": name}, hint="mend the file") from None
+            self._note(cursor, name, text, time.monotonic() - started, success=True)
+
+    def _note(self, cursor: Any, name: str, text: str, seconds: float, *, success: bool) -> None:
+        cursor.execute(
+            f"REPLACE INTO {HISTORY} (file, checksum, seconds, success) VALUES (%s, %s, %s, %s)",
+            [name, checksum(text), seconds, success],
+        )
+        cursor.connection.commit()
+
+    def _history(self, cursor: Any) -> dict[str, dict[str, Any]]:
+        cursor.execute(CREATE_HISTORY)
+        cursor.execute(f"SELECT file, checksum, success FROM {HISTORY}")
+        return {row["file"]: row for row in cursor.fetchall()}
+
+    def _grantable(self, cursor: Any) -> list[str]:
+        """What the broker gets, as GRANT wants it."""
+        forbidden = set(self.procedures_that_commit())
+        cursor.execute(
+            "SELECT ROUTINE_TYPE AS kind, ROUTINE_NAME AS name FROM information_schema.ROUTINES "
+            "WHERE ROUTINE_SCHEMA = DATABASE() ORDER BY 1, 2"
+        )
+        routines = [f"EXECUTE ON {r['kind']} `{r['name']}`" for r in cursor.fetchall() if r["name"] not in forbidden]
+        cursor.execute("SELECT TABLE_NAME AS name FROM information_schema.VIEWS WHERE TABLE_SCHEMA = DATABASE()")
+        return routines + [f"SELECT ON `{row['name']}`" for row in cursor.fetchall()]
+
+    def _grant(self) -> None:
+        with self._connected() as cursor:
+            for right in self._grantable(cursor):
+                cursor.execute(f"GRANT {right} TO {self._broker}")
+
+    @contextlib.contextmanager
+    def _connected(self) -> Iterator[Any]:
+        with translated():
+            connection = connect(self._dba, DDL_SECONDS, multi_statements=True)
+            with contextlib.closing(connection), connection.cursor() as cursor:
+                yield cursor
+                connection.commit()
+
+
+def ends_transaction(body: str) -> bool:
+    """Whether a routine's body commits, rolls back or runs DDL. Text in quotes and comments does not count."""
+    return bool(_ENDS_TRANSACTION.search(_NOT_CODE.sub(" ", body)))
+
+
+def _read_folder(folder: Path) -> dict[str, str]:
+    """The SQL files in the order in which they are applied: versioned by number, then repeatable by name.
+
+    Raises:
+        SchemaError: a name fits neither form, or two files have one version.
+    """
+    versioned: dict[int, Path] = {}
+    repeatable: list[Path] = []
+    for file in sorted(folder.glob("*.sql")) if folder.is_dir() else []:
+        if found := _VERSIONED.match(file.name):
+            twin = versioned.setdefault(int(found[1]), file)
+            if twin is not file:
+                raise SchemaError(f"{twin.name} and {file.name} have the same version", hint="renumber the newer one")
+        elif _REPEATABLE.match(file.name):
+            repeatable.append(file)
+        else:
+            raise SchemaError(
+                f"{file}: this is no name of a schema file", hint="V0002__what_it_does.sql or R__what_it_holds.sql"
+            )
+    ordered = [versioned[number] for number in sorted(versioned)] + repeatable
+    texts = {file.name: file.read_text(encoding="utf-8") for file in ordered}
+    for name, text in texts.items():
+        if _DELIMITER.search(_NOT_CODE.sub(" ", text)):
+            raise SchemaError(
+                f"{name}: DELIMITER belongs to the command-line client",
+                detail={"file": name},
+                hint="leave it out: the whole file is sent to the server, which knows where a routine ends",
+            )
+    return texts

@@ -1,0 +1,84 @@
+"""The factory: from a template's name to its adapter, at run time."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from beds.adapters.bound import BoundAdapter, ObjectStore
+from beds.config import Settings
+from beds.domain.event import Store
+from beds.errors import ConfigurationError
+from beds.templates.registry import TemplateRegistry
+
+# By name, not by import: a node loads the driver of a store only when it serves it, and a client never does.
+_STORES: Mapping[Store, tuple[str, str]] = {
+    Store.REC: ("beds.adapters.mongo", "Mongo"),
+    Store.REL: ("beds.adapters.mariadb", "MariaDB"),
+}
+
+
+class AdapterFactory:
+    """Makes adapters, one per template and thread, over one session per store and thread.
+
+    Sessions open at the first use, in the process that uses them: neither driver survives a fork, and mysqlclient
+    allows no concurrent use of a connection.
+    """
+
+    def __init__(self, settings: Settings, registry: TemplateRegistry) -> None:
+        self.registry = registry
+        self._settings = settings
+        self._local = threading.local()
+
+    def adapter(self, template_name: str) -> BoundAdapter:
+        """The adapter of a template.
+
+        Raises:
+            UnknownTemplate: no such template.
+            ConfigurationError: beds.toml has no `[databases.…]` for its store, or the driver is not installed.
+        """
+        template = self.registry[template_name]
+        adapters = self._mine().adapters
+        if template.name not in adapters:
+            package, prefix = _STORES[template.store]
+            adapter_class = getattr(_load(f"{package}.adapter", template.store), f"{prefix}Adapter")
+            adapters[template.name] = adapter_class(
+                template, self._session(template.store), self._settings.retry, self._settings.schema_.refresh
+            )
+        return adapters[template.name]  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        for session in self._mine().sessions.values():
+            session.close()
+        self._local = threading.local()
+
+    def _mine(self) -> Any:
+        if getattr(self._local, "pid", None) != os.getpid():
+            self._local.pid, self._local.sessions, self._local.adapters = os.getpid(), {}, {}
+        return self._local
+
+    def _session(self, store: Store) -> ObjectStore:
+        sessions: dict[Store, ObjectStore] = self._mine().sessions
+        if store not in sessions:
+            config = getattr(self._settings.databases, store)
+            if config is None:
+                raise ConfigurationError(
+                    f"this node has no database for the {store} store", hint=f"add [databases.{store}] to beds.toml"
+                )
+            package, prefix = _STORES[store]
+            # A socket must not outwait the pool's own limit.
+            timeout = max(self._settings.broker(f"{store}.{side}").soft_limit for side in ("read", "write"))
+            sessions[store] = getattr(_load(f"{package}.session", store), f"{prefix}Session")(config, timeout)
+        return sessions[store]
+
+
+def _load(module: str, store: Store) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(
+            f"the {store} store needs {error.name}, which is not installed", hint="pip install 'beds[broker]'"
+        ) from None

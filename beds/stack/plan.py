@@ -1,0 +1,126 @@
+"""What the stack is: its ports, its passwords, and the BEDS_… variables that tell the rest of BEDS about it."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from urllib.parse import quote
+
+from beds.errors import StackError
+
+DEFAULT_BASE = 23000
+"""First of the ports: MariaDB +306, MongoDB +17, RabbitMQ +672 … +674, epmd +369. All stay below 32768, where Linux
+begins to hand out ports of its own (a reconnect loop could otherwise connect to itself)."""
+DATABASE = "beds"
+VHOST = "beds"
+USERS = ("amqp_admin", "amqp_worker", "amqp_app", "rel_dba", "rel_broker", "rec_root", "rec_dba", "rec_broker")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Ports and passwords of one stack; made once and kept in `.beds/stack.json` (mode 600)."""
+
+    folder: Path
+    base: int = DEFAULT_BASE
+    passwords: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def mariadb_port(self) -> int:
+        return self.base + 306
+
+    @property
+    def mongodb_port(self) -> int:
+        return self.base + 17
+
+    @property
+    def amqp_port(self) -> int:
+        return self.base + 672
+
+    @property
+    def management_port(self) -> int:
+        return self.base + 673
+
+    @property
+    def dist_port(self) -> int:
+        return self.base + 674
+
+    @property
+    def epmd_port(self) -> int:
+        return self.base + 369
+
+    @property
+    def env_file(self) -> Path:
+        return self.folder / "stack.env"
+
+    def amqp_url(self, user: str) -> str:
+        return f"amqp://beds_{user}:{quote(self.passwords[f'amqp_{user}'])}@127.0.0.1:{self.amqp_port}/{VHOST}"
+
+    def mongo_uri(self, user: str, auth_source: str = DATABASE) -> str:
+        return (
+            f"mongodb://beds_{user}:{quote(self.passwords[f'rec_{user}'])}@127.0.0.1:{self.mongodb_port}/{DATABASE}"
+            f"?replicaSet=rs0&authSource={auth_source}"
+        )
+
+    def environment(self) -> dict[str, str]:
+        """Everything that `beds.toml` leaves to the machine."""
+        rel = {"HOST": "127.0.0.1", "PORT": str(self.mariadb_port), "DATABASE": DATABASE}
+        return {
+            "BEDS_AMQP__URL": self.amqp_url("app"),
+            "BEDS_AMQP__WORKER_URL": self.amqp_url("worker"),
+            "BEDS_DATABASES__REC__URI": self.mongo_uri("broker"),
+            "BEDS_DATABASES__REC__DATABASE": DATABASE,
+            **{f"BEDS_DATABASES__REL__{k}": v for k, v in rel.items()},
+            "BEDS_DATABASES__REL__USER": "beds_broker",
+            "BEDS_DATABASES__REL__PASSWORD": self.passwords["rel_broker"],
+            "BEDS_SCHEMA__DBA__REC__URI": self.mongo_uri("dba"),
+            "BEDS_SCHEMA__DBA__REC__DATABASE": DATABASE,
+            **{f"BEDS_SCHEMA__DBA__REL__{k}": v for k, v in rel.items()},
+            "BEDS_SCHEMA__DBA__REL__USER": "beds_dba",
+            "BEDS_SCHEMA__DBA__REL__PASSWORD": self.passwords["rel_dba"],
+        }
+
+    def save(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        data = {key: value for key, value in asdict(self).items() if key != "folder"}
+        _write_private(self.folder / "stack.json", json.dumps(data, indent=1))
+        _write_private(self.env_file, "".join(f"{k}={v}\n" for k, v in self.environment().items()))
+
+
+def load_plan(folder: Path, base: int | None = None) -> Plan:
+    """The plan of the stack under `folder`; a new one with new passwords when there is none.
+
+    Args:
+        folder: `.beds` beside beds.toml.
+        base: first port; the one of the existing plan, or `DEFAULT_BASE`, when absent.
+
+    Raises:
+        StackError: the file cannot be read, or `base` is out of range or differs from that of an existing stack.
+    """
+    if base is not None and not 1024 <= base <= 32768 - 700:
+        raise StackError(f"port base {base} is out of range", hint="choose one from 1024 to 32068")
+    file = folder / "stack.json"
+    if not file.exists():
+        passwords = {user: secrets.token_urlsafe(18) for user in USERS}
+        return Plan(folder, base or DEFAULT_BASE, passwords)
+    try:
+        data = json.loads(file.read_text())
+        plan = Plan(folder, int(data["base"]), dict(data["passwords"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        raise StackError(
+            f"{file} cannot be read", hint="`beds stack down --wipe` removes the stack and its data; then start anew"
+        ) from None
+    if base is not None and base != plan.base:
+        raise StackError(
+            f"this stack was made with port base {plan.base}",
+            hint="`beds stack down --wipe` first, then choose another",
+        )
+    return plan
+
+
+def _write_private(file: Path, text: str) -> None:
+    file.touch(mode=0o600)
+    file.chmod(0o600)
+    file.write_text(text)

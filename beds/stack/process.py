@@ -1,0 +1,132 @@
+"""Children of no terminal: started detached, known by pid and start time, stopped with a deadline."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from beds.errors import StackError
+
+STOP_SECONDS = 30.0
+LOG_TAIL_LINES = 12
+
+
+@dataclass(frozen=True)
+class Daemon:
+    """A process that outlives the command that started it.
+
+    Args:
+        name: for messages.
+        folder: where its pid file and log lie.
+    """
+
+    name: str
+    folder: Path
+
+    @property
+    def log(self) -> Path:
+        return self.folder / f"{self.name}.log"
+
+    @property
+    def _pid_file(self) -> Path:
+        return self.folder / f"{self.name}.pid"
+
+    def process(self) -> psutil.Process | None:
+        """The running process, or None. A pid that now belongs to something else does not count."""
+        try:
+            noted = json.loads(self._pid_file.read_text())
+            process = psutil.Process(noted["pid"])
+            same = abs(process.create_time() - noted["started"]) < 1.0
+            return process if same and process.status() != psutil.STATUS_ZOMBIE else None
+        except (FileNotFoundError, ValueError, KeyError, psutil.NoSuchProcess):
+            return None
+
+    def start(
+        self, command: Sequence[str | Path], env: Mapping[str, str] | None = None, cwd: Path | None = None
+    ) -> None:
+        """Start it in a session of its own, with its output in the log.
+
+        Raises:
+            StackError: the program is missing or cannot be run.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with self.log.open("ab") as log:
+                child = subprocess.Popen(
+                    [str(part) for part in command],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env={**os.environ, **(env or {})},
+                    cwd=cwd,
+                    start_new_session=True,
+                )
+            started = psutil.Process(child.pid).create_time()
+        except (OSError, psutil.NoSuchProcess) as error:
+            raise StackError(f"{self.name} cannot be started: {error}", hint=f"see {self.log}") from None
+        self._pid_file.write_text(json.dumps({"pid": child.pid, "started": started}))
+
+    def wait_until(self, ready: Callable[[], bool], seconds: float) -> None:
+        """Wait until `ready()`; every second look whether the process still lives.
+
+        Raises:
+            StackError: it died or took too long; shows the end of its log.
+        """
+        deadline = time.monotonic() + seconds
+        while not ready():
+            if self.process() is None:
+                raise StackError(
+                    f"{self.name} ended while it was starting:\n{self.tail()}", hint=f"the whole log: {self.log}"
+                )
+            if time.monotonic() > deadline:
+                raise StackError(
+                    f"{self.name} is not ready after {seconds:.0f} s:\n{self.tail()}", hint=f"the whole log: {self.log}"
+                )
+            time.sleep(0.1)
+
+    def stop(self, how: int = signal.SIGTERM) -> bool:
+        """Stop it and all its children; kill what remains after `STOP_SECONDS`. False when it did not run."""
+        process = self.process()
+        if process is not None:
+            family = [*process.children(recursive=True), process]
+            process.send_signal(how)
+            _, alive = psutil.wait_procs(family, timeout=STOP_SECONDS)
+            for survivor in alive:
+                survivor.kill()
+            psutil.wait_procs(alive, timeout=5)
+        self._pid_file.unlink(missing_ok=True)
+        return process is not None
+
+    def tail(self) -> str:
+        try:
+            lines = self.log.read_text(errors="replace").splitlines()
+        except FileNotFoundError:
+            return "(no log)"
+        return "\n".join(lines[-LOG_TAIL_LINES:])
+
+
+def port_is_free(port: int) -> bool:
+    """Whether nothing listens on the loopback port."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def accepts(port: int) -> bool:
+    """Whether something answers on the loopback port."""
+    with socket.socket() as probe:
+        probe.settimeout(0.5)
+        return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -1,0 +1,225 @@
+"""The types of template fields: what a value must be, checked before anything is published or written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from datetime import UTC, date, datetime, time
+from decimal import Decimal
+from typing import Annotated, Any, Literal, get_args
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from beds.domain.identity import ObjectId, uuid7
+from beds.errors import InvalidPayload, MissingField, OutOfRange, TooLong, WrongType
+
+FieldType = Literal[
+    "string", "integer", "number", "decimal", "boolean", "datetime", "date", "time",
+    "uuid", "bytes", "object_id", "object", "array",
+]  # fmt: skip
+FIELD_TYPES: tuple[str, ...] = get_args(FieldType)
+
+MAX_DEPTH = 64
+"""Levels of nesting in a value. MongoDB stops at 100, and a JSON parser at some depth of its own."""
+INT64 = range(-(2**63), 2**63)
+
+_PYTHON_TYPES: Mapping[str, tuple[type, ...]] = {
+    "string": (str,),
+    "integer": (int,),
+    "number": (int, float),
+    "decimal": (Decimal, int),
+    "boolean": (bool,),
+    "datetime": (datetime,),
+    "date": (date,),
+    "time": (time,),
+    "uuid": (UUID,),
+    "bytes": (bytes,),
+    "object_id": (ObjectId,),
+    "object": (dict,),
+    "array": (list, tuple),
+}
+_GENERATORS: Mapping[str, Callable[[], Any]] = {
+    "uuid7": uuid7,
+    "object_id": ObjectId.generate,
+    "now": lambda: _to_millisecond(datetime.now(UTC)),
+}
+
+
+class FieldSpec(BaseModel):
+    """One `[fields.<name>]` table of a template, or one argument of a fetch.
+
+    Raises (from `check`):
+        MissingField, WrongType, TooLong, OutOfRange: the value does not fit; names the field.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    type: FieldType
+    required: bool = False
+    """A create must have it, and it may not be null."""
+    max_length: Annotated[int | None, Field(ge=1)] = None
+    """Characters of a string, bytes of a bytes value, items of an array."""
+    min: int | float | None = None
+    max: int | float | None = None
+    values: tuple[str, ...] | None = None
+    """The only strings allowed."""
+    digits: Annotated[int | None, Field(ge=1, le=65)] = None
+    """Significant digits of a decimal."""
+    scale: Annotated[int | None, Field(ge=0, le=30)] = None
+    """Digits after the point of a decimal."""
+    precision: Literal["microsecond", "millisecond"] = "microsecond"
+    """`millisecond` cuts a datetime to what MongoDB can store; without it finer values are refused there."""
+    generate: Literal["uuid7", "object_id", "now"] | None = None
+    """Filled in by the client when a create leaves the field out."""
+    sensitive: bool = False
+    """Masked wherever values are shown."""
+    description: str = ""
+
+    @model_validator(mode="after")
+    def _generator_fits(self) -> FieldSpec:
+        makes = {"uuid7": "uuid", "object_id": "object_id", "now": "datetime"}
+        if self.generate and makes[self.generate] != self.type:
+            raise ValueError(f"generate = {self.generate!r} makes a {makes[self.generate]}, the type is {self.type}")
+        return self
+
+    def make(self) -> Any:
+        """A new value from the generator."""
+        assert self.generate is not None
+        return _GENERATORS[self.generate]()
+
+    def check(self, name: str, value: Any, *, nullable: bool = True) -> Any:
+        """The value as it is to be sent; equal to what came in, but for a cut datetime and a tuple made a list."""
+        if value is None:
+            if self.required or not nullable:
+                raise MissingField(f"field {name} is required and may not be null", detail=_where(name))
+            return None
+        self._check_type(name, value)
+        if isinstance(value, (str, bytes, list, tuple)) and self.max_length and len(value) > self.max_length:
+            raise TooLong(
+                f"field {name} has {len(value)} {_unit(value)}, {self.max_length} are allowed",
+                detail=_where(name, length=len(value), max_length=self.max_length),
+                hint="shorten the value",
+            )
+        if isinstance(value, (int, float, Decimal)) and not isinstance(value, bool):
+            self._check_number(name, value)
+        if isinstance(value, str) and self.values and value not in self.values:
+            raise OutOfRange(
+                f"field {name} must be one of {', '.join(self.values)}", detail=_where(name, allowed=list(self.values))
+            )
+        if isinstance(value, datetime) and self.precision == "millisecond":
+            return _to_millisecond(value)
+        check_plain(name, value)
+        return list(value) if isinstance(value, tuple) else value
+
+    def _check_type(self, name: str, value: Any) -> None:
+        allowed = _PYTHON_TYPES[self.type]
+        fits = isinstance(value, allowed)
+        if isinstance(value, bool) and self.type != "boolean":
+            fits = False  # bool is an int to Python, but not to a person
+        if isinstance(value, datetime) and self.type == "date":
+            fits = False
+        if not fits:
+            raise WrongType(
+                f"field {name} takes {self.type}, not {type(value).__name__}",
+                detail=_where(name, expected=self.type, got=type(value).__name__),
+                hint=f"send {' or '.join(t.__name__ for t in allowed)}",
+            )
+
+    def _check_number(self, name: str, value: int | float | Decimal) -> None:
+        if self.min is not None and value < self.min:
+            raise OutOfRange(f"field {name} must be at least {self.min}", detail=_where(name, min=self.min))
+        if self.max is not None and value > self.max:
+            raise OutOfRange(f"field {name} must be at most {self.max}", detail=_where(name, max=self.max))
+        if self.type == "decimal":
+            check_decimal(name, Decimal(value), self.digits, self.scale)
+
+
+def check_decimal(name: str, value: Decimal, digits: int | None, scale: int | None) -> None:
+    """Refuse a decimal that a store would round.
+
+    Raises:
+        OutOfRange: it is not finite, or has more digits than `digits`, or more than `scale` after the point.
+    """
+    if not value.is_finite():
+        raise OutOfRange(f"field {name} must be a finite number", detail=_where(name))
+    _, digit_tuple, exponent = value.as_tuple()
+    assert isinstance(exponent, int)  # only non-finite values have a letter here
+    after_point = max(0, -exponent)
+    before_point = max(0, len(digit_tuple) + exponent) if value else 0
+    if scale is not None and after_point > scale:
+        raise OutOfRange(
+            f"field {name} has {after_point} digits after the point, {scale} are kept",
+            detail=_where(name, scale=scale),
+            hint="round the value yourself",
+        )
+    if digits is not None and before_point + (scale or 0) > digits:
+        raise OutOfRange(f"field {name} has more digits than the {digits} allowed", detail=_where(name, digits=digits))
+
+
+def check_plain(path: str, value: Any, depth: int = 0) -> None:
+    """Refuse what cannot cross the wire unchanged, at any depth of `value`.
+
+    Raises:
+        InvalidPayload: NaN, an infinity, a naive datetime, an integer beyond 64 bits, a lone surrogate,
+            a key that is not text, nesting deeper than `MAX_DEPTH`, or a type of its own.
+    """
+    if depth > MAX_DEPTH:
+        raise InvalidPayload(
+            f"field {path.split('.')[0]} is nested deeper than {MAX_DEPTH} levels",
+            detail=_where(path.split(".")[0], max_depth=MAX_DEPTH),
+            hint="flatten the value, or store it as a string",
+        )
+    if isinstance(value, str):
+        _check_text(path, value)
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            raise OutOfRange(f"field {path} must be a finite number", detail=_where(path), hint="send null instead")
+    elif isinstance(value, int) and not isinstance(value, bool):
+        if value not in INT64:
+            raise OutOfRange(
+                f"field {path} does not fit 64 bits", detail=_where(path), hint="use a decimal field for larger numbers"
+            )
+    elif isinstance(value, Decimal):
+        check_decimal(path, value, None, None)
+    elif isinstance(value, datetime):
+        if value.tzinfo is None or value.utcoffset() is None:
+            raise WrongType(
+                f"field {path} is a datetime without a zone", detail=_where(path), hint="add one: .replace(tzinfo=UTC)"
+            )
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            if not isinstance(key, str):
+                raise WrongType(f"field {path} has a key that is not text: {type(key).__name__}", detail=_where(path))
+            _check_text(path, key)
+            check_plain(f"{path}.{key}", inner, depth + 1)
+    elif isinstance(value, (list, tuple)):
+        for index, inner in enumerate(value):
+            check_plain(f"{path}.{index}", inner, depth + 1)
+    elif value is not None and not isinstance(value, (bool, date, time, UUID, bytes, ObjectId)):
+        raise WrongType(
+            f"field {path} is of type {type(value).__module__}.{type(value).__name__}, which BEDS does not carry",
+            detail=_where(path, got=type(value).__name__),
+            hint="convert it to one of: " + ", ".join(FIELD_TYPES),
+        )
+
+
+def _check_text(path: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise WrongType(
+            f"field {path} holds a lone surrogate, which is not text", detail=_where(path), hint="send it as bytes"
+        ) from None
+
+
+def _to_millisecond(value: datetime) -> datetime:
+    return value.replace(microsecond=value.microsecond // 1000 * 1000)
+
+
+def _where(name: str, **more: Any) -> dict[str, Any]:
+    return {"field": name, **more}
+
+
+def _unit(value: Any) -> str:
+    return {str: "characters", bytes: "bytes"}.get(type(value), "items")

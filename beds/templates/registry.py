@@ -1,0 +1,56 @@
+"""All templates of a node, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from beds.errors import ConfigurationError, TemplateError, UnknownTemplate, nearest
+from beds.templates.template import Template, load_template
+
+
+class TemplateRegistry(Mapping[str, Template]):
+    """Templates by name. Made once per process; a new template needs a restart of the nodes that use it."""
+
+    def __init__(self, templates: Iterator[Template]) -> None:
+        self._templates: dict[str, Template] = {}
+        for template in templates:
+            twin = self._templates.setdefault(template.name, template)
+            if twin is not template:
+                raise TemplateError(
+                    f"two templates are named {template.name}: {twin.file} and {template.file}", hint="rename one"
+                )
+
+    @classmethod
+    def from_folder(cls, schema_path: Path) -> TemplateRegistry:
+        """Load `<schema_path>/templates/*.toml`.
+
+        Raises:
+            ConfigurationError: the folder does not exist.
+            TemplateError: a file is wrong.
+        """
+        folder = schema_path / "templates"
+        if not folder.is_dir():
+            raise ConfigurationError(
+                f"no templates: {folder} does not exist",
+                hint="set [schema] path in beds.toml to the folder that holds templates/",
+            )
+        return cls(load_template(file) for file in sorted(folder.glob("*.toml")))
+
+    def __getitem__(self, name: str) -> Template:
+        try:
+            return self._templates[name]
+        except KeyError:
+            raise UnknownTemplate(
+                f"no template {name!r}{nearest(str(name), self._templates)}",
+                detail={"template": str(name), "known": sorted(self._templates)},
+            ) from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._templates)
+
+    def __len__(self) -> int:
+        return len(self._templates)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._templates

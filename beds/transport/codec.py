@@ -1,0 +1,153 @@
+"""The one codec: Python values to plain JSON and back, without loss and without surprises.
+
+A type JSON lacks becomes an object with one key that starts with `$`:
+
+    {"$datetime": "2013-01-01T05:00:00+00:00"}   {"$decimal": "1.10"}   {"$bytes": "aGk="}
+    {"$date": "2013-01-01"}   {"$time": "05:15:00"}   {"$uuid": "…"}   {"$oid": "…"}
+
+A caller's own object with a key that starts with `$` or `__` is written as pairs, `{"$pairs": [[key, value], …]}`,
+so data can never pose as a tag, neither one of these nor one of kombu's (`{"__type__": …, "__value__": …}`).
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Callable, Mapping
+from datetime import date, datetime, time
+from decimal import Decimal, InvalidOperation
+from typing import Any
+from uuid import UUID
+
+from beds.domain.identity import ObjectId
+from beds.errors import BodyTooLarge, InvalidCursor, MalformedEvent, WrongType
+
+_PLAIN = (str, int, float, bool, type(None))
+
+
+def _aware(text: str) -> datetime:
+    value = datetime.fromisoformat(text)
+    if value.tzinfo is None:
+        raise ValueError("a datetime without a zone")
+    return value
+
+
+_ENCODERS: tuple[tuple[type, str, Callable[[Any], str]], ...] = (
+    (datetime, "$datetime", datetime.isoformat),  # before date: a datetime is a date, too
+    (date, "$date", date.isoformat),
+    (time, "$time", time.isoformat),
+    (Decimal, "$decimal", str),
+    (UUID, "$uuid", str),
+    (ObjectId, "$oid", str),
+    (bytes, "$bytes", lambda value: base64.b64encode(value).decode("ascii")),
+)
+_DECODERS: Mapping[str, Callable[[str], Any]] = {
+    "$datetime": _aware,
+    "$date": date.fromisoformat,
+    "$time": time.fromisoformat,
+    "$decimal": Decimal,
+    "$uuid": UUID,
+    "$oid": ObjectId,
+    "$bytes": lambda text: base64.b64decode(text, validate=True),
+}
+
+
+def encode(value: Any) -> Any:
+    """`value` as plain JSON values.
+
+    Raises:
+        WrongType: a type that BEDS does not carry.
+    """
+    kind = type(value)
+    if kind in _PLAIN:
+        return value
+    if isinstance(value, Mapping):
+        if any(key.startswith(("$", "__")) for key in value):
+            return {"$pairs": [[key, encode(inner)] for key, inner in value.items()]}
+        return {key: encode(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [encode(inner) for inner in value]
+    for cls, tag, encoder in _ENCODERS:
+        if isinstance(value, cls):
+            return {tag: encoder(value)}
+    if isinstance(value, _PLAIN):  # a subclass, such as a StrEnum
+        return value
+    raise WrongType(
+        f"a value of type {kind.__module__}.{kind.__qualname__} cannot be sent", detail={"got": kind.__name__}
+    )
+
+
+def decode(value: Any) -> Any:
+    """The way back from `encode`.
+
+    Raises:
+        MalformedEvent: an unknown tag, or a tag whose text does not fit.
+    """
+    if isinstance(value, dict):
+        tag = next(iter(value)) if len(value) == 1 else ""
+        if tag == "$pairs":
+            return _decode_pairs(value[tag])
+        if tag in _DECODERS:
+            return _decode_tag(tag, value[tag])
+        for key in value:
+            if key.startswith("$"):
+                raise MalformedEvent(f"unknown type tag {key!r}", hint="write objects with such keys as $pairs")
+        return {key: decode(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [decode(inner) for inner in value]
+    return value
+
+
+def _decode_pairs(pairs: Any) -> dict[str, Any]:
+    if not isinstance(pairs, list):
+        raise MalformedEvent("$pairs takes a list of [key, value]")
+    found = {}
+    for pair in pairs:
+        if not (isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str)):
+            raise MalformedEvent("$pairs takes a list of [key, value]")
+        found[pair[0]] = decode(pair[1])
+    return found
+
+
+def _decode_tag(tag: str, text: Any) -> Any:
+    try:
+        if not isinstance(text, str):
+            raise TypeError(type(text).__name__)
+        return _DECODERS[tag](text)
+    except (ValueError, TypeError, ArithmeticError, InvalidOperation, binascii.Error):
+        raise MalformedEvent(f"a {tag} value that cannot be read") from None
+
+
+def dumps(value: Any) -> bytes:
+    """`value` as UTF-8 JSON text. Refuses NaN and infinities (ValueError), which JSON has no word for."""
+    return json.dumps(encode(value), allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def loads(body: bytes | str) -> Any:
+    """Raises MalformedEvent."""
+    try:
+        return decode(json.loads(body))
+    except (ValueError, RecursionError):
+        raise MalformedEvent("the body is not JSON") from None
+
+
+def check_size(body: bytes, limit: int, what: str) -> None:
+    """Raises BodyTooLarge: `body` has more than `limit` bytes."""
+    if len(body) > limit:
+        raise BodyTooLarge(
+            f"{what} has {len(body):,} bytes, {limit:,} are allowed",
+            detail={"field": "payload", "bytes": len(body), "max_body_bytes": limit},
+        )
+
+
+def pack_cursor(parts: list[Any]) -> str:
+    return base64.urlsafe_b64encode(dumps(parts)).decode("ascii").rstrip("=")
+
+
+def unpack_cursor(cursor: str) -> Any:
+    """Raises InvalidCursor."""
+    try:
+        return loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+    except (MalformedEvent, ValueError, binascii.Error):
+        raise InvalidCursor("this is not a cursor of a page", detail={"field": "cursor"}) from None

@@ -1,0 +1,69 @@
+"""An event as a Celery message, protocol 2: https://docs.celeryq.dev/en/stable/internals/protocol.html"""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import amqp
+
+from beds.domain.event import Event
+from beds.transport import codec
+
+REPLY_TO = "amq.rabbitmq.reply-to"
+"""RabbitMQ's pseudo-queue: replies come over the connection that asked, and no queue is made."""
+HEADER = "beds"
+
+
+def to_message(event: Event, user: str, max_body_bytes: int) -> amqp.Message:
+    """The event, ready to publish to `beds.events` with the key `event.queue`.
+
+    Args:
+        event: what to send.
+        user: the AMQP user; RabbitMQ checks it, so a consumer may trust it.
+        max_body_bytes: the largest body allowed.
+
+    Raises:
+        BodyTooLarge: the body is larger.
+        WrongType: the body holds a type that BEDS does not carry.
+    """
+    arguments = {"template": event.template, **event.body}
+    body = codec.dumps([[], arguments, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}])
+    codec.check_size(body, max_body_bytes, f"this {event.operation}")
+    lineage = event.lineage
+    headers = {
+        "lang": "py",
+        "task": event.task,
+        "id": lineage.guid,
+        "root_id": lineage.root_id.rsplit(".", 1)[-1],
+        "parent_id": lineage.parent_id.rsplit(".", 1)[-1] or None,
+        "group": None,
+        "retries": 0,
+        "eta": None,
+        "expires": event.expires.isoformat() if event.expires else None,
+        "timelimit": [None, None],
+        "argsrepr": "()",
+        # What monitors show: names, never values.
+        "kwargsrepr": f"({event.summary})",
+        "origin": _origin(),
+        "ignore_result": False,
+        HEADER: {
+            **lineage.to_header(),
+            "ticket": event.ticket,
+            "submitted_at": event.submitted_at.isoformat(),
+        },
+    }
+    return amqp.Message(
+        body,
+        content_type="application/json",
+        content_encoding="utf-8",
+        delivery_mode=2,
+        correlation_id=lineage.guid,
+        reply_to=REPLY_TO,
+        user_id=user,
+        application_headers=headers,
+    )
+
+
+def _origin() -> str:
+    return f"{os.getpid()}@{socket.gethostname()}"

@@ -1,0 +1,242 @@
+"""Publishing events and matching confirms and replies to them, over one link that is renewed when it is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import threading
+import time
+import weakref
+from concurrent.futures import Future, InvalidStateError
+from typing import Any
+
+from beds.config.sections import Amqp
+from beds.domain.event import Event
+from beds.errors import (
+    BedsError,
+    BrokerBlocked,
+    BrokerUnavailable,
+    ClientClosed,
+    InternalError,
+    MalformedEvent,
+    Overloaded,
+    PermissionDenied,
+    Unroutable,
+    from_wire,
+)
+from beds.transport import codec
+from beds.transport.link import Link
+from beds.transport.message import to_message
+from beds.transport.topology import EVENTS
+
+FIRST_DELAY = 0.05
+"""Seconds before the second attempt to connect; doubled each time, at most `LONGEST_DELAY`."""
+LONGEST_DELAY = 1.0
+
+
+class Pending:
+    """One published event: `confirmed` when RabbitMQ has it, `reply` when a worker answered.
+
+    Both fail with the same error when the event cannot come through.
+    """
+
+    __slots__ = ("__weakref__", "confirmed", "event", "reply")
+
+    def __init__(self, event: Event) -> None:
+        self.event = event
+        self.confirmed: Future[None] = Future()
+        self.reply: Future[Any] = Future()
+
+    def fail(self, error: BedsError) -> None:
+        error.event_id = error.event_id or self.event.lineage.event_id
+        for future in (self.confirmed, self.reply):
+            try:
+                future.set_exception(error)
+            except InvalidStateError:
+                continue  # it ended before
+
+    def confirm(self) -> None:
+        try:
+            self.confirmed.set_result(None)
+        except InvalidStateError:
+            return  # returned as unroutable: the confirm that follows means nothing
+
+    def answer(self, body: bytes | str) -> None:
+        self.confirm()
+        try:
+            value = _read_reply(body)
+        except BedsError as error:
+            self.fail(error)
+            return
+        try:
+            self.reply.set_result(value)
+        except InvalidStateError:
+            return  # a second reply, after a redelivery
+
+
+class Requester:
+    """Sends events and hears replies. Safe over threads and forks; one connection per process, opened when needed.
+
+    Args:
+        settings: `[amqp]` of beds.toml.
+    """
+
+    def __init__(self, settings: Amqp) -> None:
+        self._settings = settings
+        self._closed = False
+        self._reset()
+        _live.add(self)
+
+    def send(self, event: Event, deadline: float) -> Pending:
+        """Publish the event, connecting first where necessary.
+
+        Args:
+            event: what to send.
+            deadline: monotonic seconds; nothing here takes longer.
+
+        Raises:
+            BrokerUnavailable: no connection by the deadline.
+            BrokerBlocked: RabbitMQ takes no messages by the deadline.
+            PermissionDenied: the user or password is refused.
+            BodyTooLarge, WrongType: the event cannot be sent.
+        """
+        link = self._open(deadline)
+        if link.blocked and not link.wait_unblocked(deadline):
+            raise BrokerBlocked(f"RabbitMQ takes no messages: {link.blocked}", event_id=event.lineage.event_id)
+        message = to_message(event, link.user, self._settings.max_body_bytes)
+        pending = Pending(event)
+        self._waiting[event.lineage.guid] = pending
+        link.publish(message, EVENTS, event.queue, lambda tag: self._unconfirmed.__setitem__(tag, pending))
+        return pending
+
+    @property
+    def blocked(self) -> str:
+        """Why RabbitMQ takes no messages at the moment, or empty."""
+        return self._link.blocked if self._link else ""
+
+    def close(self) -> None:
+        """End the connection; whoever still waits gets ClientClosed."""
+        self._closed = True
+        link, self._link = self._link, None
+        if link:
+            link.close()
+        self._fail_all(ClientClosed("the client was closed"))
+
+    def after_fork(self) -> None:
+        """In a child: forget the parent's connection, and connect anew at the next use."""
+        if self._link:
+            self._link.abandon()
+        self._reset()
+
+    def _reset(self) -> None:
+        self._pid = os.getpid()
+        self._opening = threading.Lock()
+        self._link: Link | None = None
+        self._unconfirmed: dict[int, Pending] = {}
+        # Weak: a reply that nobody waits for any more is not kept.
+        self._waiting: weakref.WeakValueDictionary[str, Pending] = weakref.WeakValueDictionary()
+
+    def _open(self, deadline: float) -> Link:
+        link = self._link
+        if link is not None and link.is_open:
+            return link
+        delay = FIRST_DELAY
+        while True:
+            remaining = deadline - time.monotonic()
+            if not self._opening.acquire(timeout=max(0.0, remaining)):
+                raise BrokerUnavailable("no connection to RabbitMQ by the deadline")
+            try:
+                if self._closed:
+                    raise ClientClosed("this client is closed")
+                if self._link is not None and self._link.is_open:
+                    return self._link
+                self._link = self._connect(max(0.05, min(self._settings.connect_timeout, remaining)))
+                return self._link
+            except BrokerUnavailable:
+                if time.monotonic() + delay > deadline:
+                    raise
+            finally:
+                self._opening.release()
+            time.sleep(delay * random.uniform(0.5, 1.0))
+            delay = min(delay * 2, LONGEST_DELAY)
+
+    def _connect(self, timeout: float) -> Link:
+        return Link(
+            self._settings,
+            timeout,
+            on_reply=self._on_reply,
+            on_confirm=self._on_confirm,
+            on_return=self._on_return,
+            on_lost=self._on_lost,
+        )
+
+    def _on_reply(self, guid: str, body: bytes | str) -> None:
+        pending = self._waiting.get(guid)
+        if pending is not None:
+            pending.answer(body)
+
+    def _on_confirm(self, tag: int, multiple: bool, accepted: bool) -> None:
+        # Dictionaries keep their order, so the oldest tag comes first.
+        tags = [t for t in self._unconfirmed if t <= tag] if multiple else [tag]
+        for each in tags:
+            pending = self._unconfirmed.pop(each, None)
+            if pending is None:
+                continue
+            if accepted:
+                pending.confirm()
+            else:
+                pending.fail(Overloaded(f"RabbitMQ refused the message for {pending.event.queue}"))
+
+    def _on_return(self, guid: str, key: str) -> None:
+        pending = self._waiting.get(guid)
+        if pending is not None:
+            pending.fail(Unroutable(f"no queue takes the key {key}", detail={"routing_key": key}))
+
+    def _on_lost(self, link: Link, why: BedsError) -> None:
+        if self._link is link:
+            self._link = None
+        self._fail_all(why)
+
+    def _fail_all(self, why: BedsError) -> None:
+        unconfirmed = set(map(id, self._unconfirmed.values()))
+        self._unconfirmed.clear()
+        for pending in list(self._waiting.values()):
+            known_lost = id(pending) in unconfirmed
+            if isinstance(why, PermissionDenied) and not (known_lost and _speaks_of(why, pending)):
+                # Another event was refused, and took the channel with it.
+                pending.fail(BrokerUnavailable("the channel was closed because of another event"))
+            else:
+                pending.fail(from_wire(why.to_wire()))
+
+
+def _speaks_of(refusal: PermissionDenied, pending: Pending) -> bool:
+    """Whether RabbitMQ's words name this event's key, or no key at all (the whole exchange is refused)."""
+    words = str(refusal.detail.get("reply", ""))
+    return f"'{pending.event.queue}'" in words or "topic" not in words
+
+
+def _read_reply(body: bytes | str) -> Any:
+    """The value in a worker's reply. Raises the error it carries."""
+    try:
+        meta = json.loads(body)
+        status, result = meta["status"], meta["result"]
+    except (ValueError, KeyError, TypeError):
+        raise MalformedEvent("the worker's reply cannot be read") from None
+    if status == "SUCCESS":
+        return codec.decode(result)
+    wire = result.get("beds") if isinstance(result, dict) else None
+    if isinstance(wire, dict):
+        raise from_wire(wire)
+    raise InternalError(f"the worker answered {status}")
+
+
+_live: weakref.WeakSet[Requester] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for requester in list(_live):
+        requester.after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

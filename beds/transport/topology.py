@@ -1,0 +1,130 @@
+"""Exchanges and queues as values, and the one function that declares them (DESIGN section 3)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import amqp
+from kombu import Connection, Exchange, Queue
+
+from beds.config.sections import Amqp
+from beds.errors import BrokerUnavailable, PermissionDenied, TopologyMismatch
+
+EVENTS = "beds.events"
+LOGS = "beds.logs"
+DEAD = "beds.dead"
+
+CRUD_QUEUES = ("rec.read", "rec.write", "rel.read", "rel.write")
+EVENT_QUEUES = (*CRUD_QUEUES, "job.aggregate", "job.migrate", "job.warehouse", "calgon")
+"""Each is bound to beds.events by its own name."""
+LOG_QUEUES: Mapping[str, tuple[str, ...]] = {
+    "beds.logs": ("log.*", "lineage"),
+    "beds.audit": ("audit",),
+    "beds.metrics": ("metric",),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class QueueSpec:
+    """One queue: its name, its bindings and its arguments."""
+
+    name: str
+    exchange: str
+    keys: tuple[str, ...]
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_kombu(self) -> Queue:
+        """The queue as Celery consumes it, with its own name as routing key."""
+        return Queue(
+            self.name,
+            Exchange(self.exchange, type="topic", durable=True),
+            routing_key=self.keys[0],
+            durable=True,
+            queue_arguments=dict(self.arguments),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """All exchanges and queues of one vhost."""
+
+    exchanges: tuple[str, ...]
+    queues: tuple[QueueSpec, ...]
+
+    @classmethod
+    def from_settings(cls, amqp_settings: Amqp) -> Topology:
+        arguments: dict[str, Any] = {"x-queue-type": amqp_settings.queue_type}
+        if amqp_settings.queue_type == "quorum":
+            arguments["x-delivery-limit"] = amqp_settings.delivery_limit
+        dead_lettered = arguments | {"x-dead-letter-exchange": DEAD}
+        return cls(
+            exchanges=(EVENTS, LOGS, DEAD),
+            queues=(
+                *(QueueSpec(name, EVENTS, (name,), dead_lettered) for name in EVENT_QUEUES),
+                *(QueueSpec(name, LOGS, keys, dead_lettered) for name, keys in LOG_QUEUES.items()),
+                # The last stop has no delivery limit: it is read as raw messages and never dead-letters further.
+                QueueSpec(DEAD, DEAD, ("#",), {"x-queue-type": amqp_settings.queue_type}),
+            ),
+        )
+
+    def queue(self, name: str) -> QueueSpec:
+        return next(q for q in self.queues if q.name == name)
+
+
+def declare(topology: Topology, connection: Connection) -> None:
+    """Declare everything, in an order in which nothing can be lost. Harmless to repeat.
+
+    Args:
+        topology: what is to exist.
+        connection: a connection whose user may configure `beds.*` and the queues.
+
+    Raises:
+        TopologyMismatch: a queue or exchange exists with other arguments; names both sets.
+        PermissionDenied: the AMQP user may not configure it.
+        BrokerUnavailable: RabbitMQ cannot be reached.
+    """
+    try:
+        connection.connect()
+        for name in topology.exchanges:
+            with connection.channel() as channel, _explained(f"exchange {name}", {"type": "topic", "durable": True}):
+                channel.exchange_declare(name, "topic", durable=True, auto_delete=False)
+        for queue in topology.queues:
+            with connection.channel() as channel, _explained(f"queue {queue.name}", queue.arguments):
+                channel.queue_declare(queue.name, durable=True, auto_delete=False, arguments=dict(queue.arguments))
+                for key in queue.keys:
+                    channel.queue_bind(queue.name, queue.exchange, key)
+    except connection.connection_errors as error:
+        raise BrokerUnavailable(f"RabbitMQ at {connection.as_uri()} cannot be reached: {error}") from None
+
+
+class _explained:
+    """Turns RabbitMQ's refusal of a declaration into an error that names both sides and the way out."""
+
+    def __init__(self, what: str, wanted: Mapping[str, Any]) -> None:
+        self._what = what
+        self._wanted = dict(wanted)
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        if isinstance(error, amqp.PreconditionFailed):
+            raise TopologyMismatch(
+                f"{self._what} exists with other arguments; RabbitMQ says: {error.reply_text}",
+                detail={"what": self._what, "wanted": self._wanted, "existing": _existing(error.reply_text)},
+                hint=f"either set [amqp] in beds.toml to what exists, or empty it and delete it "
+                f"(`rabbitmqctl delete_queue {self._what.split()[-1]}`); wanted were {self._wanted}",
+            ) from None
+        if isinstance(error, amqp.AccessRefused):
+            raise PermissionDenied(
+                f"the AMQP user may not declare {self._what}",
+                hint="give the worker's user configure rights (see docs/howto/operate.md), or set [amqp] worker_url",
+            ) from None
+
+
+def _existing(reply_text: str) -> dict[str, str]:
+    """What RabbitMQ says it has: "inequivalent arg 'x-delivery-limit' … received '5' but current is '7'"."""
+    found = re.search(r"inequivalent arg '([^']+)'.*(?:current is|but current is) (.+)$", reply_text)
+    return {found[1]: found[2].strip("'\" ")} if found else {}

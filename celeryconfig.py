@@ -1,0 +1,73 @@
+"""Every Celery setting of this node, each with its reason. Values come from beds.toml and the topology.
+
+Pool sizes, prefetch and time limits are not here: they belong to a queue, and the worker takes them from [brokers] of
+beds.toml when it knows its queues (beds/broker/worker.py).
+"""
+
+from beds.config import load_settings
+from beds.domain.event import Operation, Store, queue_for, task_for
+from beds.transport.topology import DEAD, Topology
+
+_settings = load_settings()
+_topology = Topology.from_settings(_settings.amqp)
+
+# --- Where -----------------------------------------------------------------------------------------------------------
+broker_url = _settings.amqp.broker_url
+broker_heartbeat = _settings.amqp.heartbeat
+broker_connection_timeout = _settings.amqp.connect_timeout
+# A worker outlives any restart of RabbitMQ.
+broker_connection_retry_on_startup = True
+broker_connection_max_retries = None
+# Confirms catch what RabbitMQ loses; workers themselves publish little.
+broker_transport_options = {"confirm_publish": True}
+
+# --- What goes over the wire -----------------------------------------------------------------------------------------
+# JSON only: a pickle is a program.
+accept_content = ["json"]
+task_serializer = "json"
+result_serializer = "json"
+enable_utc = True
+timezone = "UTC"
+
+# --- Routing: by the name of a queue, never at call time -------------------------------------------------------------
+# A call-time exchange and key is lost on a retry, which then runs on another queue's worker (celery prefers the default
+# queue's binding).
+task_queues = [queue.to_kombu() for queue in _topology.queues]
+task_routes = {
+    task_for(store, operation): {"queue": queue_for(store, operation)} for store in Store for operation in Operation
+}
+# Whatever has no route ends where no task is executed.
+task_default_queue = DEAD
+task_default_exchange = DEAD
+task_default_exchange_type = "topic"
+task_default_routing_key = DEAD
+# A typo in -Q is an error, not a new queue that nobody fills.
+task_create_missing_queues = False
+# Reads the declared queue arguments: quorum queues know no global prefetch.
+worker_detect_quorum_queues = True
+broker_native_delayed_delivery_queue_type = _settings.amqp.queue_type
+
+# --- Nothing is lost -------------------------------------------------------------------------------------------------
+# Acknowledge after the effect, so that a killed worker's event comes back.
+task_acks_late = True
+task_reject_on_worker_lost = True
+# A typed error is an answer: the event is done.
+task_acks_on_failure_or_timeout = True
+# After a lost connection RabbitMQ delivers again; the first run must not go on beside the second.
+worker_cancel_long_running_tasks_on_connection_loss = True
+# SIGTERM lets what runs come to its end.
+worker_soft_shutdown_timeout = 10.0
+
+# --- Results ---------------------------------------------------------------------------------------------------------
+result_backend = "beds.broker.backend:ReplyBackend"
+# What Flower shows; task events are needed for it.
+result_extended = True
+worker_send_task_events = True
+
+# --- The process -----------------------------------------------------------------------------------------------------
+imports = ("beds.broker.crud",)
+# Celery must not take over the root logger of an application that embeds a worker.
+worker_hijack_root_logger = False
+worker_prefetch_multiplier = 1
+# How long events and replies may be shown in logs and monitors is decided by the client (names, never values).
+task_remote_tracebacks = False

