@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from beds.client import BoundTemplate, Call, Client, Ticket, default_client
+from beds.client import BoundTemplate, Client, Ticket, default_client
 from beds.config import Settings, load_settings
 from beds.domain.identity import ObjectId
 from beds.domain.reply import Page, Reply, Response
 from beds.errors import BedsError
+from beds.templates.call import Call
 
 __all__ = [
     "BedsError", "BoundTemplate", "Call", "Client", "ObjectId", "Page", "Reply", "Response", "Settings", "Ticket",

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Any, Literal, Self, overload
@@ -21,25 +21,14 @@ from beds.config import Settings, load_settings
 from beds.domain.event import Event, Operation
 from beds.domain.lineage import Lineage
 from beds.domain.reply import Page, Record, Reply, Response, reply_from_wire
-from beds.errors import BedsError, BrokerBlocked, BrokerUnavailable, CallTimeout, OutOfRange, UnknownOperation, nearest
+from beds.errors import BedsError, BrokerBlocked, BrokerUnavailable, CallTimeout, OutOfRange
+from beds.templates.call import Call, body_of, parse_operation
 from beds.templates.registry import TemplateRegistry
 from beds.templates.template import Template
 from beds.transport.requester import Pending, Requester
 
 DEFAULT_TIMEOUT = 10.0
 """Seconds a call waits for its reply, and a submit for its confirmation."""
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """One operation for `call_many` and `submit_many`; the arguments are those of `Client.call`."""
-
-    operation: str
-    template: str
-    data: Any = field(default=None, repr=False)
-    using: str = ""
-    limit: int | None = None
-    cursor: str = ""
 
 
 class Ticket:
@@ -287,37 +276,6 @@ class BoundTemplate:
         reply = self.client.call(operation, self.definition.name, data, timeout=timeout)
         assert isinstance(reply, Response)
         return reply
-
-
-def body_of(template: Template, operation: Operation, call: Call) -> dict[str, Any]:
-    """A call's data, checked against the template and laid out as the event's body. Raises InvalidPayload and its kin."""
-    match operation:
-        case Operation.FETCH:
-            using, args, limit, cursor = template.check_fetch(call.using, call.data, call.limit, call.cursor)
-            return {"using": using, "args": args, "limit": limit, "cursor": cursor}
-    template.object_for(operation)
-    match operation:
-        case Operation.CREATE:
-            return {"payload": template.check_create(call.data)}
-        case Operation.CREATE_MANY:
-            return {"payloads": template.check_create_many(call.data)}
-        case Operation.UPDATE:
-            return {"payload": template.check_update(call.data)}
-        case _:
-            return {"record_id": template.check_record_id(call.data)}
-
-
-def parse_operation(name: str) -> Operation:
-    """Raises UnknownOperation."""
-    try:
-        return Operation(name)
-    except ValueError:
-        known = [str(o) for o in Operation]
-        raise UnknownOperation(
-            f"no operation {name!r}{nearest(str(name), known)}",
-            detail={"operation": str(name), "known": known},
-            hint=f"the operations: {', '.join(known)}",
-        ) from None
 
 
 def _deadline(timeout: float) -> float:

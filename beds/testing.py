@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from beds.adapters.memory import MemoryAdapter, Stub
-from beds.client import Call, body_of, parse_operation
 from beds.domain.reply import Reply, reply_from_wire
 from beds.services.dispatch import carry_out
+from beds.templates.call import Call, body_of, parse_operation
 from beds.templates.registry import TemplateRegistry
 from beds.transport import codec
 

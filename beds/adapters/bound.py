@@ -128,7 +128,7 @@ class BoundAdapter(NamasteCore):
 
     def _binding(self, table: str, operation: Operation) -> Binding:
         self.template.object_for(operation, table.removeprefix("fetch."))  # an unknown name gets its own error
-        if time.monotonic() - self._read_at > self._refresh:
+        if time.monotonic() - self._read_at >= self._refresh:
             names = {ref.object for _, ref in self.template.refs().values()}
             self._objects = self._try(lambda: self._store.describe(names), repeatable=True)
             self._read_at = time.monotonic()
@@ -253,7 +253,7 @@ def check_param(param: Param, value: Any) -> None:
         )
     if isinstance(value, Decimal):
         check_decimal(param.name, value, param.digits, param.scale)
-    if isinstance(value, (int, float)) and param.max is not None and abs(value) > param.max:
+    if isinstance(value, (int, float)) and param.max is not None and not -param.max - 1 <= value <= param.max:
         raise OutOfRange(
             f"field {param.name} is beyond what {param.declared} holds", detail=detail | {"max": param.max}
         )

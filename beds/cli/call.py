@@ -45,7 +45,9 @@ def _options(command: F) -> F:
 @click.command(epilog="See docs/reference/cli.md for the exit codes.")
 @_options
 @click.pass_obj
-def call(config: str | None, what: str, fields: tuple[str, ...], as_json: bool, timeout: float, **options: Any) -> None:
+def call(
+    config: str | None, /, what: str, fields: tuple[str, ...], as_json: bool, timeout: float, **options: Any
+) -> None:
     """Carry out one operation and print the reply.
 
     \b
@@ -66,7 +68,7 @@ def call(config: str | None, what: str, fields: tuple[str, ...], as_json: bool, 
 @_options
 @click.pass_obj
 def submit(
-    config: str | None, what: str, fields: tuple[str, ...], as_json: bool, timeout: float, **options: Any
+    config: str | None, /, what: str, fields: tuple[str, ...], as_json: bool, timeout: float, **options: Any
 ) -> None:
     """Hand one operation over and print its ticket as soon as RabbitMQ has it safe.
 
@@ -110,7 +112,7 @@ def _spec(template: Template, name: str) -> FieldSpec | None:
 
 
 def _from_json(template: Template, data: str) -> Any:
-    """JSON from the command line, a file or standard input; text where a field wants a datetime, and so on, is read as one."""
+    """JSON from the command line, a file or standard input; text becomes what its field wants."""
     try:
         if data == "-":
             text = sys.stdin.read()

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeVar
 
-from beds.client import Call, Client
+from beds.client import Client
 from beds.demo.data import COUNTS, records
 from beds.domain.reply import Page
 from beds.errors import BedsError, DuplicateKey
+from beds.templates.call import Call
 
 T = TypeVar("T")
 

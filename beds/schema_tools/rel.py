@@ -1,6 +1,7 @@
 """MariaDB: versioned and repeatable SQL files, and the broker's grants.
 
-File names follow Flyway's convention: `V0001__tables.sql` once and forward only, `R__procedures.sql` whenever its text changes.
+File names follow Flyway's convention: `V0001__tables.sql` once and forward only,
+`R__procedures.sql` whenever its text changes.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ _REPEATABLE = re.compile(r"R__\w+\.sql\Z")
 _DELIMITER = re.compile(r"^\s*DELIMITER\b", re.IGNORECASE | re.MULTILINE)
 # Statements that end the caller's transaction: https://mariadb.com/kb/en/sql-statements-that-cause-an-implicit-commit/
 _ENDS_TRANSACTION = re.compile(
-    r"\b(COMMIT|ROLLBACK(?!\s+(WORK\s+)?TO\b)|START\s+TRANSACTION|SET\s+(SESSION\s+|@@)?autocommit|LOCK\s+TABLES"
-    r"|(CREATE(?!\s+(OR\s+REPLACE\s+)?TEMPORARY)|ALTER|RENAME|TRUNCATE|ANALYZE|OPTIMIZE)\s+(TABLE|INDEX|VIEW|PROCEDURE"
-    r"|FUNCTION|TRIGGER|DATABASE|USER|UNIQUE)|DROP\s+(?!TEMPORARY)\w+|TRUNCATE\s+\w|GRANT\s|REVOKE\s)",
+    r"\b(COMMIT|ROLLBACK(?!\s+(WORK\s+)?TO\b)|START\s+TRANSACTION|SET\s+(SESSION\s+|@@)?autocommit|LOCK\s+TABLES?"
+    r"|CREATE\s+(OR\s+REPLACE\s+)?(?!TEMPORARY\b|OR\b)\w+|DROP\s+(?!TEMPORARY\b)\w+"
+    r"|(ALTER|RENAME|TRUNCATE|ANALYZE|OPTIMIZE|GRANT|REVOKE)\s+\w+)\b",
     re.IGNORECASE,
 )
 _NOT_CODE = re.compile(r"'(?:[^'\\]|''|\\.)*'|\"(?:[^\"\\]|\"\"|\\.)*\"|`[^`]*`|--[^\n]*|#[^\n]*|/\*.*?\*/", re.DOTALL)

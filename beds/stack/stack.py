@@ -10,9 +10,12 @@ from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
 
 from beds.errors import StackError
+from beds.stack.mariadb import MariaDB
+from beds.stack.mongodb import MongoDB
 from beds.stack.plan import Plan, load_plan
 from beds.stack.process import Daemon
-from beds.stack.servers import MariaDB, MongoDB, RabbitMQ, Server
+from beds.stack.rabbitmq import RabbitMQ
+from beds.stack.server import Server
 
 NEEDED_BYTES = 1_500_000_000
 """Free disk that a new stack and the sample data need, with room to spare."""
@@ -54,7 +57,7 @@ class Stack:
         free = shutil.disk_usage(_existing(self.folder)).free
         if free < NEEDED_BYTES:
             raise StackError(
-                f"{free / 1e9:.1f} GB are free on the disk of {self.folder}, the stack needs {NEEDED_BYTES / 1e9:.1f} GB",
+                f"{free / 1e9:.1f} GB are free on {self.folder}'s disk, the stack needs {NEEDED_BYTES / 1e9:.1f} GB",
                 hint="free some space, or put the project on another disk",
             )
         with self._alone():
@@ -80,7 +83,9 @@ class Stack:
         for server in self.servers:
             process = server.daemon.process()
             ready = process is not None and server.is_ready()
-            found.append(ServerStatus(server.name, process and process.pid, tuple(server.ports.values()), ready))
+            found.append(
+                ServerStatus(server.name, process.pid if process else None, tuple(server.ports.values()), ready)
+            )
         return found
 
     @contextmanager

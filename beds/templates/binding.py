@@ -1,6 +1,7 @@
 """Binding: which value of an event goes into which parameter of a named object, and whether all of them fit.
 
-Parameters are matched by name. Besides the template's fields and a fetch's arguments there are a few names that BEDS fills in:
+Parameters are matched by name. Besides the template's fields and a fetch's arguments there are a few names that BEDS
+fills in:
 
     document   the whole record of a create or update      changes    an update without its key
     documents  the records of a bulk create (also `records`, for procedures)

@@ -89,7 +89,7 @@ class FieldSpec(BaseModel):
         return _GENERATORS[self.generate]()
 
     def check(self, name: str, value: Any, *, nullable: bool = True) -> Any:
-        """The value as it is to be sent; equal to what came in, but for a cut datetime and a tuple made a list."""
+        """The value as it is to be sent: a datetime in UTC (cut where `precision` says so), a tuple as a list."""
         if value is None:
             if self.required or not nullable:
                 raise MissingField(f"field {name} is required and may not be null", detail=_where(name))
@@ -107,9 +107,10 @@ class FieldSpec(BaseModel):
             raise OutOfRange(
                 f"field {name} must be one of {', '.join(self.values)}", detail=_where(name, allowed=list(self.values))
             )
-        if isinstance(value, datetime) and self.precision == "millisecond":
-            return _to_millisecond(value)
         check_plain(name, value)
+        if isinstance(value, datetime):
+            instant = value.astimezone(UTC)
+            return _to_millisecond(instant) if self.precision == "millisecond" else instant
         return list(value) if isinstance(value, tuple) else value
 
     def _check_type(self, name: str, value: Any) -> None:
@@ -221,5 +222,7 @@ def _where(name: str, **more: Any) -> dict[str, Any]:
     return {"field": name, **more}
 
 
-def _unit(value: Any) -> str:
-    return {str: "characters", bytes: "bytes"}.get(type(value), "items")
+def _unit(value: str | bytes | list[Any] | tuple[Any, ...]) -> str:
+    if isinstance(value, str):
+        return "characters"
+    return "bytes" if isinstance(value, bytes) else "items"

@@ -148,6 +148,6 @@ def pack_cursor(parts: list[Any]) -> str:
 def unpack_cursor(cursor: str) -> Any:
     """Raises InvalidCursor."""
     try:
-        return loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+        return loads(base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True))
     except (MalformedEvent, ValueError, binascii.Error):
         raise InvalidCursor("this is not a cursor of a page", detail={"field": "cursor"}) from None

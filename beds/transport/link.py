@@ -158,6 +158,8 @@ class Link:
             while not self._closed:
                 ready = arrivals.poll(max(0.0, next_beat - time.monotonic()) * 1000)
                 with self._lock:
+                    if self._closed:
+                        return
                     if ready:
                         self._drain()
                     if time.monotonic() >= next_beat:

@@ -85,6 +85,7 @@ class Requester:
     def __init__(self, settings: Amqp) -> None:
         self._settings = settings
         self._closed = False
+        self._link: Link | None = None
         self._reset()
         _live.add(self)
 
@@ -130,9 +131,8 @@ class Requester:
         self._reset()
 
     def _reset(self) -> None:
-        self._pid = os.getpid()
         self._opening = threading.Lock()
-        self._link: Link | None = None
+        self._link = None
         self._unconfirmed: dict[int, Pending] = {}
         # Weak: a reply that nobody waits for any more is not kept.
         self._waiting: weakref.WeakValueDictionary[str, Pending] = weakref.WeakValueDictionary()
@@ -151,8 +151,8 @@ class Requester:
                     raise ClientClosed("this client is closed")
                 if self._link is not None and self._link.is_open:
                     return self._link
-                self._link = self._connect(max(0.05, min(self._settings.connect_timeout, remaining)))
-                return self._link
+                self._link = link = self._connect(max(0.05, min(self._settings.connect_timeout, remaining)))
+                return link
             except BrokerUnavailable:
                 if time.monotonic() + delay > deadline:
                     raise

@@ -30,7 +30,7 @@ from beds.errors import (
 
 def _field_in(message: str) -> str:
     """The column that a message names: "Data too long for column 'name' at row 1"."""
-    found = re.search(r"column [`']?(?:\w+`?\.`?)*(\w+)", message)
+    found = re.search(r"column [`']?(?:\w+`?\.`?)*(\w+)", message, re.IGNORECASE)
     return found[1] if found else ""
 
 

@@ -70,6 +70,11 @@ class MongoSession:
                     command.setdefault("cursor", {})
                 rows = list(self._database.cursor_command(command, codec_options=_CODEC))
                 return Outcome([document_from_bson(row, binding.template.key) for row in rows])
+            if binding.target.kind is ObjectKind.INSERT_MANY:
+                # All of them or none: without a transaction those before the first bad one would stay.
+                with self._client.start_session() as session, session.start_transaction():
+                    reply = self._database.command(command, codec_options=_CODEC, session=session)
+                    return _outcome(binding, reply)
             reply = self._database.command(command, codec_options=_CODEC)
         return _outcome(binding, reply)
 

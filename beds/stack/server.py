@@ -1,0 +1,108 @@
+"""What the three servers have in common: a data directory, ports, a daemon."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+import psutil
+
+from beds.errors import StackError
+from beds.stack.plan import Plan
+from beds.stack.process import Daemon, port_is_free
+
+START_SECONDS = 90.0
+
+
+class Server(ABC):
+    """One server of the stack."""
+
+    name: str
+    package: str
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.folder = plan.folder / self.name
+        self.daemon = Daemon(self.name, plan.folder / "run")
+
+    @property
+    @abstractmethod
+    def ports(self) -> dict[str, int]: ...
+
+    @property
+    def _made(self) -> Path:
+        """Written last when the data directory is complete."""
+        return self.folder / ".made"
+
+    def up(self) -> bool:
+        """Start it, making its data directory first where there is none. False when it ran already.
+
+        Raises:
+            StackError: the program is missing, a port is taken, or it did not come up.
+        """
+        if self.daemon.process():
+            self.daemon.wait_until(self.is_ready, START_SECONDS)
+            return False
+        for what, port in self.ports.items():
+            if not port_is_free(port):
+                raise StackError(
+                    f"port {port} ({what}) is taken by {_owner_of(port)}",
+                    detail={"port": port},
+                    hint="stop that program, or give this stack other ports: beds stack up --port-base 24000",
+                )
+        if not self._made.exists():
+            # What a start that was cut off left behind is of no use, and it is ours.
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder.mkdir(parents=True)
+            self.make()
+            self._start()
+            self.provision()
+            self._made.touch()
+        else:
+            self._start()
+        return True
+
+    def _start(self) -> None:
+        self.start()
+        self.daemon.wait_until(self.is_ready, START_SECONDS)
+
+    def down(self) -> bool:
+        return self.daemon.stop()
+
+    @abstractmethod
+    def make(self) -> None:
+        """Make the data directory."""
+
+    @abstractmethod
+    def start(self) -> None: ...
+
+    @abstractmethod
+    def is_ready(self) -> bool: ...
+
+    @abstractmethod
+    def provision(self) -> None:
+        """Create users and databases in the new, running server."""
+
+    def program(self, *candidates: str | None) -> str:
+        for candidate in candidates:
+            found = candidate and (
+                shutil.which(candidate) or shutil.which(Path(candidate).name, path="/usr/sbin:/sbin")
+            )
+            if found:
+                return found
+        raise StackError(
+            f"{self.name} is not installed",
+            hint=f"run `make setup`, or install {self.package}, or use docker/compose.yaml",
+        )
+
+
+def _owner_of(port: int) -> str:
+    """Which process listens there, as far as this user may see."""
+    with contextlib.suppress(psutil.Error):
+        for connection in psutil.net_connections("tcp"):
+            listens = connection.status == psutil.CONN_LISTEN and connection.laddr
+            if listens and getattr(connection.laddr, "port", 0) == port and connection.pid:
+                return f"{psutil.Process(connection.pid).name()} (pid {connection.pid})"
+    return "another program"

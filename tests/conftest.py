@@ -1,0 +1,157 @@
+"""What all tests share: a project of their own, real servers for it, real workers.
+
+The servers run on ports and data of their own (`.beds/test`), so that a developer's stack and data stay untouched.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from beds.client import Client
+from beds.config import Settings, load_settings
+from beds.errors import CallTimeout, StackError, TransportError
+from beds.schema_tools.apply import changes
+from beds.stack.stack import Stack
+
+ROOT = Path(__file__).parent.parent
+PORT_BASE = 25000
+WORKER_SECONDS = 60.0
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # A developer's own settings must not reach into the tests.
+    for name in [n for n in os.environ if n.startswith("BEDS_") and n != "BEDS_TEST_KEEP"]:
+        del os.environ[name]
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project folder: the repository's own files, and the test domain beside the sample domain."""
+    folder = ROOT / ".beds" / "test"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("beds.toml", "celeryconfig.py"):
+        shutil.copy(ROOT / name, folder / name)
+    shutil.rmtree(folder / "schema", ignore_errors=True)
+    shutil.copytree(ROOT / "schema", folder / "schema")
+    shutil.copytree(ROOT / "tests" / "schema", folder / "schema", dirs_exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def stack(project: Path) -> Iterator[Stack]:
+    """RabbitMQ, MariaDB and MongoDB with the schema applied. Fails in CI where one is missing, skips elsewhere."""
+    keep = bool(os.environ.get("BEDS_TEST_KEEP"))
+    if not keep:
+        Stack(project / ".beds").down(wipe=True)
+    found = Stack(project / ".beds", PORT_BASE)
+    try:
+        found.up(lambda _line: None)
+    except StackError as error:
+        if os.environ.get("CI") or "not installed" not in error.message:
+            raise
+        pytest.skip(f"{error.message}: `make setup` installs it")
+    apply_schema(project)
+    yield found
+    if not keep:
+        found.down(wipe=True)
+
+
+@pytest.fixture(scope="session")
+def settings(project: Path, stack: Stack) -> Settings:
+    return load_settings(project / "beds.toml")
+
+
+@pytest.fixture(scope="session")
+def workers(project: Path, settings: Settings) -> Iterator[None]:
+    """One worker for the four queues, as `celery -A beds worker` starts it."""
+    with running_worker(project, "rec.read,rec.write,rel.read,rel.write"):
+        with Client(settings) as client:
+            wait_until_served(client)
+        yield
+
+
+@pytest.fixture
+def client(settings: Settings, workers: None) -> Iterator[Client]:
+    with Client(settings) as found:
+        yield found
+
+
+def apply_schema(project: Path) -> None:
+    with changes(load_settings(project / "beds.toml")) as pending:
+        for change in pending:
+            change.apply()
+
+
+def environment(project: Path, **more: str) -> dict[str, str]:
+    """The environment of a command in the project: nothing of BEDS from outside, the venv's programs first."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("BEDS_")}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{inherited.get('PATH', '')}"
+    return {**inherited, "PATH": path, "PYTHONUNBUFFERED": "1", **more}
+
+
+def run(
+    project: Path, *command: str, seconds: float = 120, env: Mapping[str, str] | None = None, **options: Any
+) -> subprocess.CompletedProcess[str]:
+    """A command as a person types it in the project folder."""
+    return subprocess.run(
+        command,
+        cwd=project,
+        env=environment(project, **(env or {})),
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        check=False,
+        **options,
+    )
+
+
+@contextmanager
+def running_worker(
+    project: Path, queues: str, *options: str, env: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """`celery -A beds worker -Q …` as a process of its own; its output goes to `worker.log` in the project."""
+    command = ["celery", "-A", "beds", "worker", "-Q", queues, "-l", "INFO", *options]
+    with (project / "worker.log").open("ab") as log:
+        worker = subprocess.Popen(
+            command, cwd=project, env=environment(project, **(env or {})), stdout=log, stderr=subprocess.STDOUT
+        )
+    try:
+        yield worker
+    finally:
+        if worker.poll() is None:
+            worker.terminate()
+            try:
+                worker.wait(40)
+            except subprocess.TimeoutExpired:
+                worker.kill()
+                worker.wait()
+
+
+def wait_until_served(client: Client, templates: Sequence[str] = ("SampleRows", "SampleDocs")) -> None:
+    deadline = time.monotonic() + WORKER_SECONDS
+    for template in templates:
+        while True:
+            try:
+                client.call("fetch_records", template, {"id": "none"}, using="by_id", timeout=5)
+                break
+            except (CallTimeout, TransportError):
+                assert time.monotonic() < deadline, "the workers do not answer"
+
+
+def wait_for(condition: Any, seconds: float = 30.0, what: str = "the condition") -> Any:
+    """The first true value of `condition()`; fails after a deadline."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"{what} did not come about within {seconds:.0f} s"
+        time.sleep(0.1)
+    return value

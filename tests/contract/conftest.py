@@ -1,0 +1,66 @@
+"""The adapters under one suite: each over a store of its own, each with the same template but for names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from beds.config import Settings, load_settings
+from beds.core.namaste import NamasteCore
+from beds.domain.event import Operation
+from beds.domain.identity import uuid7
+from beds.domain.reply import Page, Response
+from beds.services.dispatch import Factory, carry_out
+from beds.services.factory import AdapterFactory
+from beds.templates.registry import TemplateRegistry
+from beds.testing import MemoryFactory
+
+
+@dataclass
+class Subject:
+    """One adapter, reached as a broker reaches it."""
+
+    factory: Factory
+    template: str
+    kind: str
+
+    @property
+    def adapter(self) -> NamasteCore:
+        return self.factory.adapter(self.template)
+
+    def do(self, operation: Operation, **body: Any) -> Any:
+        store = self.factory.registry[self.template].store
+        return carry_out(self.factory, store, operation, self.template, body)
+
+    def create(self, **payload: Any) -> Response:
+        reply: Response = self.do(Operation.CREATE, payload=payload)
+        return reply
+
+    def by_id(self, record_id: str) -> Page:
+        reply: Page = self.do(Operation.FETCH, using="by_id", args={"id": record_id})
+        return reply
+
+
+@pytest.fixture(params=["memory-rel", "memory-rec", "mariadb", "mongo"])
+def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
+    kind: str = request.param
+    template = "SampleDocs" if kind in ("memory-rec", "mongo") else "SampleRows"
+    project = request.getfixturevalue("project")
+    registry = TemplateRegistry.from_folder(project / "schema")
+    if kind.startswith("memory"):
+        yield Subject(MemoryFactory(registry), template, kind)
+        return
+    request.getfixturevalue("stack")
+    settings: Settings = load_settings(project / "beds.toml")
+    factory = AdapterFactory(settings, registry)
+    yield Subject(factory, template, kind)
+    factory.close()
+
+
+@pytest.fixture
+def key() -> str:
+    """A record id that no other test uses."""
+    return str(uuid7())

@@ -1,0 +1,151 @@
+"""Template files, and binding them to objects."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from beds.domain.event import Operation
+from beds.errors import ConfigurationError, SchemaMismatch, TemplateError
+from beds.templates.binding import bind
+from beds.templates.named_object import NamedObject, ObjectKind, Param
+from beds.templates.registry import TemplateRegistry
+from beds.templates.template import Template, load_template
+from tests.conftest import ROOT
+
+MINIMAL = """
+[template]
+name = "Things"
+store = "rel"
+key = "id"
+[create]
+object = "things_create"
+[create_many]
+object = "things_create_many"
+[delete]
+object = "things_delete"
+[fetch.by_id]
+object = "things_by_id"
+cursor = ["id"]
+[fields.id]
+type = "integer"
+required = true
+[fields.name]
+type = "string"
+max_length = 10
+"""
+
+
+def template(tmp_path: Path, text: str = MINIMAL) -> Template:
+    file = tmp_path / "things.toml"
+    file.write_text(text)
+    return load_template(file)
+
+
+def param(name: str, field_type: str = "integer", **more: object) -> Param:
+    return Param(name, frozenset({field_type}), f"sql {field_type}", **more)  # type: ignore[arg-type]
+
+
+def procedure(name: str, *params: Param) -> NamedObject:
+    return NamedObject(name, ObjectKind.PROCEDURE, params)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ('store = "rel"', 'store = "xml"', "template.store"),
+        ('key = "id"', 'key = "nope"', "'nope' is not one of the fields"),
+        ('type = "integer"', 'type = "int"', "fields.id.type"),
+        ("max_length = 10", "max_lenght = 10", "did you mean 'max_length'?"),
+        ('cursor = ["id"]', 'cursor = ["x"]', "'x' is not one of the fields"),
+        ('cursor = ["id"]', "limit = 5000", "limit is above its max_limit"),
+        ('object = "things_create"', 'object = "things; DROP"', "create.object"),
+        ('store = "rel"', 'store = "rec"\n', None),
+        ("required = true", 'generate = "uuid7"', "makes a uuid"),
+        ("[create]", "[creat]", "did you mean 'create'?"),
+        ("[template]", "template", "cannot be read"),
+    ],
+)
+def test_a_wrong_file_is_told_by_file_and_key(tmp_path: Path, old: str, new: str, words: str | None) -> None:
+    text = MINIMAL.replace(old, new, 1)
+    if words is None:
+        template(tmp_path, text)
+        return
+    with pytest.raises(TemplateError) as caught:
+        template(tmp_path, text)
+    assert words in str(caught.value)
+    assert "things.toml" in str(caught.value)
+
+
+def test_a_documents_key_must_come_from_somewhere(tmp_path: Path) -> None:
+    with pytest.raises(TemplateError, match="required = true, or has generate"):
+        template(tmp_path, MINIMAL.replace('"rel"', '"rec"').replace("required = true", ""))
+
+
+def test_two_templates_of_one_name_are_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "templates"
+    folder.mkdir()
+    for name in ("a.toml", "b.toml"):
+        (folder / name).write_text(MINIMAL)
+    with pytest.raises(TemplateError, match="two templates are named Things"):
+        TemplateRegistry.from_folder(tmp_path)
+
+
+def test_a_missing_folder_says_which_key_names_it(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="schema"):
+        TemplateRegistry.from_folder(tmp_path / "none")
+
+
+def test_the_sample_templates_load() -> None:
+    registry = TemplateRegistry.from_folder(ROOT / "schema")
+    assert sorted(registry) == ["Airlines", "Airports", "Flights", "Notices", "Planes", "Weather"]
+
+
+def test_what_fits_is_bound(tmp_path: Path) -> None:
+    things = template(tmp_path)
+    bound = bind(things, "create", procedure("things_create", param("id"), param("name", "string", max_length=10)))
+    assert bound.operation is Operation.CREATE
+
+
+@pytest.mark.parametrize(
+    ("table", "target", "words"),
+    [
+        ("create", None, "object things_create: does not exist"),
+        ("create", NamedObject("things_create", ObjectKind.VIEW), "is a view; create_record needs a procedure"),
+        ("create", procedure("things_create", param("id")), "parameter name: is missing"),
+        (
+            "create",
+            procedure("things_create", param("id"), param("name", "string"), param("colour")),
+            "parameter colour: is surplus",
+        ),
+        (
+            "create",
+            procedure("things_create", param("id", "string"), param("name", "string")),
+            "parameter id: is sql string, but the template's field is integer",
+        ),
+        (
+            "create",
+            procedure("things_create", param("id"), param("name", "string", max_length=5)),
+            "parameter name: holds 5, but the template allows max_length = 10",
+        ),
+        ("create_many", procedure("things_create_many", param("rows", "array")), "exactly one parameter"),
+        ("create_many", procedure("things_create_many", param("records")), "JSON or array type"),
+        ("delete", procedure("things_delete", param("name", "string")), "parameter id: is missing"),
+        ("delete", procedure("things_delete", param("id"), param("name", "string")), "parameter name: is surplus"),
+        ("fetch.by_id", procedure("things_by_id", param("id")), "parameter after_id: is missing"),
+        (
+            "fetch.by_id",
+            procedure("things_by_id", param("id"), param("after_id", "string"), param("limit")),
+            "BEDS fills it with integer",
+        ),
+    ],
+)
+def test_what_does_not_fit_names_file_object_and_parameter(
+    tmp_path: Path, table: str, target: NamedObject | None, words: str
+) -> None:
+    with pytest.raises(SchemaMismatch) as caught:
+        bind(template(tmp_path), table, target)
+    message = str(caught.value)
+    assert words in message
+    assert f"things.toml [{table}]" in message
