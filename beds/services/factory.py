@@ -56,9 +56,12 @@ class AdapterFactory:
         self._local = threading.local()
 
     def _mine(self) -> Any:
-        if getattr(self._local, "pid", None) != os.getpid():
-            self._local.pid, self._local.sessions, self._local.adapters = os.getpid(), {}, {}
-        return self._local
+        mine = self._local
+        if getattr(mine, "pid", None) != os.getpid():
+            # The sessions of a parent are kept, unused: collecting one would say goodbye on its socket.
+            mine.inherited = getattr(mine, "sessions", None)
+            mine.pid, mine.sessions, mine.adapters = os.getpid(), {}, {}
+        return mine
 
     def _session(self, store: Store) -> ObjectStore:
         sessions: dict[Store, ObjectStore] = self._mine().sessions

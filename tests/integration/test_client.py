@@ -1,0 +1,284 @@
+"""The client against real workers: replies, errors, tickets, threads, forks, deadlines."""
+
+from __future__ import annotations
+
+import multiprocessing
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+from pydantic import SecretStr
+
+import beds.client
+from beds.client import Client
+from beds.config import Settings
+from beds.domain.identity import uuid7
+from beds.domain.reply import Page, Response
+from beds.errors import (
+    BedsError,
+    BodyTooLarge,
+    BrokerUnavailable,
+    BusinessRule,
+    CallTimeout,
+    ClientClosed,
+    DuplicateKey,
+    ForeignKeyViolation,
+    NotFound,
+    OutOfRange,
+    PermissionDenied,
+    ResultTooLarge,
+    TooLong,
+    UnknownOperation,
+    Unroutable,
+    WrongType,
+)
+from beds.stack.stack import Stack
+from beds.templates.call import Call
+from tests.conftest import environment, wait_for
+
+TEMPLATES = ["SampleRows", "SampleDocs"]
+
+
+@pytest.fixture
+def key() -> str:
+    return str(uuid7())
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_a_record_travels_with_all_its_types(client: Client, key: str, template: str) -> None:
+    record = {
+        "id": key,
+        "text": "Größe 😀\x00",
+        "whole": -(2**63),
+        "ratio": 0.1,
+        "price": Decimal("1.1000"),
+        "flag": False,
+        "moment": datetime(2013, 7, 1, 12, tzinfo=UTC),
+        "token": UUID(int=7),
+        "raw": b"\x00\xff",
+        "extra": {"$gt": "", "a.b": [1]},
+        "list": [None, 1],
+        "parent": None,
+    }
+    assert client.call("create_record", template, record) == Response(key, 1)
+    page = client.call("fetch_records", template, {"id": key}, using="by_id")
+    assert isinstance(page, Page)
+    assert page[0] == record
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_errors_travel_with_their_class(client: Client, key: str, template: str) -> None:
+    client.call("create_record", template, {"id": key})
+    with pytest.raises(DuplicateKey) as caught:
+        client.call("create_record", template, {"id": key})
+    assert caught.value.event_id.startswith("ms.development.")
+    assert caught.value.detail["field"] == "id"
+    with pytest.raises(NotFound):
+        client.call("delete_record", template, "nobody")
+
+
+def test_a_rule_and_a_foreign_key_travel_too(client: Client, key: str) -> None:
+    with pytest.raises(BusinessRule, match="this text is forbidden"):
+        client.call("create_record", "SampleRows", {"id": key, "text": "forbidden"})
+    with pytest.raises(ForeignKeyViolation):
+        client.call("create_record", "SampleRows", {"id": key, "parent": "nobody"})
+
+
+def test_bad_data_is_refused_before_it_is_sent(settings: Settings) -> None:
+    unreachable = settings.model_copy(
+        update={"amqp": settings.amqp.model_copy(update={"url": SecretStr("amqp://x@127.0.0.1:1/")})}
+    )
+    with Client(unreachable) as client:
+        with pytest.raises(TooLong):
+            client.call("create_record", "SampleRows", {"id": "x" * 41})
+        with pytest.raises(UnknownOperation, match="did you mean 'create_record'"):
+            client.call("create_recrod", "SampleRows", {})
+        with pytest.raises(WrongType):
+            client.call("fetch_records", "SampleRows", {"id": "x"}, using="by_id", cursor=5)  # type: ignore[arg-type]
+        for timeout in (0, -1, "5", True, float("nan"), 1e9):
+            with pytest.raises(OutOfRange):
+                client.call("fetch_records", "SampleRows", {"id": "x"}, using="by_id", timeout=timeout)  # type: ignore[arg-type]
+
+
+def test_a_body_of_ten_megabytes_is_refused(client: Client, key: str) -> None:
+    with pytest.raises(BodyTooLarge) as caught:
+        client.call("create_record", "SampleDocs", {"id": key, "extra": {"x": "y" * 10_000_000}})
+    assert caught.value.detail["field"] == "payload"
+    page = client.call("fetch_records", "SampleDocs", {"id": key}, using="by_id")
+    assert isinstance(page, Page)
+    assert len(page) == 0
+
+
+def test_a_result_over_the_limit_says_how_to_page(client: Client, key: str) -> None:
+    big = {"x": "y" * 400_000}
+    for n in range(4):
+        client.call("create_record", "SampleDocs", {"id": f"{key[-20:]}-{n}", "text": key, "extra": big})
+    with pytest.raises(ResultTooLarge, match="limit="):
+        client.call("fetch_records", "SampleDocs", {"text": key}, using="by_text")
+    records = client.template("SampleDocs").fetch_all("by_text", {"text": key}, limit=1)
+    assert len(list(records)) == 4
+
+
+def test_many_calls_keep_their_order_and_their_errors(client: Client, key: str) -> None:
+    calls = [Call("create_record", "SampleRows", {"id": f"{key[-20:]}-{n % 90}", "whole": n}) for n in range(100)]
+    outcomes = client.call_many(calls, return_errors=True, timeout=60)
+    assert sum(isinstance(o, DuplicateKey) for o in outcomes) == 10
+    reads = [Call("fetch_records", "SampleRows", {"id": f"{key[-20:]}-{n}"}, "by_id") for n in range(90)]
+    for n, page in enumerate(client.call_many(reads, timeout=60)):
+        assert isinstance(page, Page)
+        assert page[0]["whole"] % 90 == n
+    with pytest.raises(DuplicateKey):
+        client.call_many(calls[:1])
+
+
+def test_a_ticket_comes_at_once_and_the_outcome_later(client: Client, key: str) -> None:
+    ticket = client.submit("create_record", "SampleRows", {"id": key})
+    assert ticket.event_id.endswith(ticket.guid)
+    assert ticket.result(timeout=30) == Response(key, 1)
+    assert ticket.ready
+    failing = client.submit("create_record", "SampleRows", {"id": key})
+    with pytest.raises(DuplicateKey):
+        failing.result(timeout=30)
+    tickets = client.submit_many([Call("fetch_records", "SampleRows", {"id": key}, "by_id")] * 20)
+    assert len({t.guid for t in tickets}) == 20
+    for each in tickets:
+        assert len(each.result(timeout=30)) == 1  # type: ignore[arg-type]
+
+
+def test_an_event_is_carried_out_though_its_submitter_was_killed(project: Path, client: Client, key: str) -> None:
+    code = (
+        "import os, signal, beds\n"
+        f"beds.submit('create_record', 'SampleRows', {{'id': {key!r}, 'text': 'orphan'}})\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=project, env=environment(project), timeout=60, check=False)
+    assert done.returncode == -9
+    wait_for(lambda: len(client.call("fetch_records", "SampleRows", {"id": key}, using="by_id")))  # type: ignore[arg-type]
+
+
+def test_threads_share_one_client(client: Client, key: str) -> None:
+    def work(n: int) -> Any:
+        record_id = f"{key[-20:]}-{n}"
+        client.call("create_record", "SampleDocs", {"id": record_id, "whole": n}, timeout=60)
+        return client.call("fetch_records", "SampleDocs", {"id": record_id}, using="by_id", timeout=60)
+
+    with ThreadPoolExecutor(8) as pool:
+        for n, page in enumerate(pool.map(work, range(200))):
+            assert page[0]["whole"] == n
+
+
+def _child(client: Client, key: str, pipe: Any) -> None:
+    pages = [client.call("fetch_records", "SampleRows", {"id": key}, using="by_id") for _ in range(20)]
+    pipe.send([len(page) for page in pages])  # type: ignore[arg-type]
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+def test_a_fork_after_use_works_on_both_sides(client: Client, key: str) -> None:
+    client.call("create_record", "SampleRows", {"id": key})
+    context = multiprocessing.get_context("fork")
+    pipes = []
+    for _ in range(3):
+        mine, theirs = context.Pipe()
+        context.Process(target=_child, args=(client, key, theirs), daemon=True).start()
+        pipes.append(mine)
+    for _ in range(20):
+        assert len(client.call("fetch_records", "SampleRows", {"id": key}, using="by_id")) == 1  # type: ignore[arg-type]
+    for pipe in pipes:
+        assert pipe.poll(30), "a child did not answer"
+        assert pipe.recv() == [1] * 20
+
+
+def test_no_reply_by_the_deadline_is_a_timeout_that_tells_what_may_happen(client: Client) -> None:
+    started = time.monotonic()
+    with pytest.raises(CallTimeout) as caught:
+        client.call("fetch_records", "SampleRows", {"seconds": 8.0}, using="sleep", timeout=1)
+    assert time.monotonic() - started < 8
+    assert caught.value.detail["queue"] == "rel.read"
+
+
+def test_a_closed_client_says_so(settings: Settings, workers: None) -> None:
+    client = Client(settings)
+    client.call("fetch_records", "SampleRows", {"id": "x"}, using="by_id")
+    waiting: list[BedsError] = []
+
+    def wait() -> None:
+        try:
+            client.call("fetch_records", "SampleRows", {"seconds": 3.0}, using="sleep", timeout=20)
+        except BedsError as error:
+            waiting.append(error)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    time.sleep(0.5)
+    client.close()
+    thread.join(10)
+    assert isinstance(waiting[0], ClientClosed)
+    with pytest.raises(ClientClosed):
+        client.call("fetch_records", "SampleRows", {"id": "x"}, using="by_id")
+
+
+def _with_url(settings: Settings, url: str) -> Settings:
+    return settings.model_copy(update={"amqp": settings.amqp.model_copy(update={"url": SecretStr(url)})})
+
+
+def test_nobody_there_is_told_by_the_deadline(settings: Settings) -> None:
+    with Client(_with_url(settings, "amqp://u:hunter2@127.0.0.1:1/beds")) as client:
+        started = time.monotonic()
+        with pytest.raises(BrokerUnavailable) as caught:
+            client.call("fetch_records", "SampleRows", {"id": "x"}, using="by_id", timeout=2)
+        assert time.monotonic() - started < 15
+        assert "hunter2" not in str(caught.value)
+
+
+def test_a_wrong_password_is_told_at_once(settings: Settings, stack: Stack) -> None:
+    url = f"amqp://beds_app:hunter2@127.0.0.1:{stack.plan.amqp_port}/beds"
+    with Client(_with_url(settings, url)) as client, pytest.raises(PermissionDenied) as caught:
+        client.call("fetch_records", "SampleRows", {"id": "x"}, using="by_id", timeout=20)
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.fixture
+def bare_vhost(stack: Stack) -> Iterator[str]:
+    """A vhost with the events exchange and no queue."""
+    stack.rabbitmq.control("add_vhost", "bare")
+    stack.rabbitmq.control("set_permissions", "-p", "bare", "beds_app", ".*", ".*", ".*")
+    yield "bare"
+    stack.rabbitmq.control("delete_vhost", "bare")
+
+
+def test_an_event_without_a_queue_is_unroutable_at_once(settings: Settings, bare_vhost: str) -> None:
+    import kombu
+
+    url = settings.amqp.client_url.removesuffix("beds") + bare_vhost
+    with kombu.Connection(url) as connection, connection.channel() as channel:
+        channel.exchange_declare("beds.events", "topic", durable=True, auto_delete=False)
+    with Client(_with_url(settings, url)) as client:
+        for act in (client.call, client.submit):
+            started = time.monotonic()
+            with pytest.raises(Unroutable) as caught:
+                act("create_record", "SampleRows", {"id": "x"}, timeout=30)
+            assert caught.value.detail["routing_key"] == "rel.write"
+            assert time.monotonic() - started < 20
+
+
+def test_the_default_client_reads_the_working_folder(
+    project: Path, workers: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import beds as package
+
+    monkeypatch.chdir(project)
+    monkeypatch.setattr(beds.client, "_default", None)
+    page = package.call("fetch_records", "SampleRows", {"id": "none"}, using="by_id")
+    assert page == Page()
+    assert package.template("SampleRows").fetch_records("by_id", {"id": "none"}) == Page()
+    assert package.submit("fetch_records", "SampleRows", {"id": "none"}, using="by_id").result() == Page()
+    beds.client.default_client().close()
