@@ -31,6 +31,8 @@ RETRYING_TASK = """
 import os, pathlib
 from beds.broker.app import app
 
+app.conf.task_routes = {**app.conf.task_routes, "trap.retrying": {"queue": "job.aggregate"}}
+
 @app.task(bind=True, name="trap.retrying", max_retries=2)
 def retrying(self):
     with pathlib.Path(os.environ["TRAP_LOG"]).open("a") as log:
@@ -50,7 +52,7 @@ def test_trap_1_a_retried_task_stays_on_its_own_queue(project: Path, settings: S
         running_worker(project, "job.aggregate", "-I", "trap_tasks", "-n", "right@trap", "-c", "1", env=env),
         running_worker(project, "job.migrate", "-I", "trap_tasks", "-n", "wrong@trap", "-c", "1", env=env),
     ):
-        send = "import beds, trap_tasks; trap_tasks.retrying.apply_async(queue='job.aggregate')"
+        send = "import beds, trap_tasks; trap_tasks.retrying.apply_async()"
         assert run(project, sys.executable, "-c", send).returncode == 0
         lines = wait_for(
             lambda: (found := log.read_text().splitlines() if log.exists() else []) and len(found) == 3 and found,
@@ -97,7 +99,7 @@ def test_trap_10_the_whole_topology_is_there_before_a_worker_consumes(
     log = project / "worker.log"
     before = log.read_text() if log.exists() else ""
     with running_worker(project, "rec.read", "-n", "trap10@trap"):
-        wait_for(lambda: "trap10@trap ready" in log.read_text(), 60, "the worker")
+        wait_for(lambda: "trap10@trap ready" in log.read_text()[len(before) :], 60, "the worker")
     said = log.read_text()[len(before) :]
     assert "CRITICAL" not in said
     listed = stack.rabbitmq.control("list_queues", "-p", "beds", "name", "type").split()
@@ -142,10 +144,12 @@ def test_trap_11_a_child_opens_connections_of_its_own(
     """Neither driver's connection survives a fork, so a session remembers its process."""
     opened: list[int] = []
     for module in (mariadb_session, mongo_session):
-        connect: Any = module.connect  # type: ignore[attr-defined]
-        monkeypatch.setattr(
-            module, "connect", lambda *a, connect=connect, **k: (opened.append(os.getpid()), connect(*a, **k))[1]
-        )
+
+        def connect(*arguments: Any, real: Any = module.connect) -> Any:
+            opened.append(os.getpid())
+            return real(*arguments)
+
+        monkeypatch.setattr(module, "connect", connect)
     store = factory.registry[template].store
 
     def ask() -> None:
@@ -200,7 +204,7 @@ def test_trap_12_a_killed_connection_is_opened_anew_and_only_a_read_is_repeated(
     assert dba is not None
 
     def kill() -> None:
-        session: Any = factory.adapter("SampleRows")._store  # type: ignore[attr-defined]
+        session: Any = factory.adapter("SampleRows")._store
         thread = session._connection.thread_id()
         broker = settings.databases.rel
         assert broker is not None
