@@ -72,8 +72,6 @@ class FieldSpec(BaseModel):
     """`millisecond` cuts a datetime to what MongoDB can store; without it finer values are refused there."""
     generate: Literal["uuid7", "object_id", "now"] | None = None
     """Filled in by the client when a create leaves the field out."""
-    sensitive: bool = False
-    """Masked wherever values are shown."""
     description: str = ""
 
     @model_validator(mode="after")

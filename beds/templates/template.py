@@ -73,7 +73,6 @@ class Template(_Table):
     update: ObjectRef | None = None
     delete: ObjectRef | None = None
     fetch: dict[Name, FetchSpec] = {}
-    jobs: dict[Name, ObjectRef] = {}
     fields: dict[Name, FieldSpec]
     file: Path = Field(default=Path(), exclude=True)
 
