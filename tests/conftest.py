@@ -12,10 +12,12 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from beds.client import Client
 from beds.config import Settings, load_settings
@@ -84,6 +86,29 @@ def workers(project: Path, settings: Settings) -> Iterator[None]:
 def client(settings: Settings, workers: None) -> Iterator[Client]:
     with Client(settings) as found:
         yield found
+
+
+@dataclass(frozen=True)
+class OwnVhost:
+    """A vhost that no other worker serves: settings for a client, and the environment for a command."""
+
+    settings: Settings
+    env: dict[str, str]
+
+
+@pytest.fixture
+def own_vhost(settings: Settings, stack: Stack) -> Iterator[OwnVhost]:
+    stack.rabbitmq.control("add_vhost", "own")
+    for user in ("beds_worker", "beds_app"):
+        stack.rabbitmq.control("set_permissions", "-p", "own", user, ".*", ".*", ".*")
+    client_url = settings.amqp.client_url.removesuffix("beds") + "own"
+    worker_url = settings.amqp.broker_url.removesuffix("beds") + "own"
+    amqp = settings.amqp.model_copy(update={"url": SecretStr(client_url), "worker_url": SecretStr(worker_url)})
+    yield OwnVhost(
+        settings.model_copy(update={"amqp": amqp}),
+        {"BEDS_AMQP__URL": client_url, "BEDS_AMQP__WORKER_URL": worker_url},
+    )
+    stack.rabbitmq.control("delete_vhost", "own")
 
 
 def apply_schema(project: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import socket
@@ -14,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from beds.adapters.mariadb.session import connect
 from beds.config import Settings, load_settings
 from beds.stack.stack import Stack
-from tests.conftest import ROOT, environment, run, running_worker, wait_for
+from tests.conftest import ROOT, OwnVhost, environment, run, running_worker, wait_for
 
 STANDARD_PORTS = (5672, 15672, 25672, 4369, 3306, 27017)
 
@@ -185,40 +187,49 @@ required = true
 
 @pytest.fixture
 def gates(project: Path, stack: Stack) -> Iterator[Path]:
-    """The schema change and the template of a seventh domain, taken away again afterwards."""
+    """The schema change and the template of a seventh domain, taken out of files and database again afterwards."""
     for name, text in GATES.items():
         (project / "schema" / name).write_text(text)
     yield project / "schema"
     for name in GATES:
-        if not name.startswith("rel/V"):  # a versioned file that was applied stays
-            (project / "schema" / name).unlink()
+        (project / "schema" / name).unlink()
+    dba = load_settings(project / "beds.toml").schema_.dba.rel
+    assert dba
+    with contextlib.closing(connect(dba, 30)) as connection, connection.cursor() as cursor:
+        for statement in (
+            "DROP TABLE IF EXISTS gates",
+            "DROP PROCEDURE IF EXISTS gates_create",
+            "DROP PROCEDURE IF EXISTS gates_by_terminal",
+            "DELETE FROM beds_schema_history WHERE file LIKE '%gates.sql'",
+        ):
+            cursor.execute(statement)
+        connection.commit()
 
 
 @pytest.mark.timeout(180)
-def test_a_seventh_domain_takes_one_schema_change_and_one_template(project: Path, gates: Path) -> None:
+def test_a_seventh_domain_takes_one_schema_change_and_one_template(
+    project: Path, gates: Path, own_vhost: OwnVhost
+) -> None:
     # Given: the files alone; then the diff names them, apply applies them, and nothing is left.
     assert "V0901__gates.sql" in beds(project, "schema", "diff").stdout
     applied = beds(project, "schema", "apply")
     assert applied.returncode == 0, applied.stderr
     assert beds(project, "schema", "diff").returncode == 0
     assert beds(project, "schema", "check").returncode == 0
-    # When: fresh workers serve it (the running ones do not know the template and are refused the event).
-    from beds.services.dispatch import carry_out
-    from beds.services.factory import AdapterFactory
-    from beds.templates.registry import TemplateRegistry
+    # When: workers that were started after the template was written serve it, in a vhost without older ones.
+    with running_worker(project, "rel.read,rel.write", env=own_vhost.env):
 
-    settings = load_settings(project / "beds.toml")
-    factory = AdapterFactory(settings, TemplateRegistry.from_folder(gates))
-    from beds.domain.event import Operation, Store
+        def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+            return run(project, "beds", "call", *arguments, "--json", "--timeout", "30", env=own_vhost.env)
 
-    for code in ("A1", "A2", "B1"):
-        payload = {"code": code, "terminal": 1 if code.startswith("A") else 2}
-        carry_out(factory, Store.REL, Operation.CREATE, "Gates", {"payload": payload})
-    page = carry_out(
-        factory, Store.REL, Operation.FETCH, "Gates", {"using": "by_terminal", "args": {"terminal": 1}, "limit": 1}
-    )
-    assert [r["code"] for r in page] == ["A1"]  # type: ignore[union-attr]
-    factory.close()
+        wait_for(lambda: call("Gates.create_record", "code=A1", "terminal=1").returncode == 0, 90, "the first gate")
+        # Then: it is served as any other.
+        assert call("Gates.create_record", "code=A2", "terminal=1").returncode == 0
+        assert call("Gates.create_record", "code=B1", "terminal=2").returncode == 0
+        page = json.loads(call("Gates.fetch_records", "--using", "by_terminal", "terminal=1", "--limit", "1").stdout)
+        assert [r["code"] for r in page["records"]] == ["A1"]
+        rest = call("Gates.fetch_records", "--using", "by_terminal", "terminal=1", "--cursor", page["cursor"])
+        assert [r["code"] for r in json.loads(rest.stdout)["records"]] == ["A2"]
 
 
 def test_the_schema_commands_refuse_what_must_not_be(project: Path, gates: Path) -> None:

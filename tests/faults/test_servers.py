@@ -16,7 +16,6 @@ from beds.config import Settings
 from beds.domain.identity import uuid7
 from beds.domain.reply import Response
 from beds.errors import (
-    BedsError,
     BrokerBlocked,
     BrokerUnavailable,
     CallTimeout,
@@ -25,9 +24,8 @@ from beds.errors import (
     TransportError,
 )
 from beds.stack.stack import Stack
-from tests.conftest import running_worker, wait_for
+from tests.conftest import OwnVhost, running_worker, wait_for, wait_until_served
 
-DEADLINE = 6.0
 SLACK = 20.0
 """Seconds: what a busy machine may add to a deadline before it counts as a hang."""
 
@@ -112,46 +110,25 @@ def test_a_killed_pool_child_is_replaced_and_its_event_is_carried_out(
     works_again(client)
 
 
-def test_a_soft_time_limit_is_a_typed_error(project: Path, settings: Settings, stack: Stack) -> None:
-    limits = {"BEDS_BROKERS__JOB_AGGREGATE__TIME_LIMIT": "6"}
-    code = (
-        "import beds.broker.crud as c\n"
-        "from beds.broker.app import app\n"
-        "@app.task(bind=True, base=c.CrudTask, name='limit.sleep', store='rel', operation=c.Operation.FETCH)\n"
-        "def sleep(self, **kwargs):\n"
-        "    return c.CrudTask.run(self, **kwargs)\n"
-    )
-    (project / "limit_tasks.py").write_text(code)
-    with (
-        running_worker(project, "job.aggregate", "-I", "limit_tasks", "-c", "1", env=limits),
-        Client(settings) as client,
-    ):
-        event = client._event(  # the sleeping fetch, sent to a queue with a short limit
-            __import__("beds").Call("fetch_records", "SampleRows", {"seconds": 30.0}, "sleep"), ticket=True, timeout=60
-        )
-        moved = _moved(event, "job.aggregate", "limit.sleep")
-        pending = client._requester.send(moved, time.monotonic() + 60)
-        with pytest.raises(BedsError) as caught:
-            pending.reply.result(60)
-    assert isinstance(caught.value, TimeLimitExceeded), caught.value
+@pytest.mark.timeout(120)
+def test_a_soft_time_limit_is_a_typed_error(project: Path, own_vhost: OwnVhost) -> None:
+    limits = {**own_vhost.env, "BEDS_BROKERS__REL_READ__TIME_LIMIT": "6"}
+    with running_worker(project, "rel.read", "-c", "1", env=limits), Client(own_vhost.settings) as client:
+        wait_until_served(client, ["SampleRows"])
+        with pytest.raises(TimeLimitExceeded):
+            client.call("fetch_records", "SampleRows", {"seconds": 60.0}, using="sleep", timeout=60)
+        works_again(client)
 
 
-def _moved(event, queue: str, task: str):  # type: ignore[no-untyped-def]
-    """The event with another queue and task, as a foreign client might publish it."""
-
-    class Moved(type(event)):  # type: ignore[misc]
-        __slots__ = ()
-        queue = ""
-        task = ""
-
-    Moved.queue, Moved.task = queue, task
-    return Moved(event.store, event.operation, event.template, event.body, event.lineage, ticket=True)
-
-
-def test_an_expired_read_is_never_run(settings: Settings, workers: None, client: Client) -> None:
-    """A call that nobody waits for any more does not occupy a slot later."""
-    assert client._event(
-        __import__("beds").Call("fetch_records", "SampleRows", {"id": "x"}, "by_id"), ticket=False, timeout=5
-    ).expires
-    with pytest.raises(CallTimeout):
-        client.call("fetch_records", "SampleRows", {"seconds": 5.0}, using="sleep", timeout=1)
+@pytest.mark.timeout(120)
+def test_a_read_that_nobody_waits_for_any_more_is_not_run(project: Path, own_vhost: OwnVhost) -> None:
+    """The one slot sleeps; the calls behind it expire, and the slot is free again at once."""
+    with running_worker(project, "rel.read", "-c", "1", env=own_vhost.env), Client(own_vhost.settings) as client:
+        wait_until_served(client, ["SampleRows"])
+        tickets = [client.submit("fetch_records", "SampleRows", {"seconds": 5.0}, using="sleep")]
+        for _ in range(4):
+            with pytest.raises(CallTimeout):
+                client.call("fetch_records", "SampleRows", {"seconds": 20.0}, using="sleep", timeout=1)
+        tickets[0].result(timeout=30)
+        # Four sleeps of 20 s lie between this call and its answer, unless they were dropped.
+        client.call("fetch_records", "SampleRows", {"id": "x"}, using="by_id", timeout=15)
