@@ -9,7 +9,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -20,7 +20,7 @@ STOP_SECONDS = 30.0
 LOG_TAIL_LINES = 12
 
 
-@dataclass
+@dataclass(frozen=True)
 class Daemon:
     """A process that outlives the command that started it.
 
@@ -31,8 +31,6 @@ class Daemon:
 
     name: str
     folder: Path
-    _child: subprocess.Popen[bytes] | None = field(default=None, init=False, repr=False)
-    """Held while this process lives, so that Python does not take it for one that was forgotten."""
 
     @property
     def log(self) -> Path:
@@ -63,7 +61,7 @@ class Daemon:
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             with self.log.open("ab") as log:
-                self._child = subprocess.Popen(
+                child = subprocess.Popen(
                     [str(part) for part in command],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
@@ -72,10 +70,11 @@ class Daemon:
                     cwd=cwd,
                     start_new_session=True,
                 )
-            started = psutil.Process(self._child.pid).create_time()
+            started = psutil.Process(child.pid).create_time()
+            child.returncode = 0  # disowned: it outlives this process, and Popen need not warn of that
         except (OSError, psutil.NoSuchProcess) as error:
             raise StackError(f"{self.name} cannot be started: {error}", hint=f"see {self.log}") from None
-        self._pid_file.write_text(json.dumps({"pid": self._child.pid, "started": started}))
+        self._pid_file.write_text(json.dumps({"pid": child.pid, "started": started}))
 
     def wait_until(self, ready: Callable[[], bool], seconds: float) -> None:
         """Wait until `ready()`; every second look whether the process still lives.
@@ -105,8 +104,6 @@ class Daemon:
             for survivor in alive:
                 survivor.kill()
             psutil.wait_procs(alive, timeout=5)
-        if self._child is not None:
-            self._child.poll()
         self._pid_file.unlink(missing_ok=True)
         return process is not None
 
