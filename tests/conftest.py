@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from pydantic import SecretStr
 
@@ -28,6 +29,12 @@ from beds.stack.stack import Stack
 ROOT = Path(__file__).parent.parent
 PORT_BASE = 25000
 WORKER_SECONDS = 60.0
+
+
+# The same examples at every run of CI; new ones at a desk, where somebody can look at what they find.
+hypothesis.settings.register_profile("ci", derandomize=True)
+if os.environ.get("CI"):
+    hypothesis.settings.load_profile("ci")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -20,6 +20,7 @@ class CrudTask(Task):
     """One verb on one store."""
 
     abstract = True
+    Strategy = "beds.broker.intake:checked"
     typing = False  # the arguments are judged here, with an error that says what is wrong
     throws = (BedsError,)  # expected: answered, not logged with a traceback
     store: Store

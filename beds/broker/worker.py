@@ -49,20 +49,16 @@ class BedsWorker(Worker):
             raise SystemExit(EX_CONFIG) from None
         given = _given_on_command_line()
         options["queues"] = queues
-        if not given("concurrency"):
-            options["concurrency"] = size.instances
-        if not given("pool"):
-            options["pool"] = size.pool
-        if not given("prefetch_multiplier"):
-            options["prefetch_multiplier"] = size.prefetch
-        if not given("time_limit"):
-            options["time_limit"] = size.time_limit
-        if not given("soft_time_limit"):
-            options["soft_time_limit"] = size.soft_limit
-        if not given("max_tasks_per_child"):
-            options["max_tasks_per_child"] = size.max_tasks_per_child
-        if not given("max_memory_per_child"):
-            options["max_memory_per_child"] = size.max_memory_per_child
+        from_beds_toml = {
+            "concurrency": size.instances,
+            "pool": size.pool,
+            "prefetch_multiplier": size.prefetch,
+            "time_limit": size.time_limit,
+            "soft_time_limit": size.soft_limit,
+            "max_tasks_per_child": size.max_tasks_per_child,
+            "max_memory_per_child": size.max_memory_per_child,
+        }
+        options |= {name: value for name, value in from_beds_toml.items() if not given(name)}
         # Nodes do not need to know of each other, and thousands of them would talk a lot.
         options["without_gossip"] = options["without_mingle"] = True
         super().__init__(app=app, hostname=hostname if given("hostname") else _unique_name(settings, queues), **options)

@@ -107,7 +107,10 @@ class FieldSpec(BaseModel):
             )
         check_plain(name, value)
         if isinstance(value, datetime):
-            instant = value.astimezone(UTC)
+            try:
+                instant = value.astimezone(UTC)
+            except OverflowError:
+                raise OutOfRange(f"field {name} lies outside the years 1 to 9999 in UTC", detail=_where(name)) from None
             return _to_millisecond(instant) if self.precision == "millisecond" else instant
         return list(value) if isinstance(value, tuple) else value
 

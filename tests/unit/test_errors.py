@@ -62,6 +62,7 @@ def test_an_unknown_code_arrives_as_remote_error() -> None:
             errors.ForeignKeyViolation,
             "carrier",
         ),
+        (1292, "Incorrect uuid value: 'x' for column ``.``.`p_token` at row 0", errors.WrongType, "token"),
         (ER.DATA_TOO_LONG, "Data too long for column 'name' at row 1", errors.TooLong, "name"),
         (ER.BAD_NULL_ERROR, "Column 'name' cannot be null", errors.MissingField, "name"),
         (ER.WARN_DATA_OUT_OF_RANGE, "Out of range value for column 'alt' at row 1", errors.OutOfRange, "alt"),

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import MySQLdb
 
 from beds.adapters.bound import harmless
+from beds.adapters.mariadb.signatures import PREFIX
 from beds.errors import (
     BedsError,
     BodyTooLarge,
@@ -29,9 +30,9 @@ from beds.errors import (
 
 
 def _field_in(message: str) -> str:
-    """The column that a message names: "Data too long for column 'name' at row 1"."""
-    found = re.search(r"column [`']?(?:\w+`?\.`?)*(\w+)", message, re.IGNORECASE)
-    return found[1] if found else ""
+    """The column or parameter that a message names: "column 'name' at row 1", "column ``.``.`p_name` at row 0"."""
+    found = re.search(r"column ([`'\w.]+)", message, re.IGNORECASE)
+    return found[1].replace("`", "").replace("'", "").rsplit(".", 1)[-1].removeprefix(PREFIX) if found else ""
 
 
 def _key_in(message: str) -> str:

@@ -90,7 +90,7 @@ def _time_of_day(value: timedelta) -> time:
 
 
 def _utc_text(value: datetime) -> str:
-    return value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")
+    return value.astimezone(UTC).replace(tzinfo=None).isoformat(" ", "microseconds")  # strftime writes year 99 as 99
 
 
 def _bulk_value(path: str, value: Any) -> Any:
