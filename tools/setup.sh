@@ -13,6 +13,8 @@ have rabbitmq-server || missing="$missing rabbitmq-server"
 # The core package has the server without the service of the same name: nothing of the machine's own is started.
 have mariadbd || missing="$missing mariadb-server-core"
 have mariadb-install-db || missing="$missing mariadb-server-core"
+# mariadb-install-db asks my_print_defaults, which Debian keeps with the client.
+have my_print_defaults || missing="$missing mariadb-client-core"
 have pkg-config || missing="$missing pkg-config"
 pkg-config --exists libmariadb 2>/dev/null || missing="$missing libmariadb-dev"
 have mongod || ldconfig -p 2>/dev/null | grep -q 'libcurl\.so\.4' || missing="$missing libcurl4"
