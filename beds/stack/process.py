@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -42,12 +43,38 @@ class Daemon:
 
     def process(self) -> psutil.Process | None:
         """The running process, or None. A pid that now belongs to something else does not count."""
+        noted = self._noted()
+        if noted is None:
+            return None
+        try:
+            process = psutil.Process(noted[0])
+            same = abs(process.create_time() - noted[1]) < 1.0
+            return process if same and process.status() != psutil.STATUS_ZOMBIE else None
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            return None
+
+    def family(self) -> list[psutil.Process]:
+        """The process, its descendants, and whatever is left in its session when it was killed alone.
+
+        RabbitMQ's start script waits for its Erlang VM; a SIGKILL of the script leaves the VM serving.
+        """
+        noted, leader = self._noted(), self.process()
+        found = {p.pid: p for p in ([leader, *leader.children(recursive=True)] if leader else [])}
+        if noted is None:
+            return []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, OSError):
+                ours = os.getsid(process.pid) == noted[0] and process.create_time() >= noted[1] - 1.0
+                if ours and process.status() != psutil.STATUS_ZOMBIE:
+                    found[process.pid] = process
+        return list(found.values())
+
+    def _noted(self) -> tuple[int, float] | None:
+        """Pid and start time of the pid file; None where there is none that can be read."""
         try:
             noted = json.loads(self._pid_file.read_text())
-            process = psutil.Process(noted["pid"])
-            same = abs(process.create_time() - noted["started"]) < 1.0
-            return process if same and process.status() != psutil.STATUS_ZOMBIE else None
-        except (FileNotFoundError, ValueError, KeyError, psutil.NoSuchProcess):
+            return int(noted["pid"]), float(noted["started"])
+        except (OSError, ValueError, KeyError, TypeError):
             return None
 
     def start(
@@ -96,16 +123,17 @@ class Daemon:
 
     def stop(self, how: int = signal.SIGTERM) -> bool:
         """Stop it and all its children; kill what remains after `STOP_SECONDS`. False when it did not run."""
-        process = self.process()
-        if process is not None:
-            family = [*process.children(recursive=True), process]
-            process.send_signal(how)
-            _, alive = psutil.wait_procs(family, timeout=STOP_SECONDS)
-            for survivor in alive:
+        family, leader = self.family(), self.process()
+        for process in [leader] if leader else family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(how)
+        _, alive = psutil.wait_procs(family, timeout=STOP_SECONDS)
+        for survivor in alive:
+            with contextlib.suppress(psutil.NoSuchProcess):
                 survivor.kill()
-            psutil.wait_procs(alive, timeout=5)
+        psutil.wait_procs(alive, timeout=5)
         self._pid_file.unlink(missing_ok=True)
-        return process is not None
+        return bool(family)
 
     def tail(self) -> str:
         try:

@@ -45,6 +45,7 @@ class Server(ABC):
         if self.daemon.process():
             self.daemon.wait_until(self.is_ready, START_SECONDS)
             return False
+        self.daemon.stop()  # what a process that was killed left behind
         for what, port in self.ports.items():
             if not port_is_free(port):
                 raise StackError(

@@ -17,6 +17,7 @@ import pytest
 
 from beds.adapters.mariadb.session import connect
 from beds.config import Settings, load_settings
+from beds.stack.process import port_is_free
 from beds.stack.stack import Stack
 from tests.conftest import ROOT, OwnVhost, environment, run, running_worker, wait_for
 
@@ -283,6 +284,29 @@ def test_a_taken_port_and_a_broken_plan_are_told(tmp_path: Path, stack: Stack) -
     broken = run(tmp_path, "beds", "stack", "status")
     assert broken.returncode == 71
     assert "Traceback" not in broken.stderr
+
+
+@pytest.mark.timeout(180)
+def test_a_killed_server_leaves_nothing_behind(tmp_path: Path, stack: Stack) -> None:
+    """RabbitMQ's noted process is a script; killed alone, it leaves the Erlang VM serving."""
+    own = Stack(tmp_path / ".beds", 27000)
+    own.up(lambda _line: None)
+    try:
+        for server in own.servers:
+            process = server.daemon.process()
+            assert process
+            process.kill()
+        again = beds(tmp_path, "stack", "up")
+        assert again.stdout.count("started") == 3, again.stderr
+        rabbit = own.rabbitmq.daemon.process()
+        assert rabbit
+        rabbit.kill()
+    finally:
+        stopped = beds(tmp_path, "stack", "down", "--wipe").stdout
+    assert "rabbitmq" in stopped
+    for server in own.servers:
+        for port in server.ports.values():
+            assert port_is_free(port), (server.name, port)
 
 
 @pytest.mark.timeout(300)
