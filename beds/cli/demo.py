@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from beds.cli.node import start_node
 from beds.cli.output import print_json, print_records
 from beds.cli.stack import folder_for
 from beds.client import Client
-from beds.config import Settings, load_settings
+from beds.config import load_settings
 from beds.demo import questions
 from beds.demo.data import COUNTS
 from beds.demo.load import Loaded, count, load
@@ -46,7 +45,7 @@ def demo(config: str | None, as_json: bool) -> None:
             change.apply()
     say(f"{len(pending)} changes applied")
     say("— workers")
-    _start_workers(stack, settings, config)
+    start_node(stack.node, settings, config)
     with Client(settings) as client:
         _wait_for_workers(client, stack)
         say("ready")
@@ -84,15 +83,10 @@ _HOW_TO_GO_ON = """How to go on: the servers and workers keep running.
   beds call Flights.fetch_records --using by_route origin=JFK dest=BOS --limit 5
   beds template list
   celery -A beds inspect active_queues
-  celery -A beds flower                  then open http://localhost:5555
+  celery -A beds flower --address=127.0.0.1   then open http://localhost:5555
+  beds node restart                      after a change of a template
   beds stack down                        stops everything; --wipe deletes the data, too
 Before these, once in a terminal: source .venv/bin/activate"""
-
-
-def _start_workers(stack: Stack, settings: Settings, config: str | None) -> None:
-    if stack.node.process() is None:
-        option = ["--config", str(Path(config).resolve())] if config else []
-        stack.node.start([sys.executable, "-m", "beds.cli", *option, "node", "run"], cwd=settings.root)
 
 
 def _wait_for_workers(client: Client, stack: Stack) -> None:

@@ -34,6 +34,8 @@ def apply(config: str | None, as_json: bool) -> None:
         print_json([{"store": c.store, "action": c.action, "name": c.name} for c in changes])
     else:
         click.echo(f"{len(changes)} changes applied" if changes else "nothing to do: both databases are up to date")
+        if changes:
+            click.echo("workers that run already: restart them when a template came with it (`beds node restart`)")
     _report(tools.problems(settings), as_json=False)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from beds.cli.output import print_json, print_table
-from beds.config.settings import CONFIG_VARIABLE
+from beds.config.settings import CONFIG_VARIABLE, no_file_at
 from beds.stack.stack import Stack
 
 EX_DOWN = 3
@@ -20,6 +20,8 @@ EX_DOWN = 3
 def folder_for(config: str | None) -> Path:
     """`.beds` beside the configuration file. The file itself need not be valid yet: the stack does not read it."""
     named = config or os.environ.get(CONFIG_VARIABLE)
+    if named and not Path(named).is_file():
+        raise no_file_at(named)
     return (Path(named).resolve().parent if named else Path.cwd()) / ".beds"
 
 
@@ -42,17 +44,23 @@ def up(config: str | None, port_base: int | None) -> None:
 @click.option("--wipe", is_flag=True, help="Delete all data and passwords as well.")
 @click.pass_obj
 def down(config: str | None, wipe: bool) -> None:
-    """Stop the three servers, and the workers that `beds demo` started."""
-    stopped = Stack(folder_for(config)).down(wipe=wipe)
+    """Stop the three servers, and the workers that `beds node start` or `beds demo` started."""
+    folder = folder_for(config)
+    existed = folder.is_dir()
+    stopped = Stack.down(folder, wipe=wipe)
     click.echo(f"stopped: {', '.join(stopped)}" if stopped else "nothing was running")
+    if wipe and existed:
+        click.echo(f"deleted: {folder}")
 
 
 @stack.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
 def status(config: str | None, as_json: bool) -> None:
-    """What runs, and where. Exit code 3 when something does not."""
-    found = Stack(folder_for(config)).status()
+    """Which servers run, and where, and the workers in the background. Exit code 3 when a server does not."""
+    stack = Stack(folder_for(config))
+    found = stack.status()
+    node = stack.node.process()
     if as_json:
         print_json([asdict(server) for server in found])
     else:
@@ -63,6 +71,7 @@ def status(config: str | None, as_json: bool) -> None:
                 for s in found
             ),
         )
+        click.echo(f"workers: running (pid {node.pid})" if node else "workers: none; start them with `beds node start`")
     if not all(server.ready for server in found):
         raise SystemExit(EX_DOWN)
 

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import fcntl
+import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import FrameType
 
-from beds.broker.worker import EX_CONFIG
+from beds.broker.app import EX_CONFIG
+from beds.broker.worker import READY_FILE
 from beds.config import Settings
 from beds.errors import ConfigurationError
-from beds.transport.topology import CRUD_QUEUES
+from beds.transport.topology import local_queues
 
 RESTART_SECONDS = 2.0
+PR_SET_PDEATHSIG = 1
+"""Of <linux/prctl.h>."""
 DRAIN_SECONDS = 60.0
 """What a worker gets to finish what runs, before it is killed."""
-
-
-def local_queues(settings: Settings) -> list[str]:
-    """The queues whose service is local to this node."""
-    return [queue for queue in CRUD_QUEUES if getattr(settings.services, queue.split(".")[0]).is_local]
 
 
 def run(settings: Settings, tell: Callable[[str], None]) -> int:
@@ -32,11 +35,41 @@ def run(settings: Settings, tell: Callable[[str], None]) -> int:
         tell: hears of starts and deaths.
 
     Raises:
-        ConfigurationError: the node has nothing to run.
+        ConfigurationError: the node has nothing to run, or runs already.
     """
-    queues = local_queues(settings)
+    queues = queues_of(settings)
+    with _only_one(settings):
+        return _supervise(queues, settings, tell)
+
+
+def queues_of(settings: Settings) -> list[str]:
+    """The queues that this node's workers serve. Raises ConfigurationError: there are none."""
+    queues = local_queues(settings.services)
     if not queues:
-        raise ConfigurationError("this node has no local service with a worker", hint="set is_local in [services]")
+        raise ConfigurationError(
+            "this node has no local service with a worker", hint="set is_local in [services] of beds.toml"
+        )
+    return queues
+
+
+@contextlib.contextmanager
+def _only_one(settings: Settings) -> Iterator[None]:
+    """Hold this node's lock. Two supervisors of one node double its pools, and after a change of templates answer by
+    turns as the old and the new one."""
+    folder = settings.root / ".beds" / "run"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{settings.node.name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigurationError(
+                f"the workers of node {settings.node.name} run already",
+                hint="`beds node restart`; for more slots, raise instances in [brokers]",
+            ) from None
+        yield
+
+
+def _supervise(queues: list[str], settings: Settings, tell: Callable[[str], None]) -> int:
     stop: list[int] = []
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
@@ -66,7 +99,19 @@ def run(settings: Settings, tell: Callable[[str], None]) -> int:
 def _start(queue: str, settings: Settings) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "celery", "-A", "beds", "worker", "-Q", queue, "-l", settings.logging.level]
     # A session of its own: Ctrl-C at the terminal reaches the supervisor alone, which drains in order.
-    return subprocess.Popen(command, cwd=settings.root, start_new_session=True)
+    env = {**os.environ, READY_FILE: str(ready_file(settings, queue))}
+    return subprocess.Popen(command, cwd=settings.root, env=env, start_new_session=True, preexec_fn=_die_with_parent)
+
+
+def ready_file(settings: Settings, queue: str) -> Path:
+    """It exists once the worker of `queue` consumes."""
+    return settings.root / ".beds" / "run" / f"{settings.node.name}.{queue}.ready"
+
+
+def _die_with_parent() -> None:
+    """In the new process: ask Linux for a SIGTERM when the supervisor is gone, however it went."""
+    with contextlib.suppress(OSError, AttributeError):  # another system than Linux
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _drain(workers: list[subprocess.Popen[bytes]]) -> None:

@@ -11,7 +11,7 @@ from beds.schema_tools.change import Change
 from beds.schema_tools.rec import RecSchema
 from beds.schema_tools.rel import RelSchema
 from beds.services.factory import AdapterFactory
-from beds.templates.registry import TemplateRegistry
+from beds.templates.registry import SYSTEM, TemplateRegistry
 
 
 @contextlib.contextmanager
@@ -34,7 +34,7 @@ def changes(settings: Settings) -> Iterator[list[Change]]:
         if dba.rel is not None:
             found += _rel(settings).changes()
         if dba.rec is not None:
-            rec = RecSchema(settings.schema_path / "rec", dba.rec)
+            rec = RecSchema([SYSTEM / "rec", settings.schema_path / "rec"], dba.rec)
             stack.callback(rec.close)
             found += rec.changes()
         yield found
@@ -50,7 +50,8 @@ def problems(settings: Settings) -> list[str]:
             found += [line for mismatch in mismatches for line in mismatch.detail.get("mismatches", [mismatch.message])]
     if settings.schema_.dba.rel is not None:
         found += [
-            f"procedure {name} commits or runs DDL: it would end the broker's transaction, and is not granted"
+            f"procedure {name} commits or runs DDL: it would end the broker's transaction, and is not granted; "
+            f"mend it in its R__ file, or drop it in a new versioned file: DROP PROCEDURE {name}"
             for name in _rel(settings).procedures_that_commit()
         ]
     return found

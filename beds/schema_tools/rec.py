@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -31,17 +31,17 @@ class RecSchema:
     """The MongoDB side of `schema/`.
 
     Args:
-        folder: `schema/rec`.
+        folders: `schema/rec`, and that of BEDS's own schema.
         dba: the DBA's credentials.
     """
 
-    def __init__(self, folder: Path, dba: RecDatabase) -> None:
-        self._database: Database[Document] = connect(dba, DDL_SECONDS)[dba.database]
+    def __init__(self, folders: Sequence[Path], dba: RecDatabase) -> None:
         self._collections: dict[str, Document] = {}
         self._objects: dict[str, Document] = {}
         self._texts: dict[str, str] = {}
-        for file in sorted(folder.glob("*/*.json")) if folder.is_dir() else []:
+        for file in [file for folder in folders for file in sorted(folder.glob("*/*.json"))]:
             self._read(file)
+        self._database: Database[Document] = connect(dba, DDL_SECONDS)[dba.database]
 
     def close(self) -> None:
         self._database.client.close()
@@ -73,17 +73,15 @@ class RecSchema:
 
     def _read(self, file: Path) -> None:
         key = f"{file.parent.name}/{file.name}"
-        text = self._texts[key] = file.read_text(encoding="utf-8")
         try:
+            text = self._texts[key] = file.read_text(encoding="utf-8")
             source = json_util.loads(text, json_options=_OPTIONS)
-        except (ValueError, TypeError, BSONError) as error:
+        except (OSError, ValueError, TypeError, BSONError, RecursionError) as error:
             raise SchemaError(f"schema/rec/{key}: {error}", detail={"file": key}, hint="mend the JSON") from None
         if not isinstance(source, Mapping):
             raise SchemaError(f"schema/rec/{key}: a JSON object is wanted", detail={"file": key})
         if file.name == "collection.json":
-            _refuse_unknown(key, source, _COLLECTION_KEYS)
-            for index in source.get("indexes", []):
-                _refuse_unknown(key, index, _INDEX_KEYS)
+            _check_collection(key, source)
             self._collections[file.parent.name] = dict(source)
             return
         name = str(source.get("name", ""))
@@ -98,6 +96,8 @@ class RecSchema:
         except SchemaError as error:
             error.message = f"schema/rec/{key}: {error.message}"
             raise
+        except (TypeError, AttributeError, ValueError, RecursionError):
+            raise _malformed(key, "a part of it has the wrong type") from None
         self._objects[name] = {**source, "file": key}
 
     def _change(self, action: Action, key: str, apply: Callable[[str], None]) -> Change:
@@ -187,6 +187,27 @@ def _find_in(view: str) -> Document:
 def _guarded(action: Callable[[], None]) -> None:
     with translated():
         action()
+
+
+def _check_collection(key: str, source: Mapping[str, Any]) -> None:
+    _refuse_unknown(key, source, _COLLECTION_KEYS)
+    if not isinstance(source.get("validator", {}), Mapping):
+        raise _malformed(key, "validator takes an object")
+    indexes = source.get("indexes", [])
+    if not isinstance(indexes, list):
+        raise _malformed(key, "indexes takes a list")
+    for index in indexes:
+        if not isinstance(index, Mapping) or not isinstance(index.get("key"), Mapping):
+            raise _malformed(key, "an index takes an object with a key, which is an object of fields")
+        if not isinstance(index.get("name", ""), str):
+            raise _malformed(key, "the name of an index is text")
+        _refuse_unknown(key, index, _INDEX_KEYS)
+
+
+def _malformed(key: str, problem: str) -> SchemaError:
+    return SchemaError(
+        f"schema/rec/{key}: {problem}", detail={"file": key}, hint="see docs/reference/stored-commands.md"
+    )
 
 
 def _refuse_unknown(key: str, source: Mapping[str, Any], known: frozenset[str]) -> None:

@@ -186,7 +186,7 @@ def _read_folder(folder: Path) -> dict[str, str]:
                 f"{file}: this is no name of a schema file", hint="V0002__what_it_does.sql or R__what_it_holds.sql"
             )
     ordered = [versioned[number] for number in sorted(versioned)] + repeatable
-    texts = {file.name: file.read_text(encoding="utf-8") for file in ordered}
+    texts = {file.name: _read(file) for file in ordered}
     for name, text in texts.items():
         if _DELIMITER.search(_NOT_CODE.sub(" ", text)):
             raise SchemaError(
@@ -195,3 +195,12 @@ def _read_folder(folder: Path) -> dict[str, str]:
                 hint="leave it out: the whole file is sent to the server, which knows where a routine ends",
             )
     return texts
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SchemaError(
+            f"schema/rel/{file.name} cannot be read: {error}", detail={"file": file.name}, hint="mend the file"
+        ) from None

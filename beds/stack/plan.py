@@ -14,6 +14,7 @@ from beds.errors import StackError
 DEFAULT_BASE = 23000
 """First of the ports: MariaDB +306, MongoDB +17, RabbitMQ +672 … +674, epmd +369. All stay below 32768, where Linux
 begins to hand out ports of its own (a reconnect loop could otherwise connect to itself)."""
+LOWEST_BASE, HIGHEST_BASE = 1024, 32768 - 700
 DATABASE = "beds"
 VHOST = "beds"
 USERS = ("amqp_admin", "amqp_worker", "amqp_app", "rel_dba", "rel_broker", "rec_root", "rec_dba", "rec_broker")
@@ -99,23 +100,30 @@ def load_plan(folder: Path, base: int | None = None) -> Plan:
     Raises:
         StackError: the file cannot be read, or `base` is out of range or differs from that of an existing stack.
     """
-    if base is not None and not 1024 <= base <= 32768 - 700:
-        raise StackError(f"port base {base} is out of range", hint="choose one from 1024 to 32068")
+    if base is not None and not LOWEST_BASE <= base <= HIGHEST_BASE:
+        raise StackError(f"port base {base} is out of range", hint=f"choose one from {LOWEST_BASE} to {HIGHEST_BASE}")
     file = folder / "stack.json"
+    if not file.exists() and (made := sorted(path.parent.name for path in folder.glob("*/.made"))):
+        raise StackError(
+            f"{file} is lost, with the passwords of {', '.join(made)}",
+            hint="put it back, or `beds stack down --wipe` deletes the data; then start anew",
+        )
     if not file.exists():
         passwords = {user: secrets.token_urlsafe(18) for user in USERS}
         return Plan(folder, base or DEFAULT_BASE, passwords)
     try:
         data = json.loads(file.read_text())
-        plan = Plan(folder, int(data["base"]), dict(data["passwords"]))
-    except (OSError, ValueError, KeyError, TypeError):
+        plan = Plan(folder, int(data["base"]), {user: str(data["passwords"][user]) for user in USERS})
+        if not LOWEST_BASE <= plan.base <= HIGHEST_BASE:
+            raise ValueError("a port base out of range")
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         raise StackError(
             f"{file} cannot be read", hint="`beds stack down --wipe` removes the stack and its data; then start anew"
         ) from None
     if base is not None and base != plan.base:
         raise StackError(
-            f"this stack was made with port base {plan.base}",
-            hint="`beds stack down --wipe` first, then choose another",
+            f"this stack was made with port base {plan.base}, which its data names",
+            hint="`beds stack down --wipe` deletes that data; then choose another",
         )
     return plan
 

@@ -73,8 +73,9 @@ class Daemon:
         """Pid and start time of the pid file; None where there is none that can be read."""
         try:
             noted = json.loads(self._pid_file.read_text())
-            return int(noted["pid"]), float(noted["started"])
-        except (OSError, ValueError, KeyError, TypeError):
+            pid, started = int(noted["pid"]), float(noted["started"])
+            return (pid, started) if 0 < pid < 2**31 else None
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
             return None
 
     def start(

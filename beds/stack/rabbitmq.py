@@ -8,8 +8,8 @@ import json
 import os
 import secrets
 import subprocess
-import urllib.error
 import urllib.request
+from typing import Any
 
 from beds.errors import StackError
 from beds.stack.plan import VHOST, Plan
@@ -103,16 +103,21 @@ class RabbitMQ(Server):
         self.daemon.start([server], env=self.environment)
 
     def is_ready(self) -> bool:
+        try:
+            self.management(f"health/checks/port-listener/{self.plan.amqp_port}")
+        except (OSError, ValueError):  # URLError is an OSError
+            return False
+        return True
+
+    def management(self, path: str) -> Any:
+        """What RabbitMQ's management API answers to GET /api/<path>. Raises OSError."""
         user = f"beds_admin:{self.plan.passwords['amqp_admin']}"
         request = urllib.request.Request(
-            f"http://127.0.0.1:{self.plan.management_port}/api/health/checks/port-listener/{self.plan.amqp_port}",
+            f"http://127.0.0.1:{self.plan.management_port}/api/{path}",
             headers={"Authorization": "Basic " + base64.b64encode(user.encode()).decode()},
         )
-        try:
-            with urllib.request.urlopen(request, timeout=2) as answer:
-                return bool(answer.status == 200)
-        except (urllib.error.URLError, OSError):
-            return False
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            return json.load(answer)
 
     def provision(self) -> None:
         """The definitions file has done it; it is not needed again, and would undo later changes at each boot."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import sys
 from abc import ABC, abstractmethod
 from pathlib import Path
 
@@ -45,14 +46,7 @@ class Server(ABC):
         if self.daemon.process():
             self.daemon.wait_until(self.is_ready, START_SECONDS)
             return False
-        self.daemon.stop()  # what a process that was killed left behind
-        for what, port in self.ports.items():
-            if not port_is_free(port):
-                raise StackError(
-                    f"port {port} ({what}) is taken by {_owner_of(port)}",
-                    detail={"port": port},
-                    hint="stop that program, or give this stack other ports: beds stack up --port-base 24000",
-                )
+        self.clear_the_way()
         if not self._made.exists():
             # What a start that was cut off left behind is of no use, and it is ours.
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -64,6 +58,26 @@ class Server(ABC):
         else:
             self._start()
         return True
+
+    def clear_the_way(self) -> None:
+        """Stop what a killed process left behind, and see that the ports are free. Nothing, when it runs already.
+
+        Raises:
+            StackError: a port is taken.
+        """
+        if self.daemon.process():
+            return
+        self.daemon.stop()
+        for what, port in self.ports.items():
+            if not port_is_free(port):
+                raise StackError(
+                    f"port {port} ({what}) is taken by {_owner_of(port)}",
+                    detail={"port": port},
+                    hint="this stack's data names its ports: stop that program, or start anew with `beds stack down "
+                    "--wipe` and `beds stack up --port-base 24000`"
+                    if self._made.exists()
+                    else f"give this stack other ports: `{sys.argv[0]} stack up --port-base 24000`, then go on",
+                )
 
     def _start(self) -> None:
         self.start()

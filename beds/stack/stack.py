@@ -19,8 +19,9 @@ from beds.stack.server import Server
 
 NEEDED_BYTES = 1_500_000_000
 """Free disk that a new stack and the sample data need, with room to spare."""
+SERVERS: tuple[type[Server], ...] = (RabbitMQ, MariaDB, MongoDB)
 NODE = "node"
-"""The daemon that runs the workers, when `beds demo` started one."""
+"""The daemon that runs the workers, when `beds node start` or `beds demo` started one."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,16 @@ class Stack:
     def __init__(self, folder: Path, base: int | None = None) -> None:
         self.folder = folder.resolve()
         self.plan: Plan = load_plan(self.folder, base)
-        self.rabbitmq = RabbitMQ(self.plan)
-        self.mariadb = MariaDB(self.plan)
-        self.mongodb = MongoDB(self.plan)
-        self.servers: tuple[Server, ...] = (self.rabbitmq, self.mariadb, self.mongodb)
+        self.servers: tuple[Server, ...] = tuple(kind(self.plan) for kind in SERVERS)
         self.node = Daemon(NODE, self.folder / "run")
+
+    def server(self, name: str) -> Server:
+        """The server of that name."""
+        return next(server for server in self.servers if server.name == name)
+
+    @property
+    def rabbitmq(self) -> RabbitMQ:
+        return next(server for server in self.servers if isinstance(server, RabbitMQ))
 
     def up(self, tell: Callable[[str], None]) -> None:
         """Start what does not run. `tell` hears a line for each server.
@@ -60,22 +66,30 @@ class Stack:
                 f"{free / 1e9:.1f} GB are free on {self.folder}'s disk, the stack needs {NEEDED_BYTES / 1e9:.1f} GB",
                 hint="free some space, or put the project on another disk",
             )
-        with self._alone():
+        with _alone(self.folder):
+            for server in self.servers:
+                server.clear_the_way()
             self.plan.save()
             for server in self.servers:
                 started = server.up()
                 ports = ", ".join(str(port) for port in server.ports.values())
                 tell(f"{server.name:9} {'started' if started else 'was running'} on {ports}")
 
-    def down(self, *, wipe: bool = False) -> list[str]:
-        """Stop everything, workers first; with `wipe`, delete all data as well. Returns what was stopped."""
-        if not self.folder.is_dir():
+    @staticmethod
+    def down(folder: Path, *, wipe: bool = False) -> list[str]:
+        """Stop everything, workers first; with `wipe`, delete all data as well. Returns what was stopped.
+
+        It needs no plan that can be read: what runs is known by its pid files.
+        """
+        folder = folder.resolve()
+        if not folder.is_dir():
             return []
-        with self._alone():
-            stopped = [NODE] if self.node.stop() else []
-            stopped += [server.name for server in self.servers if server.down()]
+        nowhere = Plan(folder)
+        with _alone(folder):
+            stopped = [NODE] if Daemon(NODE, folder / "run").stop() else []
+            stopped += [server.name for kind in SERVERS if (server := kind(nowhere)).down()]
         if wipe:
-            shutil.rmtree(self.folder)
+            shutil.rmtree(folder)
         return stopped
 
     def status(self) -> list[ServerStatus]:
@@ -88,16 +102,17 @@ class Stack:
             )
         return found
 
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """One `up` or `down` at a time."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "lock").open("w") as lock:
-            try:
-                flock(lock, LOCK_EX | LOCK_NB)
-            except BlockingIOError:
-                raise StackError("another `beds stack` is at work here", hint="wait until it is done") from None
-            yield
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One `up` or `down` at a time."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        try:
+            flock(lock, LOCK_EX | LOCK_NB)
+        except BlockingIOError:
+            raise StackError("another `beds stack` is at work here", hint="wait until it is done") from None
+        yield
 
 
 def _existing(folder: Path) -> Path:

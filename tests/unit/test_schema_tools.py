@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
+from beds.config.sections import RecDatabase
 from beds.errors import SchemaError
+from beds.schema_tools.rec import RecSchema
 from beds.schema_tools.rel import _read_folder, ends_transaction
 from tests.conftest import ROOT
 
@@ -78,6 +81,39 @@ def test_delimiter_is_refused_with_the_reason(tmp_path: Path) -> None:
     (tmp_path / "R__a.sql").write_text("DELIMITER //\nSELECT 1 //\n")
     with pytest.raises(SchemaError, match="leave it out"):
         _read_folder(tmp_path)
+
+
+def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    (tmp_path / "R__a.sql").write_bytes(b"\xff\xfe")
+    with pytest.raises(SchemaError, match=r"schema/rel/R__a\.sql cannot be read"):
+        _read_folder(tmp_path)
+    (tmp_path / "R__a.sql").unlink()
+    (tmp_path / "V1__a.sql").mkdir()
+    with pytest.raises(SchemaError, match="cannot be read"):
+        _read_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("collection.json", b'{"validator": 5}'),
+        ("collection.json", b'{"indexes": 5}'),
+        ("collection.json", b'{"indexes": [5]}'),
+        ("collection.json", b'{"indexes": [{"key": 5}]}'),
+        ("collection.json", b'{"indexes": [{"key": {"a": 1}, "name": 5}]}'),
+        ("a.json", b"\xff"),
+        ("a.json", b"[" * 100_000),
+        ("a.json", b'{"name": "a", "kind": "find", "command": {"find": "a"}, "params": {"x": {"bsonType": 5}}}'),
+        ("a.json", b'{"name": "a", "kind": "find", "command": {"find": "a"}, "params": 5}'),
+        ("a.json", b'{"name": "a", "kind": "aggregate", "command": {"aggregate": "a", "pipeline": 5}}'),
+        ("a.json", b'{"name": 5}'),
+    ],
+)
+def test_a_document_schema_of_the_wrong_shape_is_told_by_file(tmp_path: Path, name: str, text: bytes) -> None:
+    (tmp_path / "things").mkdir()
+    (tmp_path / "things" / name).write_bytes(text)
+    with pytest.raises(SchemaError, match=f"things/{name}"):
+        RecSchema([tmp_path], RecDatabase(uri=SecretStr("mongodb://127.0.0.1:1/")))
 
 
 def test_the_sample_schema_reads() -> None:
