@@ -11,17 +11,38 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from beds.client import BoundTemplate, Client, Ticket, default_client
+from beds.client import BoundTemplate, Client, default_client
 from beds.config import Settings, load_settings
 from beds.domain.identity import ObjectId
 from beds.domain.reply import Page, Reply, Response
+from beds.domain.ticket import Progress, TicketState, TicketStatus
 from beds.errors import BedsError
 from beds.templates.call import Call
+from beds.tickets import Ticket
 
 __all__ = [
-    "BedsError", "BoundTemplate", "Call", "Client", "ObjectId", "Page", "Reply", "Response", "Settings", "Ticket",
-    "app", "call", "call_many", "load_settings", "submit", "submit_many", "template",
-]  # fmt: skip
+    "BedsError",
+    "BoundTemplate",
+    "Call",
+    "Client",
+    "ObjectId",
+    "Page",
+    "Progress",
+    "Reply",
+    "Response",
+    "Settings",
+    "Ticket",
+    "TicketState",
+    "TicketStatus",
+    "app",
+    "call",
+    "call_many",
+    "load_settings",
+    "submit",
+    "submit_many",
+    "template",
+    "ticket",
+]
 
 
 def call(operation: str, template: str, data: Any = None, **options: Any) -> Reply:
@@ -47,6 +68,11 @@ def submit_many(calls: Sequence[Call], **options: Any) -> list[Ticket]:
 def template(name: str) -> BoundTemplate:
     """`Client.template` of the default client."""
     return default_client().template(name)
+
+
+def ticket(guid: str) -> Ticket:
+    """`Client.ticket` of the default client."""
+    return default_client().ticket(guid)
 
 
 def __getattr__(name: str) -> Any:

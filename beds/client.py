@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Any, Literal, Self, overload
@@ -21,58 +21,20 @@ from beds.config import Settings, load_settings
 from beds.domain.event import Event, Operation
 from beds.domain.lineage import Lineage
 from beds.domain.reply import Page, Record, Reply, Response, reply_from_wire
-from beds.errors import BedsError, BrokerBlocked, BrokerUnavailable, CallTimeout, OutOfRange
+from beds.domain.ticket import TicketState, TicketStatus
+from beds.errors import BedsError, BrokerBlocked, BrokerUnavailable, CallTimeout, WrongType
 from beds.templates.call import Call, body_of, parse_operation
 from beds.templates.registry import TemplateRegistry
 from beds.templates.template import Template
+from beds.tickets import Ticket, deadline_after
 from beds.transport.requester import Pending, Requester
 
 DEFAULT_TIMEOUT = 10.0
 """Seconds a call waits for its reply, and a submit for its confirmation."""
-
-
-class Ticket:
-    """A submitted event. RabbitMQ has it: it will be carried out even if this process ends now.
-
-    Attributes:
-        guid: the Celery task id.
-        event_id: `node.env.guid`.
-    """
-
-    def __init__(self, pending: Pending, requester: Requester) -> None:
-        self._pending = pending
-        self._requester = requester
-
-    @property
-    def guid(self) -> str:
-        return self._pending.event.lineage.guid
-
-    @property
-    def event_id(self) -> str:
-        return self._pending.event.lineage.event_id
-
-    @property
-    def ready(self) -> bool:
-        """Whether the outcome is here."""
-        return self._pending.reply.done()
-
-    def result(self, timeout: float = DEFAULT_TIMEOUT) -> Reply:
-        """The reply, waiting for it for up to `timeout` seconds.
-
-        Raises:
-            CallTimeout: it is not there yet; the event may still be carried out.
-            BedsError: the operation failed.
-        """
-        return _reply_of(self._pending, time.monotonic() + timeout, self._requester)
-
-    def __repr__(self) -> str:
-        return f"<Ticket {self.guid}>"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Ticket) and other.guid == self.guid
-
-    def __hash__(self) -> int:
-        return hash(self.guid)
+TICKETS_AT_ONCE = 500
+"""Tickets in one acceptance."""
+ASK_AGAIN_SECONDS = 3.0
+"""After which a question about a ticket is repeated."""
 
 
 class Client:
@@ -88,7 +50,7 @@ class Client:
     def __init__(self, settings: Settings | None = None) -> None:
         self.settings = settings or load_settings()
         self.templates = TemplateRegistry.from_folder(self.settings.schema_path)
-        self._requester = Requester(self.settings.amqp)
+        self.requester = Requester(self.settings.amqp)
 
     def call(
         self,
@@ -121,15 +83,15 @@ class Client:
             BrokerUnavailable, BrokerBlocked: RabbitMQ cannot be reached or takes no messages.
             BedsError: what the worker answered.
         """
-        deadline = _deadline(timeout)
-        event = self._event(Call(operation, template, data, using, limit, cursor), ticket=False, timeout=timeout)
+        deadline = deadline_after(timeout)
+        event = self.event(Call(operation, template, data, using, limit, cursor), ticket=False, timeout=timeout)
         while True:
-            pending = self._requester.send(event, deadline)
+            pending = self.requester.send(event, deadline)
             try:
-                return _reply_of(pending, deadline, self._requester)
+                return reply_from_wire(self._wait(pending.reply, pending, deadline, "no reply"))
             except BrokerUnavailable:
                 # The reply's way was cut. Asking again does no harm; writing again might.
-                if not event.operation.is_read or time.monotonic() >= deadline:
+                if not event.is_read or time.monotonic() >= deadline:
                     raise
 
     def submit(
@@ -141,15 +103,24 @@ class Client:
         using: str = "",
         limit: int | None = None,
         cursor: str = "",
+        idempotency_key: str = "",
         timeout: float = DEFAULT_TIMEOUT,
     ) -> Ticket:
         """Hand one operation over and return as soon as RabbitMQ has it safe. The arguments are those of `call`.
 
+        Args:
+            idempotency_key: a name of your own for this event. Submitted again with the same key and the same data,
+                it gives the same ticket and has one effect.
+
         Raises:
             InvalidPayload: and its kin; nothing was sent.
+            IdempotencyConflict: the key belongs to another event.
             BrokerUnavailable, BrokerBlocked: RabbitMQ did not confirm by the deadline; the event may or may not exist.
         """
-        (ticket,) = self.submit_many([Call(operation, template, data, using, limit, cursor)], timeout=timeout)
+        call = Call(operation, template, data, using, limit, cursor)
+        if idempotency_key:
+            return self._submit_keyed(call, idempotency_key, timeout)
+        (ticket,) = self.submit_many([call], timeout=timeout)
         return ticket
 
     @overload
@@ -170,12 +141,13 @@ class Client:
             timeout: seconds for all of them together.
             return_errors: put an operation's error in its place instead of raising the first.
         """
-        deadline = _deadline(timeout)
-        pendings = self._send_all(calls, deadline, ticket=False, timeout=timeout)
+        deadline = deadline_after(timeout)
+        events = [self.event(call, ticket=False, timeout=timeout) for call in calls]
+        pendings = [self.requester.send(event, deadline) for event in events]
         outcomes: list[Reply | BedsError] = []
         for pending in pendings:
             try:
-                outcomes.append(_reply_of(pending, deadline, self._requester))
+                outcomes.append(reply_from_wire(self._wait(pending.reply, pending, deadline, "no reply")))
             except BedsError as error:
                 if not return_errors:
                     raise
@@ -184,11 +156,52 @@ class Client:
 
     def submit_many(self, calls: Iterable[Call], *, timeout: float = DEFAULT_TIMEOUT) -> list[Ticket]:
         """Hand many operations over, with pipelined confirms, and return when RabbitMQ has all of them safe."""
-        deadline = _deadline(timeout)
-        pendings = self._send_all(calls, deadline, ticket=True, timeout=timeout)
-        for pending in pendings:
-            _wait(pending.confirmed, pending, deadline, self._requester, "RabbitMQ did not confirm")
-        return [Ticket(pending, self._requester) for pending in pendings]
+        deadline = deadline_after(timeout)
+        events = [self.event(call, ticket=True, timeout=timeout) for call in calls]
+        # The acceptance goes first: whoever asks after a ticket later finds it, whether a worker has begun or not.
+        accepted = [
+            self.requester.send(self._calgon("accept", {"tickets": [_acceptance(e) for e in some]}), deadline)
+            for some in (events[i : i + TICKETS_AT_ONCE] for i in range(0, len(events), TICKETS_AT_ONCE))
+        ]
+        pendings = [self.requester.send(event, deadline) for event in events]
+        for pending in (*pendings, *accepted):
+            self._wait(pending.confirmed, pending, deadline, "RabbitMQ did not confirm")
+        return [Ticket(pending.event.lineage.event_id, self, pending) for pending in pendings]
+
+    def _submit_keyed(self, call: Call, key: str, timeout: float) -> Ticket:
+        deadline = deadline_after(timeout)
+        event = self.event(call, ticket=True, timeout=timeout)
+        question = {"tickets": [_acceptance(event)], "idempotency_key": key, "digest": call.digest}
+        known = TicketStatus.from_wire(self.ask("accept", question, timeout=timeout))
+        if known.state is not TicketState.PENDING:
+            return Ticket(known.event_id, self)
+        # New, or its first submitter may have died before it was published: a worker carries one ticket out once.
+        node, env, guid = known.event_id.split(".")
+        event = replace(event, lineage=Lineage(node, env, guid, "", known.event_id, 0))
+        pending = self.requester.send(event, deadline)
+        self._wait(pending.confirmed, pending, deadline, "RabbitMQ did not confirm")
+        return Ticket(known.event_id, self, pending)
+
+    def ticket(self, guid: str) -> Ticket:
+        """The ticket of a guid or an event id, whoever submitted it. It is looked up when it is asked something."""
+        return Ticket(guid, self)
+
+    def ask(self, verb: str, arguments: Mapping[str, Any], *, timeout: float = DEFAULT_TIMEOUT) -> Any:
+        """Ask CALGON something about tickets: `accept`, `status` or `cancel`. For `Ticket`, which says it in words.
+
+        A reply can be lost with a connection, so the question is repeated until the deadline.
+        """
+        deadline = deadline_after(timeout)
+        while True:
+            remaining = deadline - time.monotonic()
+            attempt = min(remaining, ASK_AGAIN_SECONDS)
+            expires = datetime.now(UTC) + timedelta(seconds=max(attempt, 0.1))
+            pending = self.requester.send(self._calgon(verb, arguments, expires), deadline)
+            try:
+                return self._wait(pending.reply, pending, time.monotonic() + attempt, "no reply")
+            except (CallTimeout, BrokerUnavailable):
+                if time.monotonic() >= deadline:
+                    raise
 
     def template(self, name: str) -> BoundTemplate:
         """A handle on one template. Raises UnknownTemplate."""
@@ -196,7 +209,7 @@ class Client:
 
     def close(self) -> None:
         """End the connection. Calls still waiting raise ClientClosed."""
-        self._requester.close()
+        self.requester.close()
 
     def __enter__(self) -> Self:
         return self
@@ -206,16 +219,18 @@ class Client:
     ) -> None:
         self.close()
 
-    def _send_all(self, calls: Iterable[Call], deadline: float, *, ticket: bool, timeout: float) -> list[Pending]:
-        events = [self._event(call, ticket=ticket, timeout=timeout) for call in calls]
-        return [self._requester.send(event, deadline) for event in events]
+    def _calgon(self, verb: str, arguments: Mapping[str, Any], expires: datetime | None = None) -> Event:
+        node = self.settings.node
+        return Event.of_calgon(verb, arguments, Lineage.root(node.name, node.environment), expires=expires)
 
-    def _event(self, call: Call, *, ticket: bool, timeout: float) -> Event:
+    def event(self, call: Call, *, ticket: bool, timeout: float) -> Event:
         """Check a call against its template and give it a lineage."""
+        if not isinstance(call, Call):
+            raise WrongType(f"a call is a beds.Call, not {type(call).__name__}", detail={"field": "calls"})
         operation = parse_operation(call.operation)
         template = self.templates[call.template]
         expires = datetime.now(UTC) + timedelta(seconds=timeout) if operation.is_read and not ticket else None
-        return Event(
+        return Event.of_operation(
             template.store,
             operation,
             template.name,
@@ -223,6 +238,29 @@ class Client:
             Lineage.root(self.settings.node.name, self.settings.node.environment),
             ticket=ticket,
             expires=expires,
+        )
+
+    def _wait(self, future: Future[Any], pending: Pending, deadline: float, what: str) -> Any:
+        """The future's value; an error that says why there was none by the deadline."""
+        try:
+            return future.result(max(0.0, deadline - time.monotonic()))
+        except FutureTimeout:
+            raise self.why_late(pending, what) from None
+
+    def why_late(self, pending: Pending, what: str) -> BedsError:
+        """Why there was nothing by the deadline."""
+        event = pending.event
+        detail = {"guid": event.lineage.guid, "queue": event.queue}
+        where: dict[str, Any] = {"detail": detail, "event_id": event.lineage.event_id}
+        if self.requester.blocked:
+            return BrokerBlocked(f"RabbitMQ takes no messages: {self.requester.blocked}", **where)
+        if not pending.confirmed.done():
+            return BrokerUnavailable("RabbitMQ did not confirm the event by the deadline", **where)
+        return CallTimeout(
+            f"{what} to {event.summary} by the deadline",
+            hint=f"does a worker consume {event.queue}? `beds node start` starts those of this node"
+            + ("" if event.is_read else "; the write may still be carried out"),
+            **where,
         )
 
 
@@ -278,38 +316,17 @@ class BoundTemplate:
         return reply
 
 
-def _deadline(timeout: float) -> float:
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 < timeout <= 86_400:
-        raise OutOfRange("timeout takes seconds, more than 0 and at most a day", detail={"field": "timeout"})
-    return time.monotonic() + timeout
-
-
-def _reply_of(pending: Pending, deadline: float, requester: Requester) -> Reply:
-    return reply_from_wire(_wait(pending.reply, pending, deadline, requester, "no reply"))
-
-
-def _wait(future: Future[Any], pending: Pending, deadline: float, requester: Requester, what: str) -> Any:
-    """The future's value; an error that says why there was none by the deadline."""
-    try:
-        return future.result(max(0.0, deadline - time.monotonic()))
-    except FutureTimeout:
-        event = pending.event
-        detail = {"guid": event.lineage.guid, "queue": event.queue}
-        if requester.blocked:
-            raise BrokerBlocked(
-                f"RabbitMQ takes no messages: {requester.blocked}", detail=detail, event_id=event.lineage.event_id
-            ) from None
-        if not pending.confirmed.done():
-            raise BrokerUnavailable(
-                "RabbitMQ did not confirm the event by the deadline", detail=detail, event_id=event.lineage.event_id
-            ) from None
-        raise CallTimeout(
-            f"{what} to {event.summary} by the deadline",
-            detail=detail,
-            hint=f"is a worker consuming {event.queue}? "
-            + ("" if event.operation.is_read else "The write may still be carried out."),
-            event_id=event.lineage.event_id,
-        ) from None
+def _acceptance(event: Event) -> dict[str, Any]:
+    """What the ticket store hears of an event before it is carried out."""
+    lineage = event.lineage
+    return {
+        "guid": lineage.guid,
+        "event_id": lineage.event_id,
+        "root_id": lineage.root_id,
+        "parent_id": lineage.parent_id,
+        "summary": event.summary[:300],
+        "queue": event.queue,
+    }
 
 
 _default: Client | None = None

@@ -36,6 +36,11 @@ BedsError
 │   ├── PermissionDenied          the AMQP user may not publish there
 │   ├── TopologyMismatch          a queue exists with other arguments
 │   └── CallTimeout               (retryable) no reply by the deadline
+├── TicketError
+│   ├── UnknownTicket             it was never accepted
+│   ├── TicketExpired             its outcome is kept no more
+│   ├── TicketRevoked             it was cancelled
+│   └── IdempotencyConflict       the key belongs to another event
 ├── ClientClosed                  the client was closed while it was in use
 ├── StackError                    the local stack
 ├── InternalError                 a defect in BEDS or in the worker's surroundings
@@ -78,7 +83,14 @@ class BedsError(Exception):
         self.event_id = event_id
 
     def __str__(self) -> str:
-        return f"{self.message} ({self.hint})" if self.hint else self.message
+        """For a traceback or a log that shows nothing else: the words, the hint, and what to look for."""
+        hint = f" ({self.hint})" if self.hint else ""
+        event = f", event {self.event_id}" if self.event_id else ""
+        return f"{self.message}{hint} [{self.code}{event}]"
+
+    def __repr__(self) -> str:
+        """Without the words, which may name a value: this is what Celery writes into logs and shows to monitors."""
+        return f"{type(self).__name__}({self.event_id!r})"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self.message, self.detail, self.hint, self.event_id, self.__dict__.copy())
@@ -173,7 +185,7 @@ class Conflict(BedsError):
 
 class DuplicateKey(Conflict):
     code = "duplicate_key"
-    default_hint = "a record with this key exists; update it instead, or use another key"
+    default_hint = "update that record instead, or use another key"
 
 
 class ForeignKeyViolation(Conflict):
@@ -263,6 +275,29 @@ class TopologyMismatch(TransportError):
 class CallTimeout(TransportError):
     code = "call_timeout"
     retryable = True
+
+
+class TicketError(BedsError):
+    code = "ticket"
+
+
+class UnknownTicket(TicketError):
+    code = "unknown_ticket"
+    default_hint = "check the guid; a ticket is known from its submit on"
+
+
+class TicketExpired(TicketError):
+    code = "ticket_expired"
+    default_hint = "outcomes are kept for [calgon] result_ttl seconds"
+
+
+class TicketRevoked(TicketError):
+    code = "ticket_revoked"
+
+
+class IdempotencyConflict(TicketError):
+    code = "idempotency_conflict"
+    default_hint = "use a new key for a new event; repeat an event with the same data"
 
 
 class ClientClosed(BedsError):

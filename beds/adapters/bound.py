@@ -5,6 +5,7 @@ A store's own adapter says only how to describe objects and how to call one.
 
 from __future__ import annotations
 
+import hashlib
 import random
 import time
 from abc import abstractmethod
@@ -101,7 +102,7 @@ class BoundAdapter(NamasteCore):
         rows = self._call(binding, self._query_values(binding, query)).rows
         if not binding.pages:
             return Page(tuple(rows))
-        return Page(tuple(rows), _next_cursor(binding, rows) if len(rows) >= query.limit else "")
+        return Page(tuple(rows), _next_cursor(binding, query, rows) if len(rows) >= query.limit else "")
 
     def update_record(self, payload: Payload) -> Response:
         binding = self._binding("update", Operation.UPDATE)
@@ -189,7 +190,7 @@ class BoundAdapter(NamasteCore):
         return values
 
     def _query_values(self, binding: Binding, query: Query) -> dict[str, Any]:
-        after = _read_cursor(binding, query.cursor)
+        after = _read_cursor(binding, query)
         values: dict[str, Any] = {}
         for param in binding.target.params:
             if param.name == "limit" and "limit" not in binding.fetch.args:
@@ -206,7 +207,7 @@ class BoundAdapter(NamasteCore):
                     detail={"field": param.name, "using": query.using},
                 )
         for name in query.args:
-            if name not in values:
+            if name not in values or reserved_type(self.template, Operation.FETCH, binding.ref, name):
                 raise UnknownField(
                     f"fetch {query.using} of {self.template.name} has no argument {name!r}{nearest(name, values)}",
                     detail={"field": name, "using": query.using, "known": list(values)},
@@ -259,7 +260,7 @@ def check_param(param: Param, value: Any) -> None:
         )
 
 
-def _next_cursor(binding: Binding, rows: list[Record]) -> str:
+def _next_cursor(binding: Binding, query: Query, rows: list[Record]) -> str:
     last = rows[-1]
     missing = [name for name in binding.fetch.cursor if name not in last]
     if missing:
@@ -267,16 +268,23 @@ def _next_cursor(binding: Binding, rows: list[Record]) -> str:
             f"object {binding.target.name} returns no column {missing[0]}, which the template names in its cursor",
             detail={"object": binding.target.name, "template": binding.template.name},
         )
-    return codec.pack_cursor([binding.template.name, binding.target.name, [last[n] for n in binding.fetch.cursor]])
+    return codec.pack_cursor([*_asked(binding, query), [last[n] for n in binding.fetch.cursor]])
 
 
-def _read_cursor(binding: Binding, cursor: str) -> dict[str, Any]:
-    if not cursor:
+def _asked(binding: Binding, query: Query) -> tuple[str, str, str]:
+    """What a cursor belongs to: the template, the object, and the arguments in a few characters."""
+    text = codec.dumps(sorted(query.args.items()))
+    return binding.template.name, binding.target.name, hashlib.sha256(text).hexdigest()[:16]
+
+
+def _read_cursor(binding: Binding, query: Query) -> dict[str, Any]:
+    if not query.cursor:
         return {}
+    template, target, args = _asked(binding, query)
     names = binding.fetch.cursor
-    match codec.unpack_cursor(cursor):
-        case [binding.template.name, binding.target.name, [*values]] if len(values) == len(names):
+    match codec.unpack_cursor(query.cursor):
+        case [*asked, [*values]] if asked == [template, target, args] and len(values) == len(names):
             for name, value in zip(names, values, strict=True):
                 binding.template.fields[name].check(name, value)
             return dict(zip(names, values, strict=True))
-    raise InvalidCursor("this cursor belongs to another fetch", detail={"field": "cursor"})
+    raise InvalidCursor("this cursor belongs to another fetch, or to other arguments", detail={"field": "cursor"})

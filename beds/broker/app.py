@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from functools import cached_property
-from typing import Any
+from typing import Any, NoReturn
 
+import click
 from celery import Celery
 
 from beds.config import Settings, load_settings
+from beds.errors import BedsError
 from beds.services.factory import AdapterFactory
+from beds.services.tickets import TicketStore
 from beds.templates.registry import TemplateRegistry
+
+EX_CONFIG = 78
+"""sysexits.h: what a supervisor reads as "do not start it again, it cannot work"."""
 
 
 class BedsApp(Celery):
@@ -27,6 +34,10 @@ class BedsApp(Celery):
     @cached_property
     def factory(self) -> AdapterFactory:
         return AdapterFactory(self.settings, self.registry)
+
+    @cached_property
+    def tickets(self) -> TicketStore:
+        return TicketStore(self.factory, self.settings.calgon.result_ttl)
 
     @cached_property
     def Worker(self) -> Any:
@@ -50,5 +61,16 @@ def _celery_settings(settings: Settings) -> Any:
     return module
 
 
+def refuse_to_start(error: BedsError) -> NoReturn:
+    """End a `celery -A beds …` command with words instead of a traceback."""
+    print(f"beds: {error}", file=sys.stderr)  # noqa: T201 — logging is not set up yet
+    raise SystemExit(EX_CONFIG) from None
+
+
 app = BedsApp("beds")
-app.config_from_object(_celery_settings(app.settings))
+try:
+    app.config_from_object(_celery_settings(app.settings))
+except BedsError as refused:
+    if click.get_current_context(silent=True) is None:
+        raise  # imported by a program, which may catch it
+    refuse_to_start(refused)

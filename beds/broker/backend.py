@@ -1,4 +1,4 @@
-"""The result backend: in a worker it sends the reply to where the event asked for it.
+"""The result backend: in a worker it keeps a ticket's outcome, and sends the reply to where the event asked for it.
 
 Celery's own RPC backend waits for a blocking confirm of each reply, which is half of the time of a short task. A reply
 is at-most-once by nature (its receiver may be gone), so it is published on a channel of its own without one.
@@ -18,16 +18,32 @@ from billiard.exceptions import SoftTimeLimitExceeded
 from billiard.exceptions import TimeLimitExceeded as HardTimeLimitExceeded
 from celery import states
 from celery.backends.base import BaseBackend
+from celery.exceptions import TaskRevokedError
 
-from beds.domain.reply import Page, Response
-from beds.errors import BedsError, BodyTooLarge, InternalError, ResultTooLarge, TimeLimitExceeded
+from beds.broker.progress import Ended, ticket_of
+from beds.client import default_client
+from beds.domain.reply import Page, Response, reply_from_wire
+from beds.domain.ticket import TicketState, TicketStatus
+from beds.errors import (
+    BedsError,
+    BodyTooLarge,
+    InternalError,
+    ResultTooLarge,
+    TicketRevoked,
+    TimeLimitExceeded,
+    from_wire,
+)
 from beds.transport import codec
 
 logger = logging.getLogger(__name__)
 
 
+STATUS_BYTES = 4096
+"""What a status has beside the outcome, at most."""
+
+
 class ReplyBackend(BaseBackend):
-    """Answers over AMQP. It stores nothing."""
+    """In a worker: answers over AMQP, and keeps the outcome of tickets. In a client: asks the queue `calgon`."""
 
     def __init__(self, app: Any, **options: Any) -> None:
         super().__init__(app, **options)
@@ -36,30 +52,72 @@ class ReplyBackend(BaseBackend):
     def store_result(
         self, task_id: str, result: Any, state: str, traceback: Any = None, request: Any = None, **_options: Any
     ) -> Any:
-        """Send a final state to `reply_to`. Other states, and tasks that nobody asked to answer, go nowhere."""
-        reply_to = getattr(request, "reply_to", None)
-        if reply_to and state in states.READY_STATES:
-            meta = self._meta(task_id, result, state, request)
+        """Keep a ticket's outcome, then send a final state to `reply_to`; Celery acknowledges the event after this.
+
+        Other states, and what nobody asked to be answered, go nowhere.
+        """
+        if state not in states.READY_STATES:
+            return result
+        if isinstance(result, Ended):
+            body = result.outcome
+        else:
+            ticket = ticket_of(request)
+            state, body = self._meta(task_id, result, state, request, is_ticket=ticket is not None)
+            if ticket is not None:
+                self._keep(ticket["guid"], TicketState(state), body, result)
+        if reply_to := getattr(request, "reply_to", None):
             try:
-                self._publish(reply_to, task_id, meta)
+                self._publish(reply_to, task_id, body)
             except (OSError, amqp.AMQPError) as error:
                 # The effect stands, only its caller cannot be told: the event must not be carried out again for that.
                 logger.error("the reply to %s could not be sent: %s", task_id, error)
         return result
 
-    def _meta(self, task_id: str, result: Any, state: str, request: Any) -> bytes:
-        limit = self.app.settings.amqp.max_body_bytes
+    def _get_task_meta_for(self, task_id: str) -> dict[str, Any]:
+        """What AsyncResult asks: over AMQP, as every client does. Raises UnknownTicket, TicketExpired."""
+        status = default_client().ticket(task_id).status()
+        outcome = status.result or {}
+        result = outcome.get("result")
+        if status.state is TicketState.SUCCESS:
+            result = reply_from_wire(codec.decode(result))
+        return {
+            "task_id": task_id,
+            "status": str(status.state),
+            "result": result,
+            "traceback": None,
+            "children": [],
+            "date_done": status.ended_at.isoformat() if status.ended_at else None,
+        }
+
+    def exception_to_python(self, exc: Any) -> Any:
+        wire = exc.get("beds") if isinstance(exc, Mapping) else None
+        return from_wire(codec.decode(wire)) if isinstance(wire, Mapping) else super().exception_to_python(exc)
+
+    def _keep(self, guid: str, state: TicketState, body: bytes, result: Any) -> None:
+        try:
+            by = result.detail.get("cancelled_by", "") if isinstance(result, TicketRevoked) else ""
+            self.app.tickets.end(guid, state, body, by)
+        except BedsError as error:
+            # The adapter has tried again for as long as [retry] allows. The effect stands.
+            logger.critical("the outcome of ticket %s could not be kept: %s", guid, error)
+
+    def _meta(self, task_id: str, result: Any, state: str, request: Any, *, is_ticket: bool) -> tuple[str, bytes]:
+        """The state that the reply tells, which an outcome that cannot be sent changes, and its JSON text."""
+        event_id = _event_id(request)
+        limit = self.app.settings.amqp.max_body_bytes - (STATUS_BYTES if is_ticket else 0)
         if isinstance(result, BaseException):
-            return _encode(task_id, state, failure(result, _event_id(request)))
+            state = states.REVOKED if isinstance(result, TicketRevoked) else state
+            return state, outcome(task_id, state, result, event_id)
         try:
             body = _encode(task_id, state, success(result))
-            codec.check_size(body, limit, "the result")
+            # A status carries the outcome as data, with the codec's own marks written as such.
+            codec.check_size(codec.dumps(json.loads(body)) if is_ticket else body, limit, "the result")
         except BodyTooLarge as error:
             too_large = ResultTooLarge(error.message, detail=error.detail)
-            return _encode(task_id, states.FAILURE, failure(too_large, _event_id(request)))
+            return states.FAILURE, outcome(task_id, states.FAILURE, too_large, event_id)
         except (BedsError, ValueError) as error:
-            return _encode(task_id, states.FAILURE, failure(error, _event_id(request)))
-        return body
+            return states.FAILURE, outcome(task_id, states.FAILURE, error, event_id)
+        return state, body
 
     def _publish(self, reply_to: str, task_id: str, body: bytes) -> None:
         message = amqp.Message(
@@ -84,7 +142,7 @@ class ReplyBackend(BaseBackend):
 
 def success(result: Any) -> Any:
     """A task's return value as it goes into a reply."""
-    return codec.encode(result.to_wire() if isinstance(result, (Response, Page)) else result)
+    return codec.encode(result.to_wire() if isinstance(result, (Response, Page, TicketStatus)) else result)
 
 
 def failure(error: BaseException, event_id: str) -> Mapping[str, Any]:
@@ -105,12 +163,20 @@ def as_beds_error(error: BaseException) -> BedsError:
         return error
     if isinstance(error, (SoftTimeLimitExceeded, HardTimeLimitExceeded)):
         return TimeLimitExceeded("the operation ran longer than its pool allows")
+    if isinstance(error, TaskRevokedError):
+        return TicketRevoked("the event expired before a worker began it")
     return InternalError(f"the worker failed with {type(error).__name__}")
+
+
+def outcome(task_id: str, state: str, error: BaseException, event_id: str) -> bytes:
+    """A reply that tells of an error."""
+    return _encode(task_id, state, failure(error, event_id))
 
 
 def _encode(task_id: str, state: str, result: Any) -> bytes:
     meta = {"task_id": task_id, "status": state, "result": result, "traceback": None, "children": []}
-    return json.dumps(meta, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    text = json.dumps(meta, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.encode(errors="backslashreplace")  # a lone surrogate, repeated from a hostile event, is no text
 
 
 def _event_id(request: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from billiard.exceptions import SoftTimeLimitExceeded
@@ -9,6 +10,7 @@ from celery import Task
 
 from beds.broker.app import app
 from beds.broker.backend import as_beds_error
+from beds.broker.progress import Ended, begin
 from beds.domain.event import Operation, Store, task_for
 from beds.domain.reply import Reply
 from beds.errors import BedsError, MalformedEvent
@@ -20,21 +22,30 @@ class CrudTask(Task):
     """One verb on one store."""
 
     abstract = True
-    Strategy = "beds.broker.intake:checked"
     typing = False  # the arguments are judged here, with an error that says what is wrong
     throws = (BedsError,)  # expected: answered, not logged with a traceback
     store: Store
     operation: Operation
 
-    def run(self, *args: Any, **kwargs: Any) -> Reply:
+    def run(self, *args: Any, **kwargs: Any) -> Reply | Ended:
         if args:
             raise MalformedEvent("an operation takes named arguments only", detail={"field": "args"})
-        body = codec.decode(kwargs)
+        body = arguments_of(kwargs)
         template = body.pop("template", None)
         try:
+            if ended := begin(self.app, self.request):
+                return ended
             return carry_out(self.app.factory, self.store, self.operation, template, body)
         except SoftTimeLimitExceeded as error:
             raise as_beds_error(error) from None
+
+
+def arguments_of(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """A message's arguments, decoded. Raises MalformedEvent."""
+    body = codec.decode(dict(kwargs))
+    if not isinstance(body, dict):
+        raise MalformedEvent("the arguments are a value, not names with values", detail={"field": "body"})
+    return body
 
 
 def _make(store: Store, operation: Operation) -> Task:

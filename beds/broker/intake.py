@@ -1,49 +1,179 @@
-"""A delivered message, judged before Celery unpacks it: a malformed one is rejected and lies in beds.dead.
+"""What comes from RabbitMQ, judged before Celery touches it: no message ends a worker, or runs what it should not.
 
-Celery takes the body's shape for granted; a body of another shape ends the whole worker, and the next one after it.
+Celery takes the shape of a message for granted (a body of another shape ends the whole worker, and the next one after
+it), runs any registered task that a message names, its own included, and logs what it refuses with the whole body.
+Here a message that is no event of the contract is answered with MalformedEvent where it says whom to tell, lies in
+beds.dead, and leaves one line in the log without a value of it.
 """
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Callable, Mapping
+from types import SimpleNamespace
 from typing import Any
 
-from celery.exceptions import InvalidTaskError
-from celery.worker.strategy import default
+from celery import states
+from celery.worker.consumer import Consumer
+from kombu import compression
+
+from beds.errors import MalformedEvent
+from beds.templates.fields import MAX_DEPTH
+
+logger = logging.getLogger("celery.beds.intake")
+
+MAX_WIRE_DEPTH = 3 * MAX_DEPTH + 8
+"""Levels of JSON in a body: the codec writes one level of a caller's value as three, where a key begins with `$`."""
+_GUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_DELAY = re.compile(r"^(?:[01]\.){28}")
+"""What RabbitMQ-native delayed delivery puts before a routing key. It comes from Celery's own exchanges, to which a
+client may not publish."""
+_ABSENT = ("stamps", "stamped_headers", "compression", "ignore_result", "shadow")
+"""Headers of Celery that an event leaves out, null or false."""
 
 
-def checked(task: Any, app: Any, consumer: Any, **options: Any) -> Callable[..., Any]:
-    """Celery's execution strategy, for messages from anybody. `Task.Strategy` names it."""
-    handle = default(task, app, consumer, **options)
+class Intake(Consumer):
+    """Celery's consumer, for messages from anybody."""
 
-    def on_message(message: Any, *arguments: Any, **more: Any) -> Any:
-        try:
-            _check(message)
-            return handle(message, *arguments, **more)
-        except InvalidTaskError:
-            raise
-        except Exception as error:  # noqa: BLE001 — whatever a hostile message makes Celery raise, the worker lives on
-            raise InvalidTaskError(f"not an event: {type(error).__name__}") from None
+    def create_task_handler(self, *arguments: Any, **options: Any) -> Callable[[Any], None]:
+        handle = super().create_task_handler(*arguments, **options)
+        routes = self.app.conf.task_routes
+        limit = self.app.settings.amqp.max_body_bytes
 
-    return on_message
+        def on_message(message: Any) -> None:
+            try:
+                check(message, routes, limit)
+                handle(message)
+            except self.connection_errors:
+                raise
+            except MalformedEvent as error:
+                self._turn_away(message, error)
+            except Exception as error:  # noqa: BLE001 — whatever a hostile message makes Celery raise, the worker lives
+                self._turn_away(message, _unreadable(error))
+
+        return on_message
+
+    # Celery's own ways to refuse a message log the whole of it.
+
+    def on_invalid_task(self, body: Any, message: Any, exc: Exception) -> None:
+        self._turn_away(message, _unreadable(exc))
+
+    def on_decode_error(self, message: Any, exc: Exception) -> None:
+        self._turn_away(message, _unreadable(exc))
+
+    def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:
+        self._turn_away(message, _unreadable(exc))
+
+    def on_unknown_message(self, body: Any, message: Any) -> None:
+        self._turn_away(message, MalformedEvent("the message has no header `task`", detail={"field": "task"}))
+
+    def _turn_away(self, message: Any, error: MalformedEvent) -> None:
+        guid = message.properties.get("correlation_id") or "without id"
+        logger.error("turned away %.64r (%d bytes): %s", guid, len(message.body or b""), error.message)
+        if not message.acknowledged:
+            message.reject_log_error(logger, self.connection_errors)
+        header = (message.headers or {}).get("beds")
+        asked = SimpleNamespace(reply_to=message.properties.get("reply_to"), beds=header)
+        self.app.backend.store_result(guid, error, states.FAILURE, request=asked)
 
 
-def _check(message: Any) -> None:
-    """Raises InvalidTaskError, on which Celery's consumer rejects the message."""
-    body = message.payload
+def check(message: Any, routes: Mapping[str, Mapping[str, str]], max_body_bytes: int) -> None:
+    """Judge one delivered message.
+
+    Args:
+        message: kombu's.
+        routes: `task_routes` of the application: the queue of each task that a message may name.
+        max_body_bytes: the largest body allowed.
+
+    Raises:
+        MalformedEvent: it is no event; names the field.
+    """
+    headers = message.headers
+    if not isinstance(headers, Mapping):
+        raise _wrong("headers", "the message has none")
+    routing_key = message.delivery_info.get("routing_key", "")
+    key = _DELAY.sub("", routing_key)
+    _check_task(headers.get("task"), key, routes)
+    _check_headers(headers, message.properties)
+    if headers.get("eta") and key == routing_key:
+        # It would hold a slot's prefetch until then, and no one else's event would be delivered in its place.
+        raise _wrong("eta", "an event has none, unless RabbitMQ itself has delayed it, as it does for a worker's retry")
+    if len(message.body or b"") > max_body_bytes:
+        raise _wrong("body", f"it has more than the {max_body_bytes:,} bytes allowed")
+    try:
+        body = message.payload
+    except Exception as error:  # noqa: BLE001 — a body can be wrong in as many ways as there are decoders
+        raise _unreadable(error) from None
     if not (isinstance(body, (list, tuple)) and len(body) == 3):
-        raise InvalidTaskError("the body is not [args, kwargs, embed]")
+        raise _wrong("body", "it is not [args, kwargs, embed]")
     args, kwargs, embed = body
     if not (isinstance(args, (list, tuple)) and isinstance(kwargs, Mapping) and isinstance(embed, Mapping)):
-        raise InvalidTaskError("the body is not [list, object, object]")
+        raise _wrong("body", "it is not [list, object, object]")
     if any(embed.get(name) for name in ("callbacks", "errbacks", "chain", "chord")):
-        raise InvalidTaskError("an event has no callbacks: whoever publishes must not choose what runs next")
-    headers = message.headers
-    limits = headers.get("timelimit") or [None, None]
-    if not (isinstance(limits, (list, tuple)) and len(limits) == 2):
-        raise InvalidTaskError("the header timelimit is not [hard, soft]")
-    for limit in limits:
-        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, (int, float)) or limit <= 0):
-            raise InvalidTaskError("the header timelimit holds something that is no number of seconds")
-    if not isinstance(headers.get("id"), str):
-        raise InvalidTaskError("the header id is not text")
+        raise _wrong("embed", "an event has no callbacks: whoever publishes must not choose what runs next")
+    if "self" in kwargs:
+        raise _wrong("self", "no operation has such an argument, and Celery's own call would stumble over it")
+    _check_depth(kwargs)
+
+
+def _check_task(task: Any, key: str, routes: Mapping[str, Mapping[str, str]]) -> None:
+    route = routes.get(task) if isinstance(task, str) else None
+    if route is None:
+        raise _wrong("task", "it names no operation")
+    # Who may publish to a key is what RabbitMQ's permissions say: a task must not come in by another key.
+    if key != route["queue"] and not key.startswith("job."):
+        raise _wrong("task", f"it belongs to {route['queue']}, and came with the routing key of another queue")
+
+
+def _check_headers(headers: Mapping[str, Any], properties: Mapping[str, Any]) -> None:
+    guid = headers.get("id")
+    if not (isinstance(guid, str) and _GUID.fullmatch(guid) and guid == properties.get("correlation_id")):
+        raise _wrong("id", "it is not a UUID, or not that of correlation_id")
+    limits = headers.get("timelimit")
+    if limits is not None and list(limits if isinstance(limits, (list, tuple)) else [0]) != [None, None]:
+        raise _wrong("timelimit", "the pool's limits are the operator's: it is null or [null, null]")
+    retries = headers.get("retries") or 0
+    if isinstance(retries, bool) or not isinstance(retries, int):
+        raise _wrong("retries", "it is not a whole number")
+    for name in _ABSENT:
+        if headers.get(name):
+            raise _wrong(name, "an event has none")
+    if not isinstance(headers.get("expires") or "", str):
+        raise _wrong("expires", "it is not a time in ISO 8601")
+    if not isinstance(headers.get("beds") or {}, Mapping):
+        raise _wrong("beds", "it is not an object")
+
+
+def refuse_compression() -> None:
+    """Let no message be unpacked: a few bytes could fill the worker's memory, before anything can judge them."""
+
+    def refuse(_body: bytes) -> bytes:
+        raise ValueError("compressed messages are not taken")
+
+    for content_type in compression.encoders():
+        compression.register(lambda body: body, refuse, content_type)
+
+
+def _check_depth(value: Any) -> None:
+    """Level by level: what hands the event to a pool process follows a few hundred levels, then ends the worker."""
+    level = [value]
+    for _ in range(MAX_WIRE_DEPTH):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, (dict, list))
+        ]
+        if not level:
+            return
+    raise _wrong("body", "it is nested too deep")
+
+
+def _wrong(field: str, why: str) -> MalformedEvent:
+    return MalformedEvent(f"{field}: {why}", detail={"field": field})
+
+
+def _unreadable(error: Exception) -> MalformedEvent:
+    """A foreign error's words may hold data, so only its type is told."""
+    return MalformedEvent(f"the message cannot be read ({type(error).__name__})", detail={"field": "body"})

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import secrets
-import sys
+from pathlib import Path
 from typing import Any
 
 import click
 from celery.apps.worker import Worker
-from celery.signals import worker_process_init
+from celery.signals import worker_process_init, worker_ready
 from click.core import ParameterSource
 
 from beds.broker.app import app as beds_app
+from beds.broker.app import refuse_to_start
+from beds.broker.intake import Intake, refuse_compression
 from beds.config import Settings
 from beds.config.sections import Broker
-from beds.domain.event import Store
+from beds.domain.event import CALGON, Store
 from beds.errors import BedsError, ConfigurationError, nearest
 from beds.services.factory import AdapterFactory
 from beds.transport import topology
 
-EX_CONFIG = 78
-"""sysexits.h: what a supervisor reads as "do not start it again, it cannot work"."""
+READY_FILE = "NODE_READY_FILE"
+"""Environment variable with the path of a file that the worker makes when it consumes."""
 logger = logging.getLogger("celery.beds")
 
 
@@ -45,8 +48,7 @@ class BedsWorker(Worker):
             _check_bindings(app, queues)
         except BedsError as error:
             logger.critical("%s", error)
-            print(f"beds: {error}", file=sys.stderr)  # noqa: T201 — logging is not set up yet
-            raise SystemExit(EX_CONFIG) from None
+            refuse_to_start(error)
         given = _given_on_command_line()
         options["queues"] = queues
         from_beds_toml = {
@@ -59,6 +61,8 @@ class BedsWorker(Worker):
             "max_memory_per_child": size.max_memory_per_child,
         }
         options |= {name: value for name, value in from_beds_toml.items() if not given(name)}
+        options["consumer_cls"] = Intake
+        refuse_compression()
         # Nodes do not need to know of each other, and thousands of them would talk a lot.
         options["without_gossip"] = options["without_mingle"] = True
         super().__init__(app=app, hostname=hostname if given("hostname") else _unique_name(settings, queues), **options)
@@ -69,7 +73,7 @@ def _queues(named: Any, settings: Settings) -> list[str]:
     if isinstance(named, str):
         named = named.split(",")
     if not named:
-        named = [q for q in topology.CRUD_QUEUES if getattr(settings.services, q.split(".")[0]).is_local]
+        named = topology.local_queues(settings.services)
     if not named:
         raise ConfigurationError("no queue to consume", hint="give -Q, or set is_local for a service in beds.toml")
     known = [*topology.EVENT_QUEUES, *topology.LOG_QUEUES]
@@ -101,6 +105,8 @@ def _size(settings: Settings, queues: list[str]) -> Broker:
 def _check_bindings(app: Any, queues: list[str]) -> None:
     """Bind every template of the stores served here, over connections that are closed again before the pool forks."""
     stores = {queue.split(".")[0] for queue in queues} & {str(store) for store in Store}
+    if CALGON in queues:
+        stores.add(str(Store.REC))
     with contextlib.closing(AdapterFactory(app.settings, app.registry)) as factory:
         for name, template in app.registry.items():
             if template.store not in stores:
@@ -131,6 +137,12 @@ def _unique_name(settings: Settings, queues: list[str]) -> str:
 
 def _still_trying(error: BaseException, interval: float) -> None:
     logger.error("RabbitMQ cannot be reached (%s); trying again in %.0f s", error, interval)
+
+
+@worker_ready.connect
+def _tell_ready(**_: Any) -> None:
+    if named := os.environ.get(READY_FILE):
+        Path(named).touch()
 
 
 @worker_process_init.connect

@@ -66,6 +66,7 @@ def call(
 
 @click.command()
 @_options
+@click.option("--idempotency-key", default="", help="Submitted again with the same key and data: the same ticket.")
 @click.pass_obj
 def submit(
     config: str | None, /, what: str, fields: tuple[str, ...], as_json: bool, timeout: float, **options: Any
@@ -75,6 +76,7 @@ def submit(
     \b
     Example:
       beds submit Airlines.create_record carrier=ZZ name='Zed Air'
+      beds ticket GUID --wait
     """
     with Client(load_settings(config)) as client:
         operation, template, data = _arguments(client, what, fields, options.pop("data"))
@@ -99,6 +101,8 @@ def _arguments(client: Client, what: str, fields: tuple[str, ...], data: str | N
         field, equals, text = pair.partition("=")
         if not equals:
             raise click.UsageError(f"{pair!r} is not of the form FIELD=VALUE")
+        if field in given:
+            raise click.UsageError(f"{field} is given twice")
         given[field] = _convert(field, text, _spec(template, field))
     if operation == Operation.DELETE:
         if set(given) - {template.key}:
@@ -157,6 +161,17 @@ _READERS: dict[str, Callable[[str], Any]] = {
 }
 
 
+_EXAMPLES = {
+    "datetime": "as in 2013-07-01T12:00Z",
+    "date": "as in 2013-07-01",
+    "time": "as in 05:15:00",
+    "boolean": "true or false",
+    "bytes": "Base64",
+    "object": """JSON, as in '{"a": 1}'""",
+    "array": "JSON, as in '[1, 2]'",
+}
+
+
 def _convert(name: str, text: str, spec: FieldSpec | None) -> Any:
     """Text from the command line as a value of the field's type; `null` is null where text is not wanted."""
     if spec is None:
@@ -167,7 +182,9 @@ def _convert(name: str, text: str, spec: FieldSpec | None) -> Any:
         return _READERS[spec.type](text)
     except (ValueError, KeyError, InvalidOperation, RecursionError, BedsError):
         raise WrongType(
-            f"field {name} takes {spec.type}, which {text[:40]!r} is not", detail={"field": name, "expected": spec.type}
+            f"field {name} takes {spec.type}, which {text[:40]!r} is not",
+            detail={"field": name, "expected": spec.type},
+            hint=_EXAMPLES.get(spec.type),
         ) from None
 
 

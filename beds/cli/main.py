@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import importlib
 import json
 import sys
@@ -17,6 +19,8 @@ from beds.errors import BedsError, ConfigurationError
 _COMMANDS: Mapping[str, tuple[str, str]] = {
     "call": ("beds.cli.call:call", "Carry out one operation and print the reply."),
     "submit": ("beds.cli.call:submit", "Hand one operation over and print its ticket."),
+    "ticket": ("beds.cli.ticket:ticket", "Ask after, wait for and cancel a ticket."),
+    "tickets": ("beds.cli.ticket:tickets", "List tickets in one state."),
     "template": ("beds.cli.template:template", "List and show templates."),
     "schema": ("beds.cli.schema:schema", "Apply, compare and check the databases' schema."),
     "topology": ("beds.cli.topology:topology", "Declare and show exchanges and queues."),
@@ -30,7 +34,7 @@ EXIT_CODES: Mapping[str, int] = {
     "invalid_payload": 65, "missing_field": 65, "unknown_field": 65, "wrong_type": 65, "too_long": 65,
     "out_of_range": 65, "body_too_large": 65, "invalid_cursor": 65,
     "unknown_template": 64, "unknown_operation": 64, "unknown_fetch": 64,
-    "not_found": 66,
+    "not_found": 66, "unknown_ticket": 66, "ticket_expired": 66,
     "store_unavailable": 69, "broker_unavailable": 69, "broker_blocked": 69, "overloaded": 69, "unroutable": 69,
     "internal": 70,
     "stack": 71,
@@ -39,6 +43,7 @@ EXIT_CODES: Mapping[str, int] = {
     "configuration": 78, "template": 78, "schema": 78, "schema_mismatch": 78, "schema_drift": 78,
     "topology_mismatch": 78,
 }  # fmt: skip
+EX_IOERR = 74
 EX_FAILED = 1
 """The operation was refused for another reason: a conflict, a rule of the business, …"""
 
@@ -114,6 +119,13 @@ def main() -> Any:
     except BedsError as error:
         print_error(error, as_json=as_json)
         raise SystemExit(exit_code(error)) from None
-    except BrokenPipeError:
-        sys.stderr.close()  # `beds … | head`
-        raise SystemExit(0) from None
+    except OSError as error:
+        if error.errno == errno.EPIPE:  # `beds … | head`
+            sys.stderr.close()
+            raise SystemExit(0) from None
+        if error.errno != errno.ENOSPC:
+            raise
+        click.echo("beds: the output cannot be written: no space left", err=True)
+        with contextlib.suppress(OSError):
+            sys.stdout.close()
+        raise SystemExit(EX_IOERR) from None

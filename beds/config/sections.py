@@ -4,13 +4,38 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Literal, get_args
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
 
 BrokerName = Literal[
     "rec.read", "rec.write", "rel.read", "rel.write", "job.aggregate", "job.migrate", "job.warehouse", "calgon", "admin"
 ]
 BROKER_NAMES: tuple[str, ...] = get_args(BrokerName)
+
+
+def _url_of(*schemes: str) -> AfterValidator:
+    """Refuses what is no URL of these schemes. It holds a password, so the words of the refusal never repeat it."""
+    forms = " or ".join(f"{scheme}://user:password@host:port/…" for scheme in schemes)
+
+    def check(url: SecretStr) -> SecretStr:
+        try:
+            parts = urlsplit(url.get_secret_value())
+            # MongoDB takes several hosts, "a:1,b:2", which have no single port.
+            valid = parts.scheme in schemes and parts.netloc and ("," in parts.netloc or parts.port != 0)
+        except ValueError:  # a port or an IPv6 address that is none
+            valid = False
+        if not valid:
+            raise ValueError(f"not a URL of the form {forms}; `/`, `@`, `:` and `%` in a password are written as %XX")
+        return url
+
+    return AfterValidator(check)
+
+
+Text = Annotated[str, Field(pattern=r"^[^\x00]+$")]
+"""A name as a driver takes it: no NUL."""
+AmqpUrl = Annotated[SecretStr, _url_of("amqp", "amqps")]
+MongoUri = Annotated[SecretStr, _url_of("mongodb", "mongodb+srv")]
 
 
 class Section(BaseModel):
@@ -31,9 +56,9 @@ class Node(Section):
 
 
 class Amqp(Section):
-    url: SecretStr = SecretStr("amqp://guest:guest@127.0.0.1:5672//")
+    url: AmqpUrl = SecretStr("amqp://guest:guest@127.0.0.1:5672//")
     """Where clients publish. Its user needs no configure right."""
-    worker_url: SecretStr | None = None
+    worker_url: AmqpUrl | None = None
     """Where workers consume and declare the topology; `url` when absent."""
     queue_type: Literal["quorum", "classic"] = "quorum"
     delivery_limit: Annotated[int, Field(ge=1, le=100)] = 5
@@ -95,17 +120,17 @@ class Broker(Section):
 
 
 class RecDatabase(Section):
-    uri: SecretStr
-    database: str = "beds"
+    uri: MongoUri
+    database: Text = "beds"
     connect_timeout: Annotated[float, Field(gt=0, le=60)] = 3.0
     """Seconds to find a server."""
 
 
 class RelDatabase(Section):
-    host: str = "127.0.0.1"
+    host: Text = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65535)] = 3306
-    database: str = "beds"
-    user: str = "beds_broker"
+    database: Text = "beds"
+    user: Text = "beds_broker"
     password: SecretStr = SecretStr("")
     connect_timeout: Annotated[float, Field(gt=0, le=60)] = 3.0
     """Seconds for one attempt to connect."""

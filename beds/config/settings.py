@@ -6,14 +6,15 @@ Order, strongest first: arguments, `BEDS_…__…` environment variables, the `e
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, PrivateAttr, ValidationError, field_validator
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from beds.config.sections import (
     BROKER_NAMES,
@@ -48,8 +49,6 @@ class Settings(BaseSettings):
 
     env_file: Path | None = None
     """A file of BEDS_… variables with what does not belong under version control, relative to beds.toml."""
-    root: Path = Field(default_factory=Path.cwd, exclude=True)
-    """The folder of beds.toml; relative paths start here."""
     node: Node = Node()
     amqp: Amqp = Amqp()
     services: Services = Services()
@@ -60,6 +59,7 @@ class Settings(BaseSettings):
     logging: Logging = Logging()
     # The TOML key is `schema`, a name that pydantic's own classes use.
     schema_: Schema = Field(default=Schema(), alias="schema")
+    _root: Path = PrivateAttr(default_factory=Path.cwd)
 
     @field_validator("brokers", mode="before")
     @classmethod
@@ -77,6 +77,11 @@ class Settings(BaseSettings):
     def broker(self, name: str) -> Broker:
         """The pool settings of one broker type; the defaults where beds.toml is silent."""
         return self.brokers.get(name, Broker())  # type: ignore[call-overload,no-any-return]
+
+    @property
+    def root(self) -> Path:
+        """The folder of beds.toml; relative paths start here."""
+        return self._root
 
     @property
     def schema_path(self) -> Path:
@@ -108,11 +113,34 @@ def load_settings(path: Path | str | None = None, environ: Mapping[str, str] | N
     named = path or (os.environ if environ is None else environ).get(CONFIG_VARIABLE)
     file = Path(named or "beds.toml").resolve()
     data = _read(file, must_exist=named is not None)
-    env_file = data.get("env_file")
+    known = _keys_at(())
+    # Asked here, too: pydantic-settings takes some arguments of its own, and a key must not reach one of those.
+    if unknown := [f"unknown key {key}{nearest(key, known)}" for key in data if key not in known]:
+        raise _refused(file, unknown)
+    env_file = os.environ.get("BEDS_ENV_FILE", data.get("env_file", ""))
+    if not isinstance(env_file, str):
+        raise _refused(file, ["env_file: takes the path of a file, as text"])
     try:
-        return Settings(_env_file=file.parent / env_file if env_file else None, **{**data, "root": file.parent})
+        settings = Settings(_env_file=file.parent / env_file if env_file else None, **data)
     except ValidationError as failed:
-        raise _explain(failed, file) from None
+        raise _refused(file, _explain(failed)) from None
+    except SettingsError as failed:
+        section = re.search(r'field "(\w+)"', str(failed))
+        variable = f"BEDS_{section[1].rstrip('_').upper()}" if section else "a BEDS_… variable"
+        raise _refused(
+            file, [f"{variable}: a whole section is written as JSON; a single key as {variable}__KEY"]
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise _refused(file, [f"env_file {env_file} cannot be read: {type(error).__name__}"]) from None
+    settings._root = file.parent
+    return settings
+
+
+def no_file_at(file: Path | str) -> ConfigurationError:
+    """What is said of a configuration file that was named and is not there."""
+    return ConfigurationError(
+        f"no configuration file at {file}", hint=f"give --config or {CONFIG_VARIABLE} the path of a beds.toml"
+    )
 
 
 def _read(file: Path, *, must_exist: bool) -> dict[str, Any]:
@@ -121,16 +149,15 @@ def _read(file: Path, *, must_exist: bool) -> dict[str, Any]:
     except FileNotFoundError:
         if not must_exist:
             return {}
-        raise ConfigurationError(
-            f"no configuration file at {file}", hint=f"give --config or {CONFIG_VARIABLE} the path of a beds.toml"
-        ) from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise no_file_at(file) from None
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigurationError(
             f"{file} cannot be read: {error}", detail={"file": str(file)}, hint="mend the file"
         ) from None
 
 
-def _explain(failed: ValidationError, file: Path) -> ConfigurationError:
+def _explain(failed: ValidationError) -> list[str]:
+    """One line for each problem, with the key and never the value."""
     lines = []
     for problem in failed.errors(include_url=False, include_input=False):
         where = ".".join(str(part) for part in problem["loc"])
@@ -141,10 +168,14 @@ def _explain(failed: ValidationError, file: Path) -> ConfigurationError:
             name = str(problem["loc"][-2])
             lines.append(f"unknown broker {name!r}{nearest(name, BROKER_NAMES)}")
         else:
-            lines.append(f"{where}: {problem['msg']}")
+            lines.append(f"{where}: {problem['msg'].removeprefix('Value error, ')}")
+    return lines
+
+
+def _refused(file: Path, problems: list[str]) -> ConfigurationError:
     return ConfigurationError(
-        f"{file}: " + "; ".join(lines),
-        detail={"file": str(file), "problems": lines},
+        f"{file}: " + "; ".join(problems),
+        detail={"file": str(file), "problems": problems},
         hint="see docs/reference/configuration.md; the key may also come from a BEDS_… variable",
     )
 
@@ -157,7 +188,7 @@ def _keys_at(path: Iterable[Any]) -> list[str]:
         inner = _model_in(found.annotation) if found else None
         if inner:
             model = inner
-    return [field.alias or name for name, field in model.model_fields.items() if name != "root"]
+    return [field.alias or name for name, field in model.model_fields.items()]
 
 
 def _field(model: type[BaseModel], key: str) -> FieldInfo | None:

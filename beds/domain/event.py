@@ -42,40 +42,55 @@ def task_for(store: Store, operation: Operation) -> str:
     return f"{store}.{operation}"
 
 
+CALGON = "calgon"
+"""The queue of questions about tickets; its tasks are `calgon.accept`, `calgon.status` and `calgon.cancel`."""
+CALGON_VERBS = ("accept", "status", "cancel")
+
+
 @dataclass(frozen=True, slots=True)
 class Event:
-    """An operation with its data and its lineage.
+    """One message: an operation on a template, or a question about tickets.
 
     Args:
-        store: which kind of database the template lives in; decides the queue.
-        operation: the verb.
-        template: the template's name.
-        body: the verb's arguments, by name: `payload`, `payloads`, `record_id`, or `using`, `args`, `limit`, `cursor`.
+        task: the Celery task that carries it out.
+        queue: where it goes; also its routing key.
+        arguments: the task's arguments, by name.
+        summary: what a monitor may show: names, never values.
         lineage: where the event comes from.
+        is_read: it changes nothing, so it may be sent again, and dropped when nobody waits.
         ticket: whether the outcome is kept for polling.
-        expires: when nobody waits any more (reads only); a worker drops it after that.
+        expires: when nobody waits any more; a worker drops it after that.
         submitted_at: when the client made the event.
     """
 
-    store: Store
-    operation: Operation
-    template: str
-    body: Mapping[str, Any] = field(repr=False)
+    task: str
+    queue: str
+    arguments: Mapping[str, Any] = field(repr=False)
+    summary: str
     lineage: Lineage
+    is_read: bool = False
     ticket: bool = False
     expires: datetime | None = None
     submitted_at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
-    @property
-    def queue(self) -> str:
-        return queue_for(self.store, self.operation)
+    @classmethod
+    def of_operation(
+        cls, store: Store, operation: Operation, template: str, body: Mapping[str, Any], lineage: Lineage, **more: Any
+    ) -> Event:
+        """An operation on a template; `body` has the verb's arguments: `payload`, `payloads`, `record_id`, or `using`,
+        `args`, `limit`, `cursor`."""
+        using = body.get("using")
+        return cls(
+            task_for(store, operation),
+            queue_for(store, operation),
+            {"template": template, **body},
+            f"{template}.{operation}" + (f" using {using}" if isinstance(using, str) else ""),
+            lineage,
+            is_read=operation.is_read,
+            **more,
+        )
 
-    @property
-    def task(self) -> str:
-        return task_for(self.store, self.operation)
-
-    @property
-    def summary(self) -> str:
-        """What a monitor may show: names, never values."""
-        using = self.body.get("using")
-        return f"{self.template}.{self.operation}" + (f" using {using}" if isinstance(using, str) else "")
+    @classmethod
+    def of_calgon(cls, verb: str, arguments: Mapping[str, Any], lineage: Lineage, **more: Any) -> Event:
+        """A question about tickets. All of them may be repeated."""
+        return cls(f"{CALGON}.{verb}", CALGON, arguments, f"{CALGON}.{verb}", lineage, is_read=True, **more)

@@ -21,7 +21,7 @@ class Response:
         record: what the object returned, or an empty mapping.
     """
 
-    record_id: str
+    record_id: str = field(repr=False)
     affected: int
     record: Record = field(default_factory=dict, repr=False)
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from beds.core.namaste import NamasteCore, Query
 from beds.domain.event import Operation, Store
 from beds.domain.reply import Reply
-from beds.errors import MalformedEvent
+from beds.errors import MalformedEvent, StoreDenied, UnknownTemplate
 from beds.templates.registry import TemplateRegistry
 
 _BODY_KEYS: Mapping[Operation, frozenset[str]] = {
@@ -18,6 +18,10 @@ _BODY_KEYS: Mapping[Operation, frozenset[str]] = {
     Operation.DELETE: frozenset({"record_id"}),
     Operation.FETCH: frozenset({"using", "args", "limit", "cursor"}),
 }
+
+
+def _name(using: Any) -> str:
+    return using if isinstance(using, str) else ""
 
 
 class Factory(Protocol):
@@ -47,7 +51,11 @@ def carry_out(factory: Factory, store: Store, operation: Operation, template: An
         raise MalformedEvent(f"template takes a name, not {type(template).__name__}", detail={"field": "template"})
     if surplus := body.keys() - _BODY_KEYS[operation]:
         raise MalformedEvent(f"{operation} does not take {', '.join(sorted(surplus))}", detail={"field": min(surplus)})
-    found = factory.registry[template]
+    try:
+        found = factory.registry[template]
+    except UnknownTemplate as error:
+        error.hint = "this worker read its templates when it started: restart the workers, all of them"
+        raise
     if found.store is not store:
         raise MalformedEvent(
             f"template {template} lives in the {found.store} store, the event came to {store}",
@@ -55,6 +63,8 @@ def carry_out(factory: Factory, store: Store, operation: Operation, template: An
         )
     if operation is not Operation.FETCH:
         found.object_for(operation)
+    if found.system and (operation is not Operation.FETCH or found.fetch_spec(_name(body.get("using"))).internal):
+        raise StoreDenied(f"template {template} belongs to BEDS itself", hint="see docs/reference/tickets.md")
     match operation:
         case Operation.CREATE:
             payload = found.check_create(body.get("payload"))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
 from beds.domain.event import Operation
 from beds.errors import UnknownOperation, nearest
 from beds.templates.template import Template
+from beds.transport import codec
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +23,13 @@ class Call:
     using: str = ""
     limit: int | None = None
     cursor: str = ""
+
+    @property
+    def digest(self) -> str:
+        """What is asked, in 64 characters: the same for the same data, before generated fields are filled in."""
+        parts = [str(self.operation), self.template, self.data, self.using, self.limit, self.cursor]
+        text = json.dumps(codec.encode(parts), sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
 
 
 def body_of(template: Template, operation: Operation, call: Call) -> dict[str, Any]:
@@ -44,7 +54,7 @@ def parse_operation(name: str) -> Operation:
     """Raises UnknownOperation."""
     try:
         return Operation(name)
-    except ValueError:
+    except (ValueError, TypeError):
         known = [str(o) for o in Operation]
         raise UnknownOperation(
             f"no operation {name!r}{nearest(str(name), known)}",

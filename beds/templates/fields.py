@@ -22,7 +22,7 @@ FIELD_TYPES: tuple[str, ...] = get_args(FieldType)
 
 MAX_DEPTH = 64
 """Levels of nesting in a value. MongoDB stops at 100, and a JSON parser at some depth of its own."""
-INT64 = range(-(2**63), 2**63)
+INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 
 _PYTHON_TYPES: Mapping[str, tuple[type, ...]] = {
     "string": (str,),
@@ -79,6 +79,22 @@ class FieldSpec(BaseModel):
         makes = {"uuid7": "uuid", "object_id": "object_id", "now": "datetime"}
         if self.generate and makes[self.generate] != self.type:
             raise ValueError(f"generate = {self.generate!r} makes a {makes[self.generate]}, the type is {self.type}")
+        return self
+
+    @model_validator(mode="after")
+    def _limits_make_sense(self) -> FieldSpec:
+        for name in ("min", "max"):
+            limit = getattr(self, name)
+            if limit is not None and self.type not in ("integer", "number", "decimal"):
+                raise ValueError(f"{name} is for numbers, the type is {self.type}")
+            if limit is not None and not math.isfinite(limit):
+                raise ValueError(f"{name} is no finite number")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError("min is above max")
+        if self.values is not None and not self.values:
+            raise ValueError("values is empty: nothing could be stored")
+        if self.scale is not None and self.digits is not None and self.scale > self.digits:
+            raise ValueError("scale is above digits")
         return self
 
     def make(self) -> Any:
@@ -178,7 +194,7 @@ def check_plain(path: str, value: Any, depth: int = 0) -> None:
         if not math.isfinite(value):
             raise OutOfRange(f"field {path} must be a finite number", detail=_where(path), hint="send null instead")
     elif isinstance(value, int) and not isinstance(value, bool):
-        if value not in INT64:
+        if not INT64_MIN <= value <= INT64_MAX:
             raise OutOfRange(
                 f"field {path} does not fit 64 bits", detail=_where(path), hint="use a decimal field for larger numbers"
             )
@@ -189,6 +205,10 @@ def check_plain(path: str, value: Any, depth: int = 0) -> None:
             raise WrongType(
                 f"field {path} is a datetime without a zone", detail=_where(path), hint="add one: .replace(tzinfo=UTC)"
             )
+        try:
+            value.astimezone(UTC)
+        except OverflowError:
+            raise OutOfRange(f"field {path} lies outside the years 1 to 9999 in UTC", detail=_where(path)) from None
     elif isinstance(value, dict):
         for key, inner in value.items():
             if not isinstance(key, str):

@@ -8,6 +8,9 @@ from pathlib import Path
 from beds.errors import ConfigurationError, TemplateError, UnknownTemplate, nearest
 from beds.templates.template import Template, load_template
 
+SYSTEM = Path(__file__).parent.parent / "system"
+"""BEDS's own schema and templates, laid out as the application's `schema/`."""
+
 
 class TemplateRegistry(Mapping[str, Template]):
     """Templates by name. Made once per process; a new template needs a restart of the nodes that use it."""
@@ -23,7 +26,7 @@ class TemplateRegistry(Mapping[str, Template]):
 
     @classmethod
     def from_folder(cls, schema_path: Path) -> TemplateRegistry:
-        """Load `<schema_path>/templates/*.toml`.
+        """Load `<schema_path>/templates/*.toml`, and the system templates that BEDS ships.
 
         Raises:
             ConfigurationError: the folder does not exist.
@@ -33,14 +36,15 @@ class TemplateRegistry(Mapping[str, Template]):
         if not folder.is_dir():
             raise ConfigurationError(
                 f"no templates: {folder} does not exist",
-                hint="set [schema] path in beds.toml to the folder that holds templates/",
+                hint="run this beside beds.toml, or set [schema] path there to the folder that holds templates/",
             )
-        return cls(load_template(file) for file in sorted(folder.glob("*.toml")))
+        own = sorted((SYSTEM / "templates").glob("*.toml"))
+        return cls(load_template(file, system=file in own) for file in (*own, *sorted(folder.glob("*.toml"))))
 
     def __getitem__(self, name: str) -> Template:
         try:
             return self._templates[name]
-        except KeyError:
+        except (KeyError, TypeError):  # TypeError: not even a name
             raise UnknownTemplate(
                 f"no template {name!r}{nearest(str(name), self._templates)}",
                 detail={"template": str(name), "known": sorted(self._templates)},

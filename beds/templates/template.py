@@ -50,6 +50,8 @@ class FetchSpec(ObjectRef):
     """Arguments a caller may leave out; the object gets null."""
     args: dict[Name, FieldSpec] = {}
     """Arguments that are no fields of the template."""
+    internal: bool = False
+    """For BEDS's own use: not to be asked from outside (system templates only)."""
     limit: Annotated[int, Field(ge=1, le=MAX_LIMIT)] = DEFAULT_LIMIT
     max_limit: Annotated[int, Field(ge=1, le=MAX_LIMIT)] = 1000
 
@@ -75,6 +77,8 @@ class Template(_Table):
     fetch: dict[Name, FetchSpec] = {}
     fields: dict[Name, FieldSpec]
     file: Path = Field(default=Path(), exclude=True)
+    system: bool = Field(default=False, exclude=True)
+    """Shipped with BEDS, which alone writes there."""
 
     @model_validator(mode="after")
     def _hangs_together(self) -> Template:
@@ -87,6 +91,11 @@ class Template(_Table):
             for cursor_field in spec.cursor:
                 if cursor_field not in self.fields:
                     raise ValueError(f"fetch.{name}.cursor: {cursor_field!r} is not one of the fields")
+            for argument in spec.optional:
+                if argument not in spec.args and argument not in self.fields:
+                    raise ValueError(f"fetch.{name}.optional: {argument!r} is no field and no argument of the fetch")
+            if spec.internal and not self.system:
+                raise ValueError(f"fetch.{name}.internal is for BEDS's own templates")
             if spec.limit > spec.max_limit:
                 raise ValueError(f"fetch.{name}.limit is above its max_limit")
         return self
@@ -239,15 +248,15 @@ _SECTION = {
 }
 
 
-def load_template(file: Path) -> Template:
-    """Read one template file.
+def load_template(file: Path, *, system: bool = False) -> Template:
+    """Read one template file; `system` when it is one that BEDS ships.
 
     Raises:
         TemplateError: it cannot be read or is wrong; names the file, the key and what is allowed.
     """
     try:
         data = tomllib.loads(file.read_text(encoding="utf-8"))
-        return Template.model_validate({**data, "file": file})
+        return Template.model_validate({**data, "file": file, "system": system})
     except ValidationError as failed:
         problems = [
             f"{'.'.join(str(part) for part in p['loc'])}: "
@@ -259,7 +268,7 @@ def load_template(file: Path) -> Template:
             detail={"file": str(file), "problems": problems},
             hint="see docs/reference/templates.md",
         ) from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise TemplateError(
             f"{file} cannot be read: {error}", detail={"file": str(file)}, hint="mend the file"
         ) from None

@@ -82,8 +82,15 @@ def decode(value: Any) -> Any:
     """The way back from `encode`.
 
     Raises:
-        MalformedEvent: an unknown tag, or a tag whose text does not fit.
+        MalformedEvent: an unknown tag, a tag whose text does not fit, or nesting beyond what Python follows.
     """
+    try:
+        return _decode(value)
+    except RecursionError:
+        raise MalformedEvent("the body is nested too deep") from None
+
+
+def _decode(value: Any) -> Any:
     if isinstance(value, dict):
         tag = next(iter(value)) if len(value) == 1 else ""
         if tag == "$pairs":
@@ -93,9 +100,9 @@ def decode(value: Any) -> Any:
         for key in value:
             if key.startswith("$"):
                 raise MalformedEvent(f"unknown type tag {key!r}", hint="write objects with such keys as $pairs")
-        return {key: decode(inner) for key, inner in value.items()}
+        return {key: _decode(inner) for key, inner in value.items()}
     if isinstance(value, list):
-        return [decode(inner) for inner in value]
+        return [_decode(inner) for inner in value]
     return value
 
 
@@ -106,7 +113,7 @@ def _decode_pairs(pairs: Any) -> dict[str, Any]:
     for pair in pairs:
         if not (isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str)):
             raise MalformedEvent("$pairs takes a list of [key, value]")
-        found[pair[0]] = decode(pair[1])
+        found[pair[0]] = _decode(pair[1])
     return found
 
 
@@ -120,8 +127,17 @@ def _decode_tag(tag: str, text: Any) -> Any:
 
 
 def dumps(value: Any) -> bytes:
-    """`value` as UTF-8 JSON text. Refuses NaN and infinities (ValueError), which JSON has no word for."""
-    return json.dumps(encode(value), allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode()
+    """`value` as UTF-8 JSON text.
+
+    Raises:
+        WrongType: a type that BEDS does not carry, or a lone surrogate.
+        ValueError: NaN and infinities, which JSON has no word for.
+    """
+    text = json.dumps(encode(value), allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        raise WrongType("a lone surrogate is not text", hint="send it as bytes") from None
 
 
 def loads(body: bytes | str) -> Any:

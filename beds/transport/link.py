@@ -18,7 +18,7 @@ import amqp
 from kombu import Connection
 
 from beds.config.sections import Amqp
-from beds.errors import BedsError, BrokerUnavailable, PermissionDenied
+from beds.errors import BedsError, BrokerUnavailable, PermissionDenied, Unroutable
 from beds.transport.message import REPLY_TO
 
 OnReply = Callable[[str, Any], None]
@@ -78,7 +78,8 @@ class Link:
         self.user: str = parameters.userid or "guest"
         self._where = parameters.as_uri()
         try:
-            self._amqp: amqp.Connection = parameters.connection
+            # Not `parameters.connection`, which on a failure sleeps two seconds and tries again.
+            self._amqp: amqp.Connection = parameters.transport.establish_connection()
             self._channel = self._amqp.channel()
             self._channel.confirm_select()
             self._channel.events["basic_ack"].add(lambda tag, multiple: on_confirm(tag, multiple, True))
@@ -179,6 +180,8 @@ class Link:
     def _lost_because(self, error: BaseException) -> BedsError:
         if isinstance(error, amqp.AccessRefused):
             return PermissionDenied(f"RabbitMQ refuses: {error.reply_text}", detail={"reply": error.reply_text})
+        if isinstance(error, amqp.NotFound):
+            return Unroutable(f"RabbitMQ says: {error.reply_text}")
         return BrokerUnavailable(f"the connection to RabbitMQ at {self._where} broke: {error}")
 
     def _give_up(self, why: BedsError) -> None:

@@ -27,9 +27,8 @@ def to_message(event: Event, user: str, max_body_bytes: int) -> amqp.Message:
         BodyTooLarge: the body is larger.
         WrongType: the body holds a type that BEDS does not carry.
     """
-    arguments = {"template": event.template, **event.body}
-    body = codec.dumps([[], arguments, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}])
-    codec.check_size(body, max_body_bytes, f"this {event.operation}")
+    body = codec.dumps([[], event.arguments, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}])
+    codec.check_size(body, max_body_bytes, f"this {event.task}")
     lineage = event.lineage
     headers = {
         "lang": "py",

@@ -65,7 +65,7 @@ class Pending:
     def answer(self, body: bytes | str) -> None:
         self.confirm()
         try:
-            value = _read_reply(body)
+            value = read_reply(_parsed(body))
         except BedsError as error:
             self.fail(error)
             return
@@ -110,6 +110,12 @@ class Requester:
         self._waiting[event.lineage.guid] = pending
         link.publish(message, EVENTS, event.queue, lambda tag: self._unconfirmed.__setitem__(tag, pending))
         return pending
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether `send` would go out at once."""
+        link = self._link
+        return link is not None and link.is_open and not link.blocked
 
     @property
     def blocked(self) -> str:
@@ -216,18 +222,24 @@ def _speaks_of(refusal: PermissionDenied, pending: Pending) -> bool:
     return f"'{pending.event.queue}'" in words or "topic" not in words
 
 
-def _read_reply(body: bytes | str) -> Any:
-    """The value in a worker's reply. Raises the error it carries."""
+def _parsed(body: bytes | str) -> Any:
     try:
-        meta = json.loads(body)
+        return json.loads(body)
+    except ValueError:
+        raise MalformedEvent("the worker's reply is not JSON") from None
+
+
+def read_reply(meta: Any) -> Any:
+    """The value in a worker's reply, as JSON has it. Raises the error it carries."""
+    try:
         status, result = meta["status"], meta["result"]
-    except (ValueError, KeyError, TypeError):
+    except (KeyError, TypeError):
         raise MalformedEvent("the worker's reply cannot be read") from None
     if status == "SUCCESS":
         return codec.decode(result)
     wire = result.get("beds") if isinstance(result, dict) else None
     if isinstance(wire, dict):
-        raise from_wire(wire)
+        raise from_wire(codec.decode(wire))
     raise InternalError(f"the worker answered {status}")
 
 

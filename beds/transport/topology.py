@@ -10,7 +10,8 @@ from typing import Any
 import amqp
 from kombu import Connection, Exchange, Queue
 
-from beds.config.sections import Amqp
+from beds.config.sections import Amqp, Services
+from beds.domain.event import CALGON
 from beds.errors import BrokerUnavailable, PermissionDenied, TopologyMismatch
 
 EVENTS = "beds.events"
@@ -18,13 +19,19 @@ LOGS = "beds.logs"
 DEAD = "beds.dead"
 
 CRUD_QUEUES = ("rec.read", "rec.write", "rel.read", "rel.write")
-EVENT_QUEUES = (*CRUD_QUEUES, "job.aggregate", "job.migrate", "job.warehouse", "calgon")
+EVENT_QUEUES = (*CRUD_QUEUES, "job.aggregate", "job.migrate", "job.warehouse", CALGON)
 """Each is bound to beds.events by its own name."""
 LOG_QUEUES: Mapping[str, tuple[str, ...]] = {
     "beds.logs": ("log.*", "lineage"),
     "beds.audit": ("audit",),
     "beds.metrics": ("metric",),
 }
+
+
+def local_queues(services: Services) -> list[str]:
+    """The queues that a node serves: those of its stores, and, where the ticket store is at hand, the tickets'."""
+    found = [queue for queue in CRUD_QUEUES if getattr(services, queue.split(".")[0]).is_local]
+    return found + ([CALGON] if services.rec.is_local else [])
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,12 +47,17 @@ def _duplicate(message: str) -> BedsError:
 
 
 def _foreign_key(message: str) -> BedsError:
-    found = re.search(r"FOREIGN KEY \(`(\w+)`\) REFERENCES `(\w+)`", message)
-    column, table = (found[1], found[2]) if found else ("", "")
-    what = f"field {column} refers to {table}" if found else "a foreign key"
-    missing = "Cannot add" in message
-    problem = "which has no such record" if missing else "which still uses this record"
-    return ForeignKeyViolation(f"{what}, {problem}", detail={"field": column, "refers_to": table})
+    found = re.search(r"`(\w+)`, CONSTRAINT .*FOREIGN KEY \(`(\w+)`\) REFERENCES `(\w+)`", message)
+    if not found:
+        return ForeignKeyViolation("a foreign key does not hold")
+    child, column, parent = found.groups()
+    detail = {"field": column, "refers_to": parent}
+    if "Cannot add" in message:
+        return ForeignKeyViolation(f"field {column} refers to {parent}, which has no such record", detail=detail)
+    return ForeignKeyViolation(
+        f"records of {child} still refer to this one of {parent}, by their field {column}",
+        detail=detail | {"referred_by": child},
+    )
 
 
 def _field_error(cls: type[InvalidPayload], problem: str) -> Callable[[str], BedsError]:

@@ -1,0 +1,145 @@
+"""`beds ticket GUID`, `beds ticket cancel GUID` and `beds tickets`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from beds.cli.output import print_json, print_reply, print_table
+from beds.client import Client
+from beds.config import load_settings
+from beds.domain.reply import Page, reply_from_wire
+from beds.domain.ticket import TicketState, TicketStatus
+from beds.transport.requester import read_reply
+
+
+class _DefaultToShow(click.Group):
+    """`beds ticket GUID` means `beds ticket show GUID`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0] not in (*self.commands, "-h", "--help"):
+            args = ["show", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group(cls=_DefaultToShow)
+def ticket() -> None:
+    """Ask after a ticket, wait for it, cancel it: over AMQP, from anywhere.
+
+    \b
+    Examples:
+      beds ticket 01a20d9f-cec8-76f3-8b35-c900cdc2ad61
+      beds ticket 01a20d9f-cec8-76f3-8b35-c900cdc2ad61 --wait --timeout 600
+      beds ticket cancel 01a20d9f-cec8-76f3-8b35-c900cdc2ad61
+    """
+
+
+@ticket.command()
+@click.argument("guid")
+@click.option("--wait", is_flag=True, help="Wait for the end, then print the reply, or fail as the operation did.")
+@click.option("--timeout", type=float, default=10.0, show_default=True, help="Seconds.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_obj
+def show(config: str | None, guid: str, wait: bool, timeout: float, as_json: bool) -> None:
+    """Print a ticket's state; the guid may be an event id, too."""
+    with Client(load_settings(config)) as client:
+        found = client.ticket(guid)
+        status = _wait(found, timeout) if wait else found.status(timeout)
+    if as_json:
+        print_json({**status.to_wire(), "ready": status.ready})
+    else:
+        _print(status)
+    if wait:
+        reply = reply_from_wire(read_reply(status.result))
+        if not as_json:
+            print_reply(reply, as_json=False)
+
+
+@ticket.command()
+@click.argument("guid")
+@click.option("--by", default="", help="Who asks, as the ticket will tell (else this user and host).")
+@click.option("--timeout", type=float, default=10.0, show_default=True, help="Seconds.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_obj
+def cancel(config: str | None, guid: str, by: str, timeout: float, as_json: bool) -> None:
+    """Ask to cancel a ticket: it never begins, or stops at its next checkpoint."""
+    with Client(load_settings(config)) as client:
+        status = client.ticket(guid).cancel(timeout, by=by)
+    if as_json:
+        print_json({**status.to_wire(), "ready": status.ready})
+    else:
+        _print(status)
+        if status.ready and status.state is not TicketState.REVOKED:
+            click.echo("it had ended before")
+
+
+@click.command()
+@click.option(
+    "--state", type=click.Choice([str(s) for s in TicketState]), default="STARTED", show_default=True, help="Which."
+)
+@click.option("--limit", type=int, default=100, show_default=True, help="Tickets of a page.")
+@click.option("--cursor", default="", help="The cursor of the page before.")
+@click.option("--timeout", type=float, default=10.0, show_default=True, help="Seconds.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_obj
+def tickets(config: str | None, state: str, limit: int, cursor: str, timeout: float, as_json: bool) -> None:
+    """List tickets in one state, oldest first."""
+    with Client(load_settings(config)) as client:
+        page = client.call(
+            "fetch_records", "msTickets", {"state": state}, using="by_state", limit=limit, cursor=cursor,
+            timeout=timeout,
+        )  # fmt: skip
+    assert isinstance(page, Page)
+    if as_json:
+        print_json(page.to_wire())
+        return
+    columns = ("guid", "summary", "state", "accepted_at", "started_at", "ended_at", "cancelled_by")
+    print_table(columns, [[record.get(name) for name in columns] for record in page])
+    more = f"; next page: --cursor {page.cursor}" if page.cursor else ""
+    click.echo(f"{len(page)} ticket{'' if len(page) == 1 else 's'}{more}")
+
+
+def _wait(found: Any, timeout: float) -> TicketStatus:
+    """Wait with a bar, where a person looks on."""
+    console = Console(stderr=True)
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[how_far]}"), TimeElapsedColumn(),
+        console=console, transient=True, disable=not console.is_terminal,
+    ) as bar:  # fmt: skip
+        task = bar.add_task("PENDING", total=None, how_far="")
+
+        def tell(status: TicketStatus) -> None:
+            progress = status.progress
+            of = f" of {progress.total:,}" if progress and progress.total else ""
+            bar.update(
+                task,
+                description=str(status.state),
+                total=progress.total if progress else None,
+                completed=progress.done if progress else 0,
+                how_far=f"{progress.done:,}{of} {progress.unit}" if progress else "",
+            )
+
+        return found.wait(timeout, tell)  # type: ignore[no-any-return]
+
+
+def _print(status: TicketStatus) -> None:
+    progress = status.progress
+    rows = [
+        ("ticket", status.guid),
+        ("event", status.event_id),
+        ("operation", status.summary),
+        ("state", str(status.state)),
+        ("progress", f"{progress.done} of {progress.total or '?'} {progress.unit}" if progress else None),
+        ("accepted", status.accepted_at),
+        ("started", status.started_at),
+        ("ended", status.ended_at),
+        ("worker", status.worker or None),
+        ("cancelled by", status.cancelled_by or None),
+    ]
+    error = (status.result or {}).get("result", {}) if status.state is not TicketState.SUCCESS else {}
+    if isinstance(error, dict) and isinstance(error.get("beds"), dict):
+        rows.append(("error", f"{error['beds'].get('code')}: {error['beds'].get('message')}"))
+    print_table(["", ""], [row for row in rows if row[1] is not None])

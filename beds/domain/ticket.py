@@ -1,0 +1,100 @@
+"""What is known of a ticket (CALGON): its state, its progress, its times and, at the end, its outcome."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+from beds.errors import MalformedEvent
+
+
+class TicketState(StrEnum):
+    """Celery's names where Celery has one; PENDING is accepted, and waiting in its queue."""
+
+    PENDING = "PENDING"
+    STARTED = "STARTED"
+    PROGRESS = "PROGRESS"
+    SUCCESS = "SUCCESS"
+    FAILURE = "FAILURE"
+    REVOKED = "REVOKED"
+
+    @property
+    def is_final(self) -> bool:
+        return self in (TicketState.SUCCESS, TicketState.FAILURE, TicketState.REVOKED)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a long operation is: `done` of `total` (None when nobody knows) in `unit`."""
+
+    done: int
+    total: int | None = None
+    unit: str = "records"
+
+
+@dataclass(frozen=True, slots=True)
+class TicketStatus:
+    """A ticket at one moment.
+
+    Args:
+        guid, event_id: which one.
+        state: where it is.
+        summary: template and operation.
+        progress: how far it is, when the operation tells.
+        accepted_at, started_at, ended_at: in UTC; None for what has not happened yet.
+        cancelled_by: who asked to cancel it, or empty.
+        worker: which worker began it, or empty.
+        result: the reply on the wire, of a final state; `Ticket.result` makes a reply or an error of it.
+    """
+
+    guid: str
+    event_id: str
+    state: TicketState
+    summary: str = ""
+    progress: Progress | None = None
+    accepted_at: datetime | None = None
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    cancelled_by: str = ""
+    worker: str = ""
+    result: Any = field(default=None, repr=False)
+
+    @property
+    def ready(self) -> bool:
+        return self.state.is_final
+
+    def to_wire(self) -> dict[str, Any]:
+        found: dict[str, Any] = {name: getattr(self, name) for name in self.__slots__}
+        found["state"] = str(self.state)
+        if self.progress:
+            found["progress"] = {"done": self.progress.done, "total": self.progress.total, "unit": self.progress.unit}
+        return found
+
+    @classmethod
+    def from_wire(cls, wire: Mapping[str, Any]) -> TicketStatus:
+        """Raises MalformedEvent."""
+        try:
+            known = {name: wire[name] for name in cls.__slots__ if wire.get(name) is not None}
+            known["state"] = TicketState(known["state"])
+            if "progress" in known:
+                known["progress"] = Progress(**known["progress"])
+            return cls(**known)
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise MalformedEvent(
+                "the ticket's status has a form this version does not know", hint="update the older side"
+            ) from None
+
+
+def submitted_at(guid: str) -> datetime | None:
+    """When a ticket was made, which its UUIDv7 tells; None for a guid that BEDS never made."""
+    try:
+        parsed = uuid.UUID(guid)
+    except (ValueError, AttributeError, TypeError):
+        return None
+    if parsed.version != 7 or str(parsed) != guid:
+        return None
+    return datetime.fromtimestamp((parsed.int >> 80) / 1000, UTC)
