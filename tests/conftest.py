@@ -27,8 +27,10 @@ from beds.schema_tools.apply import changes
 from beds.stack.stack import Stack
 
 ROOT = Path(__file__).parent.parent
-PORT_BASE = 25000
+PORT_BASE = 29000
+"""Clear of every standard port: 25000 would put RabbitMQ on 25672, and 27000 MongoDB on 27017."""
 WORKER_SECONDS = 60.0
+ALL_QUEUES = "rec.read,rec.write,rel.read,rel.write,calgon"
 
 
 # The same examples at every run of CI; new ones at a desk, where somebody can look at what they find.
@@ -61,7 +63,7 @@ def stack(project: Path) -> Iterator[Stack]:
     """RabbitMQ, MariaDB and MongoDB with the schema applied. Fails in CI where one is missing, skips elsewhere."""
     keep = bool(os.environ.get("BEDS_TEST_KEEP"))
     if not keep:
-        Stack(project / ".beds").down(wipe=True)
+        Stack.down(project / ".beds", wipe=True)
     found = Stack(project / ".beds", PORT_BASE)
     try:
         found.up(lambda _line: None)
@@ -72,7 +74,7 @@ def stack(project: Path) -> Iterator[Stack]:
     apply_schema(project)
     yield found
     if not keep:
-        found.down(wipe=True)
+        Stack.down(project / ".beds", wipe=True)
 
 
 @pytest.fixture(scope="session")
@@ -82,8 +84,8 @@ def settings(project: Path, stack: Stack) -> Settings:
 
 @pytest.fixture(scope="session")
 def workers(project: Path, settings: Settings) -> Iterator[None]:
-    """One worker for the four queues, as `celery -A beds worker` starts it."""
-    with running_worker(project, "rec.read,rec.write,rel.read,rel.write"):
+    """One worker for all queues, as `celery -A beds worker` starts it."""
+    with running_worker(project, ALL_QUEUES):
         with Client(settings) as client:
             wait_until_served(client)
         yield

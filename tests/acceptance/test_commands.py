@@ -13,13 +13,15 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from beds.adapters.mariadb.session import connect
+from beds.client import Client
 from beds.config import Settings, load_settings
 from beds.stack.process import port_is_free
 from beds.stack.stack import Stack
-from tests.conftest import ROOT, OwnVhost, environment, run, running_worker, wait_for
+from tests.conftest import PORT_BASE, ROOT, OwnVhost, environment, run, running_worker, wait_for
 
 STANDARD_PORTS = (5672, 15672, 25672, 4369, 3306, 27017)
 
@@ -67,6 +69,8 @@ def test_a_record_from_the_command_line(project: Path, workers: None) -> None:
         (["SampleRows.create_record", "id=x", "text=forbidden"], 1, "this text is forbidden"),
         (["SampleRows"], 2, "TEMPLATE.OPERATION"),
         (["SampleRows.create_record", "id"], 2, "FIELD=VALUE"),
+        (["SampleRows.delete_record", "id=a", "id=b"], 2, "given twice"),
+        (["SampleRows.create_record", "id=x", "moment=yesterday"], 65, "2013-07-01T12:00Z"),
         (["SampleRows.create_record", "--data", "{"], 2, "not JSON"),
         (["SampleRows.create_record", "--data", "@/no/such/file"], 2, "No such file"),
         (["SampleRows.fetch_records", "--using", "by_id", "id=x", "--timeout", "nan"], 65, "timeout"),
@@ -102,8 +106,10 @@ def test_a_wrong_configuration_is_told_without_a_traceback(project: Path, tmp_pa
     assert done.returncode == 78
     assert "did you mean 'url'?" in done.stderr
     worker = run(tmp_path, "celery", "-A", "beds", "worker", "-Q", "rec.read")
-    assert worker.returncode != 0
-    assert "did you mean 'url'?" in worker.stderr + worker.stdout
+    assert worker.returncode == 78
+    assert worker.stderr.startswith("beds: ")
+    assert "did you mean 'url'?" in worker.stderr
+    assert "Traceback" not in worker.stderr
 
 
 @pytest.mark.timeout(180)
@@ -141,6 +147,19 @@ def test_a_worker_by_hand_takes_its_size_from_beds_toml(project: Path, settings:
                     return False
 
             wait_for(shown, 60, "the worker in Flower")
+            with Client(settings) as client:
+                guid = client.submit("create_record", "SampleDocs", {"id": f"flower-{time.time_ns()}"}).guid
+
+            def task() -> dict[str, object] | None:
+                address = f"http://127.0.0.1:{flower_port}/api/task/info/{guid}"
+                with contextlib.suppress(OSError), urllib.request.urlopen(address, timeout=5) as answer:
+                    found: dict[str, object] = json.load(answer)
+                    return found if found["state"] == "SUCCESS" else None
+                return None
+
+            seen = wait_for(task, 60, "the ticket in Flower")
+            assert seen["name"] == "rec.create_record"
+            assert seen["result"] == "Response(affected=1)"  # and no value
         finally:
             flower.terminate()
             flower.wait(20)
@@ -274,22 +293,61 @@ def test_the_stack_can_be_started_twice_and_tells_its_state(project: Path, stack
 
 
 def test_a_taken_port_and_a_broken_plan_are_told(tmp_path: Path, stack: Stack) -> None:
-    done = run(tmp_path, "beds", "stack", "up", "--port-base", "25000")
+    done = run(tmp_path, "beds", "stack", "up", "--port-base", str(PORT_BASE))
     assert done.returncode == 71
     assert "is taken by" in done.stderr
     assert "--port-base" in done.stderr
+    # A stack that never began has no ports of its own yet: the hint can be followed.
+    assert "port 29672" in run(tmp_path, "beds", "stack", "up", "--port-base", str(PORT_BASE)).stderr
+    assert not (tmp_path / ".beds" / "stack.json").exists()
     assert run(tmp_path, "beds", "stack", "up", "--port-base", "99999").returncode == 71
     assert run(tmp_path, "beds", "stack", "down").returncode == 0
-    (tmp_path / ".beds" / "stack.json").write_text("{")
-    broken = run(tmp_path, "beds", "stack", "status")
+    for damaged in ("{", "[]", '{"base": 24000, "passwords": {}}'):
+        (tmp_path / ".beds" / "stack.json").write_text(damaged)
+        broken = run(tmp_path, "beds", "stack", "status")
+        assert broken.returncode == 71
+        assert "Traceback" not in broken.stderr
+        assert "down --wipe" in broken.stderr
+    assert run(tmp_path, "beds", "stack", "down", "--wipe").returncode == 0
+    assert not (tmp_path / ".beds").exists()
+
+
+@pytest.mark.timeout(180)
+def test_a_node_runs_once_and_its_workers_end_with_it(project: Path, stack: Stack) -> None:
+    assert beds(project, "node", "status").returncode == 3
+    template = project / "schema" / "templates" / "broken.toml"
+    template.write_text("x = [")
+    broken = beds(project, "node", "start")
+    template.unlink()
     assert broken.returncode == 71
-    assert "Traceback" not in broken.stderr
+    assert "broken.toml cannot be read" in broken.stderr
+    assert "started" in beds(project, "node", "start").stdout
+    try:
+        # It returns when the workers serve, not before.
+        served = beds(project, "call", "SampleRows.fetch_records", "--using", "by_id", "id=none", "--timeout", "5")
+        assert served.returncode == 0, served.stderr
+        assert beds(project, "node", "status").returncode == 0
+        assert "was running" in beds(project, "node", "start").stdout
+        assert "workers: running" in beds(project, "stack", "status").stdout
+        twice = beds(project, "node", "run")
+        assert twice.returncode == 78
+        assert "run already" in twice.stderr
+        supervisor = stack.node.process()
+        assert supervisor
+        workers = wait_for(lambda: found if len(found := supervisor.children()) == 5 else None, 30, "the workers")
+        # Killed, it cannot stop them itself.
+        supervisor.kill()
+        _, alive = psutil.wait_procs(workers, timeout=60)
+        assert not alive
+    finally:
+        beds(project, "node", "stop")
+    assert "workers: none" in beds(project, "stack", "status").stdout
 
 
 @pytest.mark.timeout(180)
 def test_a_killed_server_leaves_nothing_behind(tmp_path: Path, stack: Stack) -> None:
     """RabbitMQ's noted process is a script; killed alone, it leaves the Erlang VM serving."""
-    own = Stack(tmp_path / ".beds", 27000)
+    own = Stack(tmp_path / ".beds", 30000)
     own.up(lambda _line: None)
     try:
         for server in own.servers:
@@ -368,8 +426,6 @@ def test_the_demo_loads_everything_through_beds_beside_the_machines_own_servers(
         assert "rabbitmq" in run(tmp_path, "beds", "stack", "down", "--wipe").stdout
         for own in occupied:
             own.close()
-    import psutil
-
     left = [
         p.info["cmdline"]
         for p in psutil.process_iter(["cmdline"])

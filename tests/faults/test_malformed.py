@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 import uuid
@@ -13,12 +14,14 @@ import kombu
 import pytest
 
 from beds.client import Client
+from beds.errors import BedsError
 from tests.conftest import OwnVhost, running_worker, wait_for, wait_until_served
 
 EMBED = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
 ANSWERED: list[tuple[Any, str]] = [
     ([[], {"template": 5}, EMBED], "malformed_event"),
     ([[], {}, EMBED], "malformed_event"),
+    ([[], {"$uuid": "01a20d9f-cec8-76f3-8b35-c900cdc2ad61"}, EMBED], "malformed_event"),
     ([["positional"], {"template": "SampleRows"}, EMBED], "malformed_event"),
     ([[], {"template": "SampleRows", "payload": {"$nonsense": 1}}, EMBED], "malformed_event"),
     ([[], {"template": "SampleRows", "payload": {"$pairs": 5}}, EMBED], "malformed_event"),
@@ -27,23 +30,39 @@ ANSWERED: list[tuple[Any, str]] = [
     ([[], {"template": "Nothing", "payload": {}}, EMBED], "unknown_template"),
     ([[], {"template": "SampleRows"}, EMBED], "wrong_type"),
     ([[], {"template": "SampleRows", "payload": {"id": 5}}, EMBED], "wrong_type"),
+    ([[], {"template": "\ud800", "payload": {"id": "x"}}, EMBED], "unknown_template"),
+    ([[], {"template": "SampleRows", "payload": {"id": "x", "text": "\ud800"}}, EMBED], "wrong_type"),
 ]
+MARKER = "a-value-that-no-log-shows"
 DEAD: list[bytes] = [
     b"not json",
     b"\xff\xfe",
     b"",
     b"[" * 5000 + b"]" * 5000,
     b'[[],{"a":{"__type__":"nonsense","__value__":1}},{}]',
+    *((b"[[]," + b'{"template":' * depth + b"1" + b"}" * depth + b",{}]") for depth in (250, 300, 600, 900)),
+    json.dumps([[], {"template": "SampleRows", "payload": {"id": "x"}, "self": 1}, EMBED]).encode(),
     b"5",
     b'"text"',
     b"{}",
     b"[]",
     b"[[],{}]",
-    b"[[],{},{},{}]",
+    json.dumps([[], {"template": MARKER}, {}, {}]).encode(),
     b'[[],"kwargs",{}]',
     b"[null,null,null]",
     json.dumps([[], {"template": "SampleRows"}, {"chain": [{"task": "x"}]}]).encode(),
+    json.dumps([[], {"template": "SampleRows", "payload": {"id": "x", "text": "x" * 1_100_000}}, EMBED]).encode(),
 ]
+ODD: list[dict[str, Any]] = [
+    {"timelimit": "soon"}, {"timelimit": [1]}, {"timelimit": [-1, None]}, {"id": 5}, {"expires": "never"},
+    {"expires": 5}, {"eta": "never"}, {"task": "os.system"}, {"task": 5}, {"task": ["x"]}, {"task": None},
+    {"task": "celery.starmap"}, {"task": "rec.create_record"}, {"task": "rel.fetch_records"},
+    {"stamps": 5}, {"stamped_headers": ["x"]}, {"retries": "many"}, {"beds": 5},
+    {"eta": "2999-01-01T00:00:00+00:00"}, {"eta": "0001-01-01T00:00:00+23:00"}, {"timelimit": [1e308, 1e308]},
+    {"ignore_result": True}, {"compression": "application/x-gzip"}, {"compression": "zlib"}, {"shadow": "x"},
+    {"id": "x"}, {"id": "a" * 300}, {"id": f"x]\n{MARKER}"}, {"id": str(uuid.uuid4())},
+]  # fmt: skip
+"""Headers that no event has; `rel.fetch_records` is an operation, but of another queue than the one it came by."""
 
 
 def publish(channel: Any, body: bytes, reply_to: str = "", **headers: Any) -> str:
@@ -61,7 +80,7 @@ def publish(channel: Any, body: bytes, reply_to: str = "", **headers: Any) -> st
 
 
 @pytest.mark.timeout(180)
-def test_no_message_ends_the_worker(project: Path, own_vhost: OwnVhost) -> None:
+def test_no_message_ends_the_worker_and_each_is_answered(project: Path, own_vhost: OwnVhost) -> None:
     url = own_vhost.settings.amqp.broker_url
     with (
         running_worker(project, "rel.read,rel.write", "-c", "1", env=own_vhost.env) as worker,
@@ -72,6 +91,10 @@ def test_no_message_ends_the_worker(project: Path, own_vhost: OwnVhost) -> None:
         channel = connection.default_channel
         mine = channel.queue_declare("", exclusive=True).queue
         asked = {publish(channel, json.dumps(body).encode(), mine): code for body, code in ANSWERED}
+        dead = [publish(channel, body, mine) for body in DEAD]
+        good = json.dumps([[], {"template": "SampleRows", "payload": {"id": "x", "text": MARKER}}, EMBED]).encode()
+        dead += [publish(channel, good, mine, **headers) for headers in ODD]
+        asked |= dict.fromkeys(dead, "malformed_event")
         answered: dict[str, str] = {}
         deadline = time.monotonic() + 60
         while len(answered) < len(asked) and time.monotonic() < deadline:
@@ -82,20 +105,24 @@ def test_no_message_ends_the_worker(project: Path, own_vhost: OwnVhost) -> None:
             answered[reply.properties["correlation_id"]] = json.loads(reply.body)["result"]["beds"]["code"]
         assert answered == asked
 
-        for body in DEAD:
-            publish(channel, body)
-        body = json.dumps([[], {"template": "SampleRows", "payload": {"id": "x"}}, EMBED]).encode()
-        odd: list[dict[str, Any]] = [
-            {"timelimit": "soon"}, {"timelimit": [1]}, {"timelimit": [-1, None]}, {"id": 5}, {"expires": "never"},
-            {"eta": "never"}, {"task": "os.system"},
-        ]  # fmt: skip
-        for headers in odd:
-            publish(channel, body, **headers)
         wait_for(
-            lambda: channel.queue_declare("beds.dead", passive=True).message_count == len(odd) + len(DEAD),
-            30,
-            "the dead letters",
+            lambda: channel.queue_declare("beds.dead", passive=True).message_count == len(dead), 30, "the dead letters"
         )
         assert worker.poll() is None
         client.call("fetch_records", "SampleRows", {"id": "none"}, using="by_id", timeout=30)
         assert not client.call("fetch_records", "SampleRows", {"id": "x"}, using="by_id", timeout=30)
+        late = publish(channel, good, mine, expires="2020-01-01T00:00:00+00:00")
+        reply = wait_for(lambda: channel.basic_get(mine, no_ack=True), 30, "the answer to what expired")
+        assert reply.properties["correlation_id"] == late
+        assert json.loads(reply.body)["result"]["beds"]["code"] == "ticket_revoked"
+        # Nothing that a caller sends is logged: not in what is refused, in what fails, and in what succeeds.
+        for payload in ({"id": MARKER[:12], "text": MARKER}, {"id": MARKER[:12]}):
+            with contextlib.suppress(BedsError):
+                client.call("create_record", "SampleRows", payload, timeout=30)
+        with contextlib.suppress(BedsError):
+            client.call("delete_record", "SampleRows", f"{MARKER[:12]}-0", timeout=30)
+        publish(channel, json.dumps([[], {"template": MARKER}, EMBED]).encode())
+        client.call("fetch_records", "SampleRows", {"id": "x"}, using="by_id", timeout=30)
+    log = (project / "worker.log").read_text()
+    assert MARKER not in log
+    assert MARKER[:12] not in log

@@ -24,7 +24,7 @@ from beds.errors import (
     TransportError,
 )
 from beds.stack.stack import Stack
-from tests.conftest import OwnVhost, running_worker, wait_for, wait_until_served
+from tests.conftest import ALL_QUEUES, OwnVhost, running_worker, wait_for, wait_until_served
 
 SLACK = 20.0
 """Seconds: what a busy machine may add to a deadline before it counts as a hang."""
@@ -66,7 +66,7 @@ def test_a_database_that_is_down_is_unavailable_and_comes_back(
     client: Client, stack: Stack, server: str, template: str
 ) -> None:
     works_again(client, template)
-    target = getattr(stack, server)
+    target = stack.server(server)
     target.down()
     try:
         for operation, data, using in (("fetch_records", {"id": "x"}, "by_id"), ("delete_record", "x", "")):
@@ -99,9 +99,7 @@ def test_a_killed_pool_child_is_replaced_and_its_event_is_carried_out(
 ) -> None:
     key = str(uuid7())
     children = [
-        p
-        for p in psutil.process_iter(["cmdline"])
-        if "rec.read,rec.write,rel.read,rel.write" in (p.info["cmdline"] or []) and not p.children()
+        p for p in psutil.process_iter(["cmdline"]) if ALL_QUEUES in (p.info["cmdline"] or []) and not p.children()
     ]
     assert children
     for child in children:

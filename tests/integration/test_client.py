@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import multiprocessing
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 import pytest
 from pydantic import SecretStr
@@ -32,11 +34,13 @@ from beds.errors import (
     ClientClosed,
     DuplicateKey,
     ForeignKeyViolation,
+    InvalidCursor,
     NotFound,
     OutOfRange,
     PermissionDenied,
     ResultTooLarge,
     TooLong,
+    UnknownField,
     UnknownOperation,
     Unroutable,
     WrongType,
@@ -107,6 +111,48 @@ def test_bad_data_is_refused_before_it_is_sent(settings: Settings) -> None:
         for timeout in (0, -1, "5", True, float("nan"), 1e9):
             with pytest.raises(OutOfRange):
                 client.call("fetch_records", "SampleRows", {"id": "x"}, using="by_id", timeout=timeout)  # type: ignore[arg-type]
+
+
+class Size(enum.IntEnum):
+    SMALL = 5
+
+
+def test_a_subclass_of_a_plain_type_is_its_value(client: Client, key: str) -> None:
+    client.call("create_record", "SampleRows", {"id": key, "whole": Size.SMALL}, timeout=10)
+    client.call("create_record", "SampleDocs", {"id": key, "extra": {"size": Size.SMALL}}, timeout=10)
+    assert client.template("SampleRows").fetch_records("by_id", {"id": key})[0]["whole"] == 5
+    assert client.template("SampleDocs").fetch_records("by_id", {"id": key})[0]["extra"] == {"size": 5}
+
+
+def test_what_is_no_call_at_all_has_a_typed_error(client: Client) -> None:
+    wrong: list[Any] = [["x"], {}, None, 5]
+    for each in wrong:
+        with pytest.raises(BedsError):
+            client.call("create_record", each, {})
+        with pytest.raises(BedsError):
+            client.call(each, "SampleRows", {})
+        with pytest.raises(BedsError):
+            client.call_many([each])
+    ticket = client.submit("fetch_records", "SampleRows", {"id": "x"}, using="by_id")
+    for timeout in (None, "5", float("inf"), 10**400, 0, -1, float("nan"), True):
+        with pytest.raises(BedsError):
+            ticket.result(timeout)  # type: ignore[arg-type]
+    new_york = datetime(9999, 12, 31, 23, 59, 59, tzinfo=ZoneInfo("America/New_York"))
+    with pytest.raises(OutOfRange, match="years 1 to 9999"):
+        client.call("create_record", "SampleDocs", {"id": "x", "extra": {"at": new_york}})
+
+
+def test_a_cursor_belongs_to_its_arguments_and_reserved_names_are_none(client: Client, key: str) -> None:
+    for number in range(4):
+        client.call("create_record", "SampleDocs", {"id": f"{key}{number}", "text": key})
+    page = client.template("SampleDocs").fetch_records("by_text", {"text": key}, limit=2)
+    assert page.cursor
+    assert len(client.template("SampleDocs").fetch_records("by_text", {"text": key}, cursor=page.cursor)) == 2
+    with pytest.raises(InvalidCursor, match="other arguments"):
+        client.template("SampleDocs").fetch_records("by_text", {"text": "another"}, cursor=page.cursor)
+    for reserved in ("after_id", "limit"):
+        with pytest.raises(UnknownField):
+            client.template("SampleDocs").fetch_records("by_text", {"text": key, reserved: {"$gt": ""}})
 
 
 def test_a_body_of_ten_megabytes_is_refused(client: Client, key: str) -> None:

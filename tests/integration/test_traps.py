@@ -25,7 +25,7 @@ from beds.services.factory import AdapterFactory
 from beds.stack.stack import Stack
 from beds.templates.registry import TemplateRegistry
 from beds.transport.topology import CRUD_QUEUES, DEAD, EVENT_QUEUES, LOG_QUEUES, Topology, declare
-from tests.conftest import run, running_worker, wait_for
+from tests.conftest import ALL_QUEUES, run, running_worker, wait_for
 
 RETRYING_TASK = """
 import os, pathlib
@@ -179,7 +179,7 @@ def test_trap_11_the_workers_parent_holds_no_database_connection(
     parents = [
         p
         for p in psutil.process_iter(["cmdline"])
-        if "worker" in (p.info["cmdline"] or []) and "rec.read,rec.write,rel.read,rel.write" in p.info["cmdline"]
+        if "worker" in (p.info["cmdline"] or []) and ALL_QUEUES in p.info["cmdline"]
     ]
     roots = [p for p in parents if p.parent() not in parents]
     assert roots

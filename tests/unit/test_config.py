@@ -63,6 +63,17 @@ def test_the_environment_wins_over_the_env_file_and_that_over_the_toml(
         ("[node]\nname='a.b'", "node.name"),
         ("not toml at all", "cannot be read"),
         ("[brokers]\n'rec.read'=5", "brokers.rec.read"),
+        (f"x = {'[' * 500}{']' * 500}", "cannot be read"),
+        (f"x = {'9' * 5000}", "cannot be read"),
+        ('[databases.rel]\nhost = "a\\u0000b"', "databases.rel.host"),
+        ("env_file = 5", "env_file: takes the path of a file"),
+        ("_env_file = 'x'", "unknown key _env_file; did you mean 'env_file'?"),
+        ("_case_sensitive = true", "unknown key _case_sensitive"),
+        ("root = '/x'", "unknown key root"),
+        (f"[amqp]\nurl='amqp://u:{SECRET}@h:99999/'", "amqp.url: not a URL"),
+        (f"[amqp]\nurl='amqp://u:{SECRET}@[::1/'", "amqp.url: not a URL"),
+        (f"[amqp]\nworker_url='redis://u:{SECRET}@h/'", "amqp.worker_url: not a URL"),
+        (f"[databases.rec]\nuri='{SECRET}'", "databases.rec.uri: not a URL"),
     ],
 )
 def test_what_is_wrong_is_refused_by_name(tmp_path: Path, text: str, words: str) -> None:
@@ -70,6 +81,14 @@ def test_what_is_wrong_is_refused_by_name(tmp_path: Path, text: str, words: str)
         load_settings(write(tmp_path, text))
     assert words in str(caught.value)
     assert "beds.toml" in str(caught.value)
+    assert SECRET not in f"{caught.value!r}{caught.value.to_wire()}"
+
+
+def test_a_variable_that_is_no_section_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BEDS_AMQP", SECRET)
+    with pytest.raises(ConfigurationError, match="BEDS_AMQP: a whole section is written as JSON") as caught:
+        load_settings(write(tmp_path, ""))
+    assert SECRET not in str(caught.value)
 
 
 def test_secrets_never_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

@@ -141,9 +141,9 @@ def test_mongo_server_codes(code: int, cls: type[errors.BedsError]) -> None:
     assert type(from_server(code, "m", {})) is cls
 
 
-def test_a_hint_is_part_of_the_words() -> None:
-    assert str(errors.Unroutable("no queue", hint="declare it")) == "no queue (declare it)"
-    assert str(errors.StoreError("failed")) == "failed"
+def test_the_words_hold_hint_code_and_event() -> None:
+    assert str(errors.Unroutable("no queue", hint="declare it")) == "no queue (declare it) [unroutable]"
+    assert str(errors.NotFound("none", event_id="ms.test.1")) == "none [not_found, event ms.test.1]"
 
 
 def test_nearest_names_one_or_none() -> None:

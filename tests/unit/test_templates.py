@@ -65,6 +65,14 @@ def procedure(name: str, *params: Param) -> NamedObject:
         ("required = true", 'generate = "uuid7"', "makes a uuid"),
         ("[create]", "[creat]", "did you mean 'create'?"),
         ("[template]", "template", "cannot be read"),
+        ("[template]", f"x = {'[' * 3000}\n[template]", "cannot be read"),
+        ('type = "integer"', 'type = "integer"\nmin = 5\nmax = 1', "min is above max"),
+        ('type = "integer"', 'type = "integer"\nmin = nan', "no finite number"),
+        ("max_length = 10", "min = 1", "min is for numbers"),
+        ("max_length = 10", "values = []", "values is empty"),
+        ("max_length = 10", "digits = 2\nscale = 5", "scale is above digits"),
+        ('cursor = ["id"]', 'optional = ["nope"]', "'nope' is no field and no argument"),
+        ('cursor = ["id"]', "internal = true", "for BEDS's own templates"),
     ],
 )
 def test_a_wrong_file_is_told_by_file_and_key(tmp_path: Path, old: str, new: str, words: str | None) -> None:
@@ -99,7 +107,16 @@ def test_a_missing_folder_says_which_key_names_it(tmp_path: Path) -> None:
 
 def test_the_sample_templates_load() -> None:
     registry = TemplateRegistry.from_folder(ROOT / "schema")
-    assert sorted(registry) == ["Airlines", "Airports", "Flights", "Notices", "Planes", "Weather"]
+    assert sorted(registry) == [
+        "Airlines",
+        "Airports",
+        "Flights",
+        "Notices",
+        "Planes",
+        "Weather",
+        "msTickets",
+        "msTicketsBegin",
+    ]
 
 
 def test_what_fits_is_bound(tmp_path: Path) -> None:

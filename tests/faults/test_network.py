@@ -1,0 +1,116 @@
+"""What lies between a client and RabbitMQ: rights, cuts, and a network that goes silent."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+from pydantic import SecretStr
+
+from beds.client import Client
+from beds.config import Settings
+from beds.domain.ticket import TicketState
+from beds.errors import PermissionDenied, TransportError
+from beds.stack.stack import Stack
+from tests.conftest import wait_for
+
+SLACK = 20.0
+USER, PASSWORD = "narrow", "narrow-password"
+
+
+@pytest.fixture
+def narrow(settings: Settings, stack: Stack, workers: None) -> Iterator[Client]:
+    """A user that may write rel.write and ask after tickets, and nothing else."""
+    control = stack.rabbitmq.control
+    control("add_user", USER, PASSWORD)
+    control("set_permissions", "-p", "beds", USER, "^$", "^beds\\.events$", "^$")
+    control("set_topic_permissions", "-p", "beds", USER, "beds.events", "^(rel\\.write|calgon)$", "^$")
+    url = SecretStr(f"amqp://{USER}:{PASSWORD}@127.0.0.1:{stack.plan.amqp_port}/beds")
+    amqp = settings.amqp.model_copy(update={"url": url, "worker_url": None})
+    with Client(settings.model_copy(update={"amqp": amqp})) as client:
+        yield client
+    control("delete_user", USER)
+
+
+def test_trap_4_a_client_needs_no_right_but_to_publish_to_its_keys(narrow: Client) -> None:
+    key = f"narrow-{time.monotonic_ns()}"
+    assert narrow.call("create_record", "SampleRows", {"id": key}).record_id == key  # type: ignore[union-attr]
+    ticket = narrow.submit("update_record", "SampleRows", {"id": key, "whole": 5})
+    assert ticket.wait(30).state is TicketState.SUCCESS
+    for _ in range(2):  # a refusal closes the channel; the next call has a new one
+        with pytest.raises(PermissionDenied, match=r"rec\.write"):
+            narrow.call("create_record", "SampleDocs", {"id": key}, timeout=20)
+    assert narrow.call("update_record", "SampleRows", {"id": key, "whole": 6}, timeout=20).affected == 1  # type: ignore[union-attr]
+
+
+def test_cut_connections_are_opened_anew(client: Client, stack: Stack) -> None:
+    client.call("fetch_records", "SampleRows", {"id": "none"}, using="by_id")
+    ticket = client.submit("fetch_records", "SampleRows", {"seconds": 2}, using="sleep")
+    stack.rabbitmq.control("close_all_user_connections", "beds_app", "a test")
+    # Its own reply is lost with the connection; the ticket is not.
+    assert ticket.wait(60).state is TicketState.SUCCESS
+    client.call("fetch_records", "SampleRows", {"id": "none"}, using="by_id", timeout=30)
+
+
+class SilentProxy:
+    """Forwards bytes to a port until it is told to swallow them."""
+
+    def __init__(self, port: int) -> None:
+        self.silent = False
+        self._target = port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self._sockets = [self._listener]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = self._listener.accept()
+                far = socket.create_connection(("127.0.0.1", self._target))
+                self._sockets += [near, far]
+                for source, sink in ((near, far), (far, near)):
+                    threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                if not self.silent:
+                    sink.sendall(data)
+
+    def close(self) -> None:
+        for each in self._sockets:
+            each.close()
+
+
+def test_a_network_that_goes_silent_ends_each_wait_by_its_deadline(
+    settings: Settings, stack: Stack, workers: None
+) -> None:
+    proxy = SilentProxy(stack.plan.amqp_port)
+    url = settings.amqp.client_url.replace(f":{stack.plan.amqp_port}/", f":{proxy.port}/")
+    amqp = settings.amqp.model_copy(update={"url": SecretStr(url), "heartbeat": 2})
+    try:
+        with Client(settings.model_copy(update={"amqp": amqp})) as client:
+            client.call("fetch_records", "SampleRows", {"id": "none"}, using="by_id")
+            proxy.silent = True
+            for act in (client.call, client.submit):
+                started = time.monotonic()
+                with pytest.raises(TransportError) as caught:
+                    act("fetch_records", "SampleRows", {"id": "none"}, using="by_id", timeout=2)
+                assert caught.value.retryable
+                assert time.monotonic() - started < 2 + SLACK
+            proxy.silent = False
+
+            def answered() -> bool:
+                with contextlib.suppress(TransportError):
+                    client.call("fetch_records", "SampleRows", {"id": "none"}, using="by_id", timeout=5)
+                    return True
+                return False
+
+            wait_for(answered, 60, "an answer")
+    finally:
+        proxy.close()

@@ -1,0 +1,102 @@
+"""beds.aio: the same client, awaited."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from typing import Any
+
+import pytest
+
+from beds.aio import AsyncClient
+from beds.client import Client
+from beds.config import Settings
+from beds.domain.ticket import TicketState
+from beds.errors import BedsError, CallTimeout, DuplicateKey, MissingField, Unroutable
+from tests.conftest import OwnVhost
+
+
+def new_id() -> str:
+    return uuid.uuid4().hex[:12]
+
+
+def test_thousands_of_calls_are_in_flight_at_once(client: Client) -> None:
+    keys = [new_id() for _ in range(20)]
+    for key in keys:
+        client.call("create_record", "SampleRows", {"id": key})
+
+    async def ask_all() -> list[Any]:
+        aio = AsyncClient(client)
+        wanted = keys * 100
+        return await asyncio.gather(
+            *(aio.call("fetch_records", "SampleRows", {"id": key}, using="by_id", timeout=60) for key in wanted)
+        )
+
+    pages = asyncio.run(ask_all())
+    assert [page[0]["id"] for page in pages] == keys * 100
+
+
+def test_an_awaited_ticket_ends_as_any_other(client: Client) -> None:
+    async def story() -> None:
+        aio, key = AsyncClient(client), new_id()
+        ticket = await aio.submit("create_record", "SampleDocs", {"id": key})
+        assert (await aio.wait(ticket, 30)).state is TicketState.SUCCESS
+        assert (await aio.result(ticket.guid, 30)).record_id == key  # type: ignore[union-attr]
+        again = await aio.submit("create_record", "SampleDocs", {"id": key})
+        with pytest.raises(DuplicateKey):
+            await aio.result(again, 30)
+        assert (await aio.cancel(again)).state is TicketState.FAILURE
+
+    asyncio.run(story())
+
+
+def test_errors_and_deadlines_are_those_of_the_client(client: Client) -> None:
+    async def story() -> None:
+        aio = AsyncClient(client)
+        with pytest.raises(MissingField):
+            await aio.call("create_record", "SampleRows", {})
+        with pytest.raises(CallTimeout):
+            await aio.call("fetch_records", "SampleRows", {"seconds": 5}, using="sleep", timeout=0.5)
+
+    asyncio.run(story())
+
+
+def test_a_cancelled_wait_leaves_nothing_behind_and_disturbs_nobody(client: Client) -> None:
+    async def story() -> None:
+        aio = AsyncClient(client)
+        slow = asyncio.create_task(aio.call("fetch_records", "SampleRows", {"seconds": 2}, using="sleep", timeout=30))
+        await asyncio.sleep(0.3)
+        slow.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await slow
+        assert not await aio.call("fetch_records", "SampleRows", {"id": "none"}, using="by_id", timeout=30)
+
+    asyncio.run(story())
+
+
+def test_the_event_loop_goes_on_while_the_client_connects(own_vhost: OwnVhost, settings: Settings) -> None:
+    """An address that answers nothing: connecting takes its whole time, on a thread of its own."""
+    from pydantic import SecretStr
+
+    silent = settings.amqp.model_copy(update={"url": SecretStr("amqp://u:p@127.0.0.1:1/x")})
+    ticks = 0
+
+    async def tick() -> None:
+        nonlocal ticks
+        while True:
+            ticks += 1
+            await asyncio.sleep(0.02)
+
+    async def story() -> None:
+        counter = asyncio.create_task(tick())
+        with Client(settings.model_copy(update={"amqp": silent})) as client:
+            started = time.monotonic()
+            with pytest.raises(BedsError) as caught:
+                await AsyncClient(client).call("fetch_records", "SampleRows", {"id": "x"}, using="by_id", timeout=2)
+            assert not isinstance(caught.value, Unroutable)
+            assert time.monotonic() - started > 0.5
+        counter.cancel()
+
+    asyncio.run(story())
+    assert ticks > 10
