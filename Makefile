@@ -8,6 +8,7 @@ PYTHON ?= python3.11
 help:
 	@echo "make demo    set up, start the servers and workers, load the sample data, ask questions"
 	@echo "make test    set up, check, run all tests on real servers of their own"
+	@echo "make bench   round trip and throughput, beside raw Celery's, on the local stack"
 	@echo "make check   ruff, mypy, import-linter"
 	@echo "make setup   install what is missing: Debian packages, the virtual environment, a mongod"
 	@echo "make clean   stop the stack and delete it, the environment and all caches"
@@ -29,6 +30,9 @@ check: setup
 
 test: check
 	$(BIN)/pytest
+
+bench: setup
+	$(BIN)/python -m bench.rpc
 
 clean:
 	test ! -x $(BIN)/beds || $(BIN)/beds stack down --wipe
