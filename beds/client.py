@@ -27,7 +27,7 @@ from beds.templates.call import Call, body_of, parse_operation
 from beds.templates.registry import TemplateRegistry
 from beds.templates.template import Template
 from beds.tickets import Ticket, deadline_after
-from beds.transport.requester import Pending, Requester
+from beds.transport.requester import FIRST_DELAY, Pending, Requester
 
 DEFAULT_TIMEOUT = 10.0
 """Seconds a call waits for its reply, and a submit for its confirmation."""
@@ -85,14 +85,7 @@ class Client:
         """
         deadline = deadline_after(timeout)
         event = self.event(Call(operation, template, data, using, limit, cursor), ticket=False, timeout=timeout)
-        while True:
-            pending = self.requester.send(event, deadline)
-            try:
-                return reply_from_wire(self._wait(pending.reply, pending, deadline, "no reply"))
-            except BrokerUnavailable:
-                # The reply's way was cut. Asking again does no harm; writing again might.
-                if not event.is_read or time.monotonic() >= deadline:
-                    raise
+        return self._reply(self._send(event, deadline), deadline)
 
     def submit(
         self,
@@ -143,11 +136,11 @@ class Client:
         """
         deadline = deadline_after(timeout)
         events = [self.event(call, ticket=False, timeout=timeout) for call in calls]
-        pendings = [self.requester.send(event, deadline) for event in events]
+        pendings = [self._send(event, deadline) for event in events]
         outcomes: list[Reply | BedsError] = []
         for pending in pendings:
             try:
-                outcomes.append(reply_from_wire(self._wait(pending.reply, pending, deadline, "no reply")))
+                outcomes.append(self._reply(pending, deadline))
             except BedsError as error:
                 if not return_errors:
                     raise
@@ -159,13 +152,11 @@ class Client:
         deadline = deadline_after(timeout)
         events = [self.event(call, ticket=True, timeout=timeout) for call in calls]
         # The acceptance goes first: whoever asks after a ticket later finds it, whether a worker has begun or not.
-        accepted = [
-            self.requester.send(self._calgon("accept", {"tickets": [_acceptance(e) for e in some]}), deadline)
+        acceptances = [
+            self._calgon("accept", {"tickets": [_acceptance(event) for event in some]})
             for some in (events[i : i + TICKETS_AT_ONCE] for i in range(0, len(events), TICKETS_AT_ONCE))
         ]
-        pendings = [self.requester.send(event, deadline) for event in events]
-        for pending in (*pendings, *accepted):
-            self._wait(pending.confirmed, pending, deadline, "RabbitMQ did not confirm")
+        pendings = self._confirmed([*acceptances, *events], deadline)[len(acceptances) :]
         return [Ticket(pending.event.lineage.event_id, self, pending) for pending in pendings]
 
     def _submit_keyed(self, call: Call, key: str, timeout: float) -> Ticket:
@@ -178,8 +169,7 @@ class Client:
         # New, or its first submitter may have died before it was published: a worker carries one ticket out once.
         node, env, guid = known.event_id.split(".")
         event = replace(event, lineage=Lineage(node, env, guid, "", known.event_id, 0))
-        pending = self.requester.send(event, deadline)
-        self._wait(pending.confirmed, pending, deadline, "RabbitMQ did not confirm")
+        (pending,) = self._confirmed([event], deadline)
         return Ticket(known.event_id, self, pending)
 
     def ticket(self, guid: str) -> Ticket:
@@ -239,6 +229,41 @@ class Client:
             ticket=ticket,
             expires=expires,
         )
+
+    def _send(self, event: Event, deadline: float) -> Pending:
+        """Publish, and publish again what a lost connection took, where that does no harm."""
+        while True:
+            try:
+                return self.requester.send(event, deadline)
+            except BrokerUnavailable:
+                if not event.may_be_repeated or time.monotonic() + FIRST_DELAY >= deadline:
+                    raise
+            time.sleep(FIRST_DELAY)
+
+    def _reply(self, pending: Pending, deadline: float) -> Reply:
+        """The reply; asked for again when its way was cut, where that does no harm."""
+        while True:
+            try:
+                return reply_from_wire(self._wait(pending.reply, pending, deadline, "no reply"))
+            except BrokerUnavailable:
+                if not pending.event.may_be_repeated or time.monotonic() >= deadline:
+                    raise
+            pending = self._send(pending.event, deadline)
+
+    def _confirmed(self, events: Sequence[Event], deadline: float) -> list[Pending]:
+        """Publish all events, of which none minds a second copy, and wait until RabbitMQ has them safe."""
+        pendings = [self._send(event, deadline) for event in events]
+        # From the end: what is wrong with an operation says more than what is wrong with its acceptance.
+        for index, pending in reversed(list(enumerate(pendings))):
+            while True:
+                try:
+                    self._wait(pending.confirmed, pending, deadline, "RabbitMQ did not confirm")
+                    break
+                except BrokerUnavailable:
+                    if time.monotonic() >= deadline:
+                        raise
+                pending = pendings[index] = self._send(pending.event, deadline)
+        return pendings
 
     def _wait(self, future: Future[Any], pending: Pending, deadline: float, what: str) -> Any:
         """The future's value; an error that says why there was none by the deadline."""

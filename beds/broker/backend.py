@@ -27,6 +27,7 @@ from beds.domain.ticket import TicketState, TicketStatus
 from beds.errors import (
     BedsError,
     BodyTooLarge,
+    CallTimeout,
     InternalError,
     ResultTooLarge,
     TicketRevoked,
@@ -164,7 +165,9 @@ def as_beds_error(error: BaseException) -> BedsError:
     if isinstance(error, (SoftTimeLimitExceeded, HardTimeLimitExceeded)):
         return TimeLimitExceeded("the operation ran longer than its pool allows")
     if isinstance(error, TaskRevokedError):
-        return TicketRevoked("the event expired before a worker began it")
+        if error.args[:1] == ("expired",):
+            return CallTimeout("no worker began the event before it expired")
+        return TicketRevoked("the event was revoked before a worker began it")
     return InternalError(f"the worker failed with {type(error).__name__}")
 
 

@@ -24,7 +24,7 @@ from beds.transport.message import REPLY_TO
 OnReply = Callable[[str, Any], None]
 OnConfirm = Callable[[int, bool, bool], None]
 OnReturn = Callable[[str, str], None]
-OnLost = Callable[["Link", BedsError], None]
+OnLost = Callable[[BedsError], None]
 
 DRAIN_AT_MOST = 256
 """Frames read before waiting publishers get the lock."""
@@ -191,7 +191,7 @@ class Link:
         self._unblocked.set()
         with contextlib.suppress(*_LOST, AttributeError):
             self._amqp.collect()
-        self._on_lost(self, why)
+        self._on_lost(why)
 
     def _block(self, reason: str) -> None:
         self.blocked = reason or "a resource alarm"

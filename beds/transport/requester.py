@@ -85,8 +85,8 @@ class Requester:
     def __init__(self, settings: Amqp) -> None:
         self._settings = settings
         self._closed = False
-        self._link: Link | None = None
-        self._reset()
+        self._opening = threading.Lock()
+        self._conversation: _Conversation | None = None
         _live.add(self)
 
     def send(self, event: Event, deadline: float) -> Pending:
@@ -102,51 +102,45 @@ class Requester:
             PermissionDenied: the user or password is refused.
             BodyTooLarge, WrongType: the event cannot be sent.
         """
-        link = self._open(deadline)
+        conversation = self._open(deadline)
+        link = conversation.link
         if link.blocked and not link.wait_unblocked(deadline):
             raise BrokerBlocked(f"RabbitMQ takes no messages: {link.blocked}", event_id=event.lineage.event_id)
         message = to_message(event, link.user, self._settings.max_body_bytes)
         pending = Pending(event)
-        self._waiting[event.lineage.guid] = pending
-        link.publish(message, EVENTS, event.queue, lambda tag: self._unconfirmed.__setitem__(tag, pending))
+        link.publish(message, EVENTS, event.queue, lambda tag: conversation.await_answer(tag, pending))
         return pending
 
     @property
     def is_ready(self) -> bool:
         """Whether `send` would go out at once."""
-        link = self._link
-        return link is not None and link.is_open and not link.blocked
+        current = self._conversation
+        return current is not None and current.link.is_open and not current.link.blocked
 
     @property
     def blocked(self) -> str:
         """Why RabbitMQ takes no messages at the moment, or empty."""
-        return self._link.blocked if self._link else ""
+        return self._conversation.link.blocked if self._conversation else ""
 
     def close(self) -> None:
         """End the connection; whoever still waits gets ClientClosed."""
         self._closed = True
-        link, self._link = self._link, None
-        if link:
-            link.close()
-        self._fail_all(ClientClosed("the client was closed"))
+        current, self._conversation = self._conversation, None
+        if current:
+            current.link.close()
+            current.fail_all(ClientClosed("the client was closed"))
 
     def after_fork(self) -> None:
         """In a child: forget the parent's connection, and connect anew at the next use."""
-        if self._link:
-            self._link.abandon()
-        self._reset()
-
-    def _reset(self) -> None:
+        if self._conversation:
+            self._conversation.link.abandon()
         self._opening = threading.Lock()
-        self._link = None
-        self._unconfirmed: dict[int, Pending] = {}
-        # Weak: a reply that nobody waits for any more is not kept.
-        self._waiting: weakref.WeakValueDictionary[str, Pending] = weakref.WeakValueDictionary()
+        self._conversation = None
 
-    def _open(self, deadline: float) -> Link:
-        link = self._link
-        if link is not None and link.is_open:
-            return link
+    def _open(self, deadline: float) -> _Conversation:
+        current = self._conversation
+        if current is not None and current.link.is_open:
+            return current
         delay = FIRST_DELAY
         while True:
             remaining = deadline - time.monotonic()
@@ -155,10 +149,12 @@ class Requester:
             try:
                 if self._closed:
                     raise ClientClosed("this client is closed")
-                if self._link is not None and self._link.is_open:
-                    return self._link
-                self._link = link = self._connect(max(0.05, min(self._settings.connect_timeout, remaining)))
-                return link
+                current = self._conversation
+                if current is not None and current.link.is_open:
+                    return current
+                timeout = max(0.05, min(self._settings.connect_timeout, remaining))
+                self._conversation = current = _Conversation(self._settings, timeout)
+                return current
             except BrokerUnavailable:
                 if time.monotonic() + delay > deadline:
                     raise
@@ -167,15 +163,51 @@ class Requester:
             time.sleep(delay * random.uniform(0.5, 1.0))
             delay = min(delay * 2, LONGEST_DELAY)
 
-    def _connect(self, timeout: float) -> Link:
-        return Link(
-            self._settings,
+
+class _Conversation:
+    """One link, and who waits for what over it. What is lost with a link never touches those on the next one."""
+
+    def __init__(self, settings: Amqp, timeout: float) -> None:
+        self._lock = threading.Lock()
+        self._over = False
+        self._unconfirmed: dict[int, Pending] = {}
+        # Weak: a reply that nobody waits for any more is not kept.
+        self._waiting: weakref.WeakValueDictionary[str, Pending] = weakref.WeakValueDictionary()
+        self.link = Link(
+            settings,
             timeout,
             on_reply=self._on_reply,
             on_confirm=self._on_confirm,
             on_return=self._on_return,
-            on_lost=self._on_lost,
+            on_lost=self.fail_all,
         )
+
+    def await_answer(self, tag: int, pending: Pending) -> None:
+        """Keep an event that is about to be published with this delivery tag.
+
+        Raises:
+            BrokerUnavailable: the link was lost at this very moment, and who waited has been told.
+        """
+        with self._lock:
+            if self._over:
+                raise BrokerUnavailable("the connection to RabbitMQ was lost", event_id=pending.event.lineage.event_id)
+            self._waiting[pending.event.lineage.guid] = pending
+            self._unconfirmed[tag] = pending
+
+    def fail_all(self, why: BedsError) -> None:
+        """Tell everybody that the link is of no more use."""
+        with self._lock:
+            self._over = True
+            unconfirmed = set(map(id, self._unconfirmed.values()))
+            self._unconfirmed.clear()
+            waiting = list(self._waiting.values())
+        for pending in waiting:
+            known_lost = id(pending) in unconfirmed
+            if isinstance(why, PermissionDenied) and not (known_lost and _speaks_of(why, pending)):
+                # Another event was refused, and took the channel with it.
+                pending.fail(BrokerUnavailable("the channel was closed because of another event"))
+            else:
+                pending.fail(from_wire(why.to_wire()))
 
     def _on_reply(self, guid: str, body: bytes | str) -> None:
         pending = self._waiting.get(guid)
@@ -183,12 +215,11 @@ class Requester:
             pending.answer(body)
 
     def _on_confirm(self, tag: int, multiple: bool, accepted: bool) -> None:
-        # Dictionaries keep their order, so the oldest tag comes first.
-        tags = [t for t in self._unconfirmed if t <= tag] if multiple else [tag]
-        for each in tags:
-            pending = self._unconfirmed.pop(each, None)
-            if pending is None:
-                continue
+        with self._lock:
+            # Dictionaries keep their order, so the oldest tag comes first.
+            tags = [t for t in self._unconfirmed if t <= tag] if multiple else [tag]
+            confirmed = [self._unconfirmed.pop(t) for t in tags if t in self._unconfirmed]
+        for pending in confirmed:
             if accepted:
                 pending.confirm()
             else:
@@ -198,22 +229,6 @@ class Requester:
         pending = self._waiting.get(guid)
         if pending is not None:
             pending.fail(Unroutable(f"no queue takes the key {key}", detail={"routing_key": key}))
-
-    def _on_lost(self, link: Link, why: BedsError) -> None:
-        if self._link is link:
-            self._link = None
-        self._fail_all(why)
-
-    def _fail_all(self, why: BedsError) -> None:
-        unconfirmed = set(map(id, self._unconfirmed.values()))
-        self._unconfirmed.clear()
-        for pending in list(self._waiting.values()):
-            known_lost = id(pending) in unconfirmed
-            if isinstance(why, PermissionDenied) and not (known_lost and _speaks_of(why, pending)):
-                # Another event was refused, and took the channel with it.
-                pending.fail(BrokerUnavailable("the channel was closed because of another event"))
-            else:
-                pending.fail(from_wire(why.to_wire()))
 
 
 def _speaks_of(refusal: PermissionDenied, pending: Pending) -> bool:

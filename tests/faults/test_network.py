@@ -7,6 +7,8 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from pydantic import SecretStr
@@ -14,8 +16,10 @@ from pydantic import SecretStr
 from beds.client import Client
 from beds.config import Settings
 from beds.domain.ticket import TicketState
-from beds.errors import PermissionDenied, TransportError
+from beds.errors import CallTimeout, PermissionDenied, TransportError
 from beds.stack.stack import Stack
+from beds.templates.call import Call
+from beds.tickets import Ticket
 from tests.conftest import wait_for
 
 SLACK = 20.0
@@ -54,6 +58,36 @@ def test_cut_connections_are_opened_anew(client: Client, stack: Stack) -> None:
     # Its own reply is lost with the connection; the ticket is not.
     assert ticket.wait(60).state is TicketState.SUCCESS
     client.call("fetch_records", "SampleRows", {"id": "none"}, using="by_id", timeout=30)
+
+
+def test_submits_outlive_connections_that_are_cut(settings: Settings, client: Client, stack: Stack) -> None:
+    """What the cut took before it was confirmed is published again; each event has one ticket and one effect."""
+    known = f"cut-{time.monotonic_ns()}"
+    done = threading.Event()
+
+    def cut() -> None:
+        for _ in range(4):
+            stack.rabbitmq.control("close_all_user_connections", "beds_app", "a test")
+        done.set()
+
+    cutter = threading.Thread(target=cut)
+    cutter.start()
+    tickets: list[Ticket] = []
+    while not done.is_set() or not tickets:
+        some = range(len(tickets), len(tickets) + 50)
+        calls = [Call("create_record", "SampleRows", {"id": f"{known}-{n}"}) for n in some]
+        tickets += client.submit_many(calls, timeout=60)
+    cutter.join()
+    for n, ticket in enumerate(tickets):
+        assert ticket.result(60).record_id == f"{known}-{n}"  # type: ignore[union-attr]
+
+
+def test_an_event_that_expired_in_its_queue_is_a_timeout(client: Client) -> None:
+    event = client.event(Call("fetch_records", "SampleRows", {"id": "x"}, "by_id"), ticket=False, timeout=5)
+    late = replace(event, expires=datetime.now(UTC) - timedelta(seconds=1))
+    pending = client.requester.send(late, time.monotonic() + 10)
+    with pytest.raises(CallTimeout, match="expired"):
+        pending.reply.result(30)
 
 
 class SilentProxy:

@@ -346,7 +346,7 @@ def test_ten_thousand_tickets_at_once_all_end_and_none_is_mixed_up(client: Clien
         "        for ticket, key in zip(tickets, keys):\n"
         "            assert [record['id'] for record in ticket.result(200)] == [key]\n"
         "    except BaseException as error:\n"
-        "        wrong.append(repr(error))\n"
+        "        wrong.append(f'{error!r} {error}')\n"
         "all_of_them = [threading.Thread(target=work, args=(n,)) for n in range(threads)]\n"
         "[t.start() for t in all_of_them]; [t.join() for t in all_of_them]\n"
         "print(len(wrong), wrong[:3])\n"
@@ -369,6 +369,7 @@ def test_ten_thousand_tickets_at_once_all_end_and_none_is_mixed_up(client: Clien
     finally:
         for process in started:
             process.kill()
+            process.communicate()
     left = {queue["name"] for queue in stack.rabbitmq.management("queues/beds")}
     assert left == before
     page = client.call("fetch_records", "msTickets", {"state": "PENDING"}, using="by_state", limit=1000)
