@@ -27,7 +27,7 @@ from beds.schema_tools.apply import changes
 from beds.stack.stack import Stack
 
 ROOT = Path(__file__).parent.parent
-PORT_BASE = 29000
+PORT_BASE = int(os.environ.get("BEDS_TEST_PORT_BASE", "29000"))
 """Clear of every standard port: 25000 would put RabbitMQ on 25672, and 27000 MongoDB on 27017."""
 WORKER_SECONDS = 60.0
 ALL_QUEUES = "rec.read,rec.write,rel.read,rel.write,calgon"
@@ -41,7 +41,7 @@ if os.environ.get("CI"):
 
 def pytest_configure(config: pytest.Config) -> None:
     # A developer's own settings must not reach into the tests.
-    for name in [n for n in os.environ if n.startswith("BEDS_") and n != "BEDS_TEST_KEEP"]:
+    for name in [n for n in os.environ if n.startswith("BEDS_") and not n.startswith("BEDS_TEST_")]:
         del os.environ[name]
 
 

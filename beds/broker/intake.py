@@ -25,6 +25,8 @@ logger = logging.getLogger("celery.beds.intake")
 
 MAX_WIRE_DEPTH = 3 * MAX_DEPTH + 8
 """Levels of JSON in a body: the codec writes one level of a caller's value as three, where a key begins with `$`."""
+EVENTS_SECONDS = 0.5
+"""How long a monitoring event may wait for others."""
 _GUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _DELAY = re.compile(r"^(?:[01]\.){28}")
 """What RabbitMQ-native delayed delivery puts before a routing key. It comes from Celery's own exchanges, to which a
@@ -35,6 +37,8 @@ _ABSENT = ("stamps", "stamped_headers", "compression", "ignore_result", "shadow"
 
 class Intake(Consumer):
     """Celery's consumer, for messages from anybody."""
+
+    _flush_due = False
 
     def create_task_handler(self, *arguments: Any, **options: Any) -> Callable[[Any], None]:
         handle = super().create_task_handler(*arguments, **options)
@@ -53,6 +57,17 @@ class Intake(Consumer):
                 self._turn_away(message, _unreadable(error))
 
         return on_message
+
+    def on_send_event_buffered(self) -> None:
+        """Let monitoring events gather. Celery sends them at each turn of its loop, which is a third of its time; a
+        monitor does not mind a fraction of a second, and Celery itself sends a full buffer at once."""
+        if self.hub and not self._flush_due:
+            self._flush_due = True
+            self.hub.call_later(EVENTS_SECONDS, self._flush_gathered)
+
+    def _flush_gathered(self) -> None:
+        self._flush_due = False
+        self._flush_events()
 
     # Celery's own ways to refuse a message log the whole of it.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import ssl
 import threading
 import time
 from collections.abc import Callable
@@ -162,7 +163,7 @@ class Link:
                     if self._closed:
                         return
                     if ready:
-                        self._drain()
+                        self._drain(arrivals)
                     if time.monotonic() >= next_beat:
                         self._amqp.heartbeat_tick()
                         next_beat = time.monotonic() + beat_every
@@ -170,11 +171,15 @@ class Link:
             # ValueError, AttributeError, TypeError: the socket or channel was closed under us.
             self._give_up(self._lost_because(error))
 
-    def _drain(self) -> None:
+    def _drain(self, arrivals: select.poll) -> None:
+        """Read what has arrived. Asking the socket again is far cheaper than py-amqp's way to find it empty."""
         for _ in range(DRAIN_AT_MOST):
             try:
                 self._amqp.drain_events(timeout=0)
             except TimeoutError:
+                return
+            in_tls = isinstance(self._socket, ssl.SSLSocket) and self._socket.pending()
+            if not (in_tls or arrivals.poll(0)):
                 return
 
     def _lost_because(self, error: BaseException) -> BedsError:
