@@ -5,8 +5,8 @@ beds.toml when it knows its queues (beds/broker/worker.py).
 """
 
 from beds.config import load_settings
-from beds.domain.event import CALGON, CALGON_VERBS, Operation, Store, queue_for, task_for
-from beds.transport.topology import DEAD, Topology
+from beds.domain.event import CALGON, CALGON_VERBS, RECORD_TASKS, Operation, Store, queue_for, task_for
+from beds.transport.topology import DEAD, Topology, record_queue
 
 _settings = load_settings()
 _topology = Topology.from_settings(_settings.amqp)
@@ -34,9 +34,11 @@ timezone = "UTC"
 # A call-time exchange and key is lost on a retry, which then runs on another queue's worker (celery prefers the default
 # queue's binding).
 task_queues = [queue.to_kombu() for queue in _topology.queues]
-task_routes = {
-    task_for(store, operation): {"queue": queue_for(store, operation)} for store in Store for operation in Operation
-} | {f"{CALGON}.{verb}": {"queue": CALGON} for verb in CALGON_VERBS}
+task_routes = (
+    {task_for(store, operation): {"queue": queue_for(store, operation)} for store in Store for operation in Operation}
+    | {f"{CALGON}.{verb}": {"queue": CALGON} for verb in CALGON_VERBS}
+    | {task: {"queue": record_queue(kind)} for kind, task in RECORD_TASKS.items()}
+)
 # Whatever has no route ends where no task is executed.
 task_default_queue = DEAD
 task_default_exchange = DEAD
@@ -67,7 +69,7 @@ result_extended = True
 worker_send_task_events = True
 
 # --- The process -----------------------------------------------------------------------------------------------------
-imports = ("beds.broker.crud", "beds.broker.calgon")
+imports = ("beds.broker.crud", "beds.broker.calgon", "beds.broker.admin")
 # Celery must not take over the root logger of an application that embeds a worker.
 worker_hijack_root_logger = False
 worker_prefetch_multiplier = 1

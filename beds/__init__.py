@@ -11,20 +11,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from beds.client import BoundTemplate, Client, default_client
+from beds.bound_template import BoundTemplate
+from beds.client import Client, default_client
 from beds.config import Settings, load_settings
 from beds.domain.identity import ObjectId
 from beds.domain.reply import Page, Reply, Response
 from beds.domain.ticket import Progress, TicketState, TicketStatus
 from beds.errors import BedsError
+from beds.services.lineage import Node
 from beds.templates.call import Call
 from beds.tickets import Ticket
+from beds.transport.log_handler import LogHandler
 
 __all__ = [
     "BedsError",
     "BoundTemplate",
     "Call",
     "Client",
+    "LogHandler",
     "ObjectId",
     "Page",
     "Progress",
@@ -37,6 +41,7 @@ __all__ = [
     "app",
     "call",
     "call_many",
+    "lineage",
     "load_settings",
     "submit",
     "submit_many",
@@ -68,6 +73,11 @@ def submit_many(calls: Sequence[Call], **options: Any) -> list[Ticket]:
 def template(name: str) -> BoundTemplate:
     """`Client.template` of the default client."""
     return default_client().template(name)
+
+
+def lineage(of: str, **options: Any) -> Node:
+    """`Client.lineage` of the default client."""
+    return default_client().lineage(of, **options)
 
 
 def ticket(guid: str) -> Ticket:

@@ -13,13 +13,13 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from beds.client import DEFAULT_TIMEOUT, Client, default_client
+from beds.client import Client, default_client
 from beds.domain.event import Event
 from beds.domain.reply import Reply, reply_from_wire
 from beds.domain.ticket import TicketStatus
 from beds.errors import BrokerUnavailable
 from beds.templates.call import Call
-from beds.tickets import RESULT_TIMEOUT, Ticket, deadline_after
+from beds.tickets import DEFAULT_TIMEOUT, Ticket, deadline_after
 from beds.transport.requester import Pending, read_reply
 
 T = TypeVar("T")
@@ -53,18 +53,18 @@ class AsyncClient:
         """`Client.submit`. The ticket's own methods block; `wait` and `result` of this class do not."""
         return await asyncio.to_thread(self._client.submit, operation, template, data, **options)
 
-    async def status(self, ticket: Ticket | str, timeout: float = RESULT_TIMEOUT) -> TicketStatus:
+    async def status(self, ticket: Ticket | str, timeout: float = DEFAULT_TIMEOUT) -> TicketStatus:
         """`Ticket.status`."""
         return await asyncio.to_thread(self._ticket(ticket).status, timeout)
 
-    async def cancel(self, ticket: Ticket | str, timeout: float = RESULT_TIMEOUT, *, by: str = "") -> TicketStatus:
+    async def cancel(self, ticket: Ticket | str, timeout: float = DEFAULT_TIMEOUT, *, by: str = "") -> TicketStatus:
         """`Ticket.cancel`."""
         return await asyncio.to_thread(self._ticket(ticket).cancel, timeout, by=by)
 
     async def wait(
         self,
         ticket: Ticket | str,
-        timeout: float = RESULT_TIMEOUT,
+        timeout: float = DEFAULT_TIMEOUT,
         tell: Callable[[TicketStatus], None] | None = None,
     ) -> TicketStatus:
         """`Ticket.wait`."""
@@ -79,7 +79,7 @@ class AsyncClient:
                 return status
             await asyncio.sleep(next(pauses))
 
-    async def result(self, ticket: Ticket | str, timeout: float = RESULT_TIMEOUT) -> Reply:
+    async def result(self, ticket: Ticket | str, timeout: float = DEFAULT_TIMEOUT) -> Reply:
         """`Ticket.result`."""
         return reply_from_wire(read_reply((await self.wait(ticket, timeout)).result))
 
@@ -110,6 +110,6 @@ async def submit(operation: str, template: str, data: Any = None, **options: Any
     return await AsyncClient().submit(operation, template, data, **options)
 
 
-async def result(ticket: Ticket | str, timeout: float = RESULT_TIMEOUT) -> Reply:
+async def result(ticket: Ticket | str, timeout: float = DEFAULT_TIMEOUT) -> Reply:
     """`AsyncClient.result` over the default client."""
     return await AsyncClient().result(ticket, timeout)

@@ -9,28 +9,28 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Any, Literal, Self, overload
 
+from beds.bound_template import BoundTemplate
 from beds.config import Settings, load_settings
-from beds.domain.event import Event, Operation
+from beds.domain.event import Event
 from beds.domain.lineage import Lineage
-from beds.domain.reply import Page, Record, Reply, Response, reply_from_wire
+from beds.domain.reply import Page, Reply, reply_from_wire
 from beds.domain.ticket import TicketState, TicketStatus
+from beds.domain.trace import spawn
 from beds.errors import BedsError, BrokerBlocked, BrokerUnavailable, CallTimeout, WrongType
+from beds.services.lineage import Node, read_tree
 from beds.templates.call import Call, body_of, parse_operation
 from beds.templates.registry import TemplateRegistry
-from beds.templates.template import Template
-from beds.tickets import Ticket, deadline_after
+from beds.tickets import DEFAULT_TIMEOUT, Ticket, deadline_after
 from beds.transport.requester import FIRST_DELAY, Pending, Requester
 
-DEFAULT_TIMEOUT = 10.0
-"""Seconds a call waits for its reply, and a submit for its confirmation."""
 TICKETS_AT_ONCE = 500
 """Tickets in one acceptance."""
 ASK_AGAIN_SECONDS = 3.0
@@ -61,6 +61,7 @@ class Client:
         using: str = "",
         limit: int | None = None,
         cursor: str = "",
+        actor: str = "",
         timeout: float = DEFAULT_TIMEOUT,
     ) -> Reply:
         """Carry out one operation and wait for its reply.
@@ -72,6 +73,7 @@ class Client:
             using: which fetch of the template.
             limit: records of a page.
             cursor: `Page.cursor` of the page before.
+            actor: on whose behalf, for the audit: a name of the application's own.
             timeout: seconds. A fetch that no worker has begun by then is dropped.
 
         Returns:
@@ -84,7 +86,8 @@ class Client:
             BedsError: what the worker answered.
         """
         deadline = deadline_after(timeout)
-        event = self.event(Call(operation, template, data, using, limit, cursor), ticket=False, timeout=timeout)
+        call = Call(operation, template, data, using, limit, cursor, actor)
+        event = self.event(call, ticket=False, timeout=timeout)
         return self._reply(self._send(event, deadline), deadline)
 
     def submit(
@@ -96,6 +99,7 @@ class Client:
         using: str = "",
         limit: int | None = None,
         cursor: str = "",
+        actor: str = "",
         idempotency_key: str = "",
         timeout: float = DEFAULT_TIMEOUT,
     ) -> Ticket:
@@ -110,7 +114,7 @@ class Client:
             IdempotencyConflict: the key belongs to another event.
             BrokerUnavailable, BrokerBlocked: RabbitMQ did not confirm by the deadline; the event may or may not exist.
         """
-        call = Call(operation, template, data, using, limit, cursor)
+        call = Call(operation, template, data, using, limit, cursor, actor)
         if idempotency_key:
             return self._submit_keyed(call, idempotency_key, timeout)
         (ticket,) = self.submit_many([call], timeout=timeout)
@@ -167,14 +171,35 @@ class Client:
         if known.state is not TicketState.PENDING:
             return Ticket(known.event_id, self)
         # New, or its first submitter may have died before it was published: a worker carries one ticket out once.
-        node, env, guid = known.event_id.split(".")
-        event = replace(event, lineage=Lineage(node, env, guid, "", known.event_id, 0))
+        if known.guid != event.lineage.guid:
+            node, env, guid = known.event_id.split(".")
+            event = replace(event, lineage=Lineage(node, env, guid, "", known.event_id, 0))
         (pending,) = self._confirmed([event], deadline)
         return Ticket(known.event_id, self, pending)
 
     def ticket(self, guid: str) -> Ticket:
         """The ticket of a guid or an event id, whoever submitted it. It is looked up when it is asked something."""
         return Ticket(guid, self)
+
+    def lineage(self, of: str, *, timeout: float = DEFAULT_TIMEOUT) -> Node:
+        """What the request that an event belongs to set off, as a tree from its root.
+
+        Args:
+            of: an event's id or guid, or a ticket's guid.
+            timeout: seconds.
+
+        Raises:
+            NotFound: nothing is known of it.
+        """
+        deadline = deadline_after(timeout)
+
+        def fetch(using: str, args: Mapping[str, Any], cursor: str) -> Page:
+            left = max(0.1, deadline - time.monotonic())
+            page = self.call("fetch_records", "msLineage", args, using=using, limit=1000, cursor=cursor, timeout=left)
+            assert isinstance(page, Page)
+            return page
+
+        return read_tree(fetch, of)
 
     def ask(self, verb: str, arguments: Mapping[str, Any], *, timeout: float = DEFAULT_TIMEOUT) -> Any:
         """Ask CALGON something about tickets: `accept`, `status` or `cancel`. For `Ticket`, which says it in words.
@@ -210,8 +235,11 @@ class Client:
         self.close()
 
     def _calgon(self, verb: str, arguments: Mapping[str, Any], expires: datetime | None = None) -> Event:
-        node = self.settings.node
-        return Event.of_calgon(verb, arguments, Lineage.root(node.name, node.environment), expires=expires)
+        return Event.of_calgon(verb, arguments, self._lineage(), expires=expires)
+
+    def _lineage(self) -> Lineage:
+        """Inside a worker a child of the event that it carries out, elsewhere a root."""
+        return spawn(self.settings.node.name, self.settings.node.environment)
 
     def event(self, call: Call, *, ticket: bool, timeout: float) -> Event:
         """Check a call against its template and give it a lineage."""
@@ -225,9 +253,10 @@ class Client:
             operation,
             template.name,
             body_of(template, operation, call),
-            Lineage.root(self.settings.node.name, self.settings.node.environment),
+            self._lineage(),
             ticket=ticket,
             expires=expires,
+            actor=call.actor,
         )
 
     def _send(self, event: Event, deadline: float) -> Pending:
@@ -287,58 +316,6 @@ class Client:
             + ("" if event.is_read else "; the write may still be carried out"),
             **where,
         )
-
-
-@dataclass(frozen=True, slots=True)
-class BoundTemplate:
-    """One template's operations as methods: `client.template("Notices").create_record({...})`."""
-
-    client: Client
-    definition: Template
-
-    def create_record(self, payload: Mapping[str, Any], *, timeout: float = DEFAULT_TIMEOUT) -> Response:
-        return self._write(Operation.CREATE, payload, timeout)
-
-    def create_records(self, payloads: Sequence[Mapping[str, Any]], *, timeout: float = DEFAULT_TIMEOUT) -> Response:
-        return self._write(Operation.CREATE_MANY, payloads, timeout)
-
-    def update_record(self, payload: Mapping[str, Any], *, timeout: float = DEFAULT_TIMEOUT) -> Response:
-        return self._write(Operation.UPDATE, payload, timeout)
-
-    def delete_record(self, record_id: Any, *, timeout: float = DEFAULT_TIMEOUT) -> Response:
-        return self._write(Operation.DELETE, record_id, timeout)
-
-    def fetch_records(
-        self,
-        using: str = "",
-        args: Mapping[str, Any] | None = None,
-        *,
-        limit: int | None = None,
-        cursor: str = "",
-        timeout: float = DEFAULT_TIMEOUT,
-    ) -> Page:
-        reply = self.client.call(
-            Operation.FETCH, self.definition.name, args, using=using, limit=limit, cursor=cursor, timeout=timeout
-        )
-        assert isinstance(reply, Page)
-        return reply
-
-    def fetch_all(
-        self, using: str = "", args: Mapping[str, Any] | None = None, *, limit: int | None = None
-    ) -> Iterator[Record]:
-        """All records of a fetch, page after page; `limit` is the size of a page."""
-        cursor = ""
-        while True:
-            page = self.fetch_records(using, args, limit=limit, cursor=cursor)
-            yield from page
-            cursor = page.cursor
-            if not cursor:
-                return
-
-    def _write(self, operation: Operation, data: Any, timeout: float) -> Response:
-        reply = self.client.call(operation, self.definition.name, data, timeout=timeout)
-        assert isinstance(reply, Response)
-        return reply
 
 
 def _acceptance(event: Event) -> dict[str, Any]:

@@ -19,7 +19,8 @@ from beds.transport.requester import Pending, read_reply
 if TYPE_CHECKING:
     from beds.client import Client
 
-RESULT_TIMEOUT = 10.0
+DEFAULT_TIMEOUT = 10.0
+"""Seconds that anything waits when the caller does not say."""
 FIRST_POLL = 0.05
 """Seconds until a ticket is asked after again; grows by half each time, to at most `LONGEST_POLL`."""
 LONGEST_POLL = 2.0
@@ -62,7 +63,7 @@ class Ticket:
         """How far it is, when its operation tells."""
         return self.status().progress
 
-    def status(self, timeout: float = RESULT_TIMEOUT) -> TicketStatus:
+    def status(self, timeout: float = DEFAULT_TIMEOUT) -> TicketStatus:
         """What is known of it.
 
         Raises:
@@ -71,7 +72,7 @@ class Ticket:
         """
         return TicketStatus.from_wire(self._client.ask("status", {"guid": self.guid}, timeout=timeout))
 
-    def result(self, timeout: float = RESULT_TIMEOUT) -> Reply:
+    def result(self, timeout: float = DEFAULT_TIMEOUT) -> Reply:
         """The reply, waiting for it for up to `timeout` seconds.
 
         Raises:
@@ -98,7 +99,9 @@ class Ticket:
             asked_every = min(asked_every * 2, LONGEST_OWN_WAIT)
         return reply_from_wire(read_reply(self.wait(max(0.1, deadline - time.monotonic())).result))
 
-    def wait(self, timeout: float = RESULT_TIMEOUT, tell: Callable[[TicketStatus], None] | None = None) -> TicketStatus:
+    def wait(
+        self, timeout: float = DEFAULT_TIMEOUT, tell: Callable[[TicketStatus], None] | None = None
+    ) -> TicketStatus:
         """Wait for the end, whichever it is.
 
         Args:
@@ -122,7 +125,7 @@ class Ticket:
                     raise  # else: submitted here, and its acceptance is still on its way
             time.sleep(next(pauses))
 
-    def cancel(self, timeout: float = RESULT_TIMEOUT, *, by: str = "") -> TicketStatus:
+    def cancel(self, timeout: float = DEFAULT_TIMEOUT, *, by: str = "") -> TicketStatus:
         """Ask to cancel it: it never begins, or stops at its next checkpoint. One that has ended stays as it is.
 
         Args:

@@ -31,6 +31,8 @@ PORT_BASE = int(os.environ.get("BEDS_TEST_PORT_BASE", "29000"))
 """Clear of every standard port: 25000 would put RabbitMQ on 25672, and 27000 MongoDB on 27017."""
 WORKER_SECONDS = 60.0
 ALL_QUEUES = "rec.read,rec.write,rel.read,rel.write,calgon"
+ADMIN_QUEUES = "beds.logs,beds.audit,beds.metrics"
+PROMETHEUS = {"BEDS_METRICS__PROMETHEUS": f"127.0.0.1:{PORT_BASE + 464}", "BEDS_METRICS__INTERVAL": "0.5"}
 
 
 # The same examples at every run of CI; new ones at a desk, where somebody can look at what they find.
@@ -84,8 +86,8 @@ def settings(project: Path, stack: Stack) -> Settings:
 
 @pytest.fixture(scope="session")
 def workers(project: Path, settings: Settings) -> Iterator[None]:
-    """One worker for all queues, as `celery -A beds worker` starts it."""
-    with running_worker(project, ALL_QUEUES):
+    """One worker for all queues, and one for what comes through beds.logs, as `celery -A beds worker` starts them."""
+    with running_worker(project, ALL_QUEUES), running_worker(project, ADMIN_QUEUES, env=PROMETHEUS):
         with Client(settings) as client:
             wait_until_served(client)
         yield

@@ -19,6 +19,7 @@ from beds.config.sections import Retry
 from beds.core.namaste import NamasteCore, Payload, Query
 from beds.domain.event import Operation
 from beds.domain.reply import Page, Record, Response
+from beds.domain.trace import OK, DatabaseCall, current_trace
 from beds.errors import (
     BedsError,
     DuplicateKey,
@@ -142,7 +143,7 @@ class BoundAdapter(NamasteCore):
                 check_param(param, values[param.name])
         try:
             return self._try(
-                lambda: self._store.execute(binding, values),
+                lambda: self._execute(binding, values),
                 repeatable=binding.operation.is_read or binding.ref.idempotent,
             )
         except DuplicateKey as error:
@@ -151,6 +152,26 @@ class BoundAdapter(NamasteCore):
         except SchemaMismatch:
             self._read_at = float("-inf")  # the object changed under us: look again at the next call
             raise
+
+    def _execute(self, binding: Binding, values: Mapping[str, Any]) -> Outcome:
+        """Call the object, and note the call in the trace of the event that asks for it."""
+        trace = None if self.template.system else current_trace()
+        if trace is None:
+            return self._store.execute(binding, values)
+        at, clock, rows, outcome = time.time(), time.perf_counter(), 0, OK
+        try:
+            found = self._store.execute(binding, values)
+            rows = len(found.rows) if binding.operation.is_read else found.affected
+            return found
+        except BedsError as error:
+            outcome = error.code
+            raise
+        except BaseException:
+            outcome = "interrupted"  # by the soft time limit
+            raise
+        finally:
+            seconds = time.perf_counter() - clock
+            trace.note(DatabaseCall(binding.target.name, str(self.template.store), at, seconds, rows, outcome))
 
     def _try(self, action: Callable[[], T], *, repeatable: bool) -> T:
         """Run `action`; after a transient error again, with backoff, until the deadline."""
@@ -217,9 +238,10 @@ class BoundAdapter(NamasteCore):
 
     def _changed(self, outcome: Outcome, key: Any) -> Response:
         if not outcome.affected and not outcome.rows:
+            shown = "•••" if self.template.fields[self.template.key].sensitive else str(key)
             raise NotFound(
-                f"{self.template.name} has no record with {self.template.key} = {key}",
-                detail={"template": self.template.name, "record_id": str(key)},
+                f"{self.template.name} has no record with {self.template.key} = {shown}",
+                detail={"template": self.template.name, "record_id": shown},
             )
         return Response(str(key), max(outcome.affected, 1), outcome.rows[0] if outcome.rows else {})
 

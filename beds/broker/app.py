@@ -10,9 +10,11 @@ from typing import Any, NoReturn
 import click
 from celery import Celery
 
+from beds.broker.telemetry import Telemetry
 from beds.config import Settings, load_settings
 from beds.errors import BedsError
 from beds.services.factory import AdapterFactory
+from beds.services.records import RecordStore
 from beds.services.tickets import TicketStore
 from beds.templates.registry import TemplateRegistry
 
@@ -38,6 +40,14 @@ class BedsApp(Celery):
     @cached_property
     def tickets(self) -> TicketStore:
         return TicketStore(self.factory, self.settings.calgon.result_ttl)
+
+    @cached_property
+    def telemetry(self) -> Telemetry:
+        return Telemetry(self.settings, self.registry)
+
+    @cached_property
+    def records(self) -> RecordStore:
+        return RecordStore(self.factory, self.settings.logging.ttl_days)
 
     @cached_property
     def Worker(self) -> Any:

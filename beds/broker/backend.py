@@ -21,9 +21,11 @@ from celery.backends.base import BaseBackend
 from celery.exceptions import TaskRevokedError
 
 from beds.broker.progress import Ended, ticket_of
+from beds.broker.telemetry import header_of
 from beds.client import default_client
 from beds.domain.reply import Page, Response, reply_from_wire
 from beds.domain.ticket import TicketState, TicketStatus
+from beds.domain.trace import OK
 from beds.errors import (
     BedsError,
     BodyTooLarge,
@@ -59,19 +61,25 @@ class ReplyBackend(BaseBackend):
         """
         if state not in states.READY_STATES:
             return result
+        audit = None
         if isinstance(result, Ended):
             body = result.outcome
         else:
             ticket = ticket_of(request)
-            state, body = self._meta(task_id, result, state, request, is_ticket=ticket is not None)
+            state, body, error = self._meta(task_id, result, state, request, is_ticket=ticket is not None)
             if ticket is not None:
                 self._keep(ticket["guid"], TicketState(state), body, result)
+            if getattr(request, "task", None):  # else: turned away, and no event
+                audit = self.app.telemetry.ended(request, error.code if error else OK, None if error else result)
         if reply_to := getattr(request, "reply_to", None):
             try:
                 self._publish(reply_to, task_id, body)
-            except (OSError, amqp.AMQPError) as error:
+            except (OSError, amqp.AMQPError) as failed:
                 # The effect stands, only its caller cannot be told: the event must not be carried out again for that.
-                logger.error("the reply to %s could not be sent: %s", task_id, error)
+                logger.error("the reply to %s could not be sent: %s", task_id, failed)
+        if audit:
+            # After the reply, which it would delay; before Celery acknowledges.
+            self.app.telemetry.confirm(audit)
         return result
 
     def _get_task_meta_for(self, task_id: str) -> dict[str, Any]:
@@ -102,23 +110,27 @@ class ReplyBackend(BaseBackend):
             # The adapter has tried again for as long as [retry] allows. The effect stands.
             logger.critical("the outcome of ticket %s could not be kept: %s", guid, error)
 
-    def _meta(self, task_id: str, result: Any, state: str, request: Any, *, is_ticket: bool) -> tuple[str, bytes]:
-        """The state that the reply tells, which an outcome that cannot be sent changes, and its JSON text."""
-        event_id = _event_id(request)
+    def _meta(
+        self, task_id: str, result: Any, state: str, request: Any, *, is_ticket: bool
+    ) -> tuple[str, bytes, BedsError | None]:
+        """The state that the reply tells, which one that cannot be sent changes, its JSON text, and its error."""
         limit = self.app.settings.amqp.max_body_bytes - (STATUS_BYTES if is_ticket else 0)
+        error: BedsError
         if isinstance(result, BaseException):
-            state = states.REVOKED if isinstance(result, TicketRevoked) else state
-            return state, outcome(task_id, state, result, event_id)
-        try:
-            body = _encode(task_id, state, success(result))
-            # A status carries the outcome as data, with the codec's own marks written as such.
-            codec.check_size(codec.dumps(json.loads(body)) if is_ticket else body, limit, "the result")
-        except BodyTooLarge as error:
-            too_large = ResultTooLarge(error.message, detail=error.detail)
-            return states.FAILURE, outcome(task_id, states.FAILURE, too_large, event_id)
-        except (BedsError, ValueError) as error:
-            return states.FAILURE, outcome(task_id, states.FAILURE, error, event_id)
-        return state, body
+            error = as_beds_error(result)
+            state = states.REVOKED if isinstance(error, TicketRevoked) else state
+        else:
+            try:
+                body = _encode(task_id, state, success(result))
+                # A status carries the outcome as data, with the codec's own marks written as such.
+                codec.check_size(codec.dumps(json.loads(body)) if is_ticket else body, limit, "the result")
+                return state, body, None
+            except BodyTooLarge as large:
+                error = ResultTooLarge(large.message, detail=large.detail)
+            except (BedsError, ValueError) as failed:
+                error = as_beds_error(failed)
+            state = states.FAILURE
+        return state, outcome(task_id, state, error, _event_id(request)), error
 
     def _publish(self, reply_to: str, task_id: str, body: bytes) -> None:
         message = amqp.Message(
@@ -183,6 +195,5 @@ def _encode(task_id: str, state: str, result: Any) -> bytes:
 
 
 def _event_id(request: Any) -> str:
-    header = getattr(request, "beds", None)
-    found = header.get("event_id") if isinstance(header, Mapping) else None
+    found = header_of(request).get("event_id")
     return found if isinstance(found, str) else ""

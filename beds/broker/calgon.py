@@ -31,17 +31,18 @@ class CalgonTask(Task):
     verb: str
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
-        body = arguments_of(kwargs)
-        store: TicketStore = self.app.tickets
-        try:
-            return _VERBS[self.verb](store, body)
-        except StoreUnavailable as error:
-            if self.verb != "accept" or "idempotency_key" in body:
-                raise
-            # Nobody waits for the answer to an acceptance: it must come back until it is noted.
-            raise Reject(error, requeue=True) from None
-        except SoftTimeLimitExceeded as error:
-            raise as_beds_error(error) from None
+        with self.app.telemetry.carrying_out(self.request):
+            body = arguments_of(kwargs)
+            store: TicketStore = self.app.tickets
+            try:
+                return _VERBS[self.verb](store, body)
+            except StoreUnavailable as error:
+                if self.verb != "accept" or "idempotency_key" in body:
+                    raise
+                # Nobody waits for the answer to an acceptance: it must come back until it is noted.
+                raise Reject(error, requeue=True) from None
+            except SoftTimeLimitExceeded as error:
+                raise as_beds_error(error) from None
 
 
 def _accept(store: TicketStore, body: Mapping[str, Any]) -> Any:

@@ -30,14 +30,17 @@ class CrudTask(Task):
     def run(self, *args: Any, **kwargs: Any) -> Reply | Ended:
         if args:
             raise MalformedEvent("an operation takes named arguments only", detail={"field": "args"})
-        body = arguments_of(kwargs)
-        template = body.pop("template", None)
-        try:
-            if ended := begin(self.app, self.request):
-                return ended
-            return carry_out(self.app.factory, self.store, self.operation, template, body)
-        except SoftTimeLimitExceeded as error:
-            raise as_beds_error(error) from None
+        with self.app.telemetry.carrying_out(self.request) as trace:
+            body = arguments_of(kwargs)
+            template = body.pop("template", None)
+            trace.operation, trace.body = self.operation, body
+            trace.template = template if isinstance(template, str) else ""
+            try:
+                if ended := begin(self.app, self.request):
+                    return ended
+                return carry_out(self.app.factory, self.store, self.operation, template, body)
+            except SoftTimeLimitExceeded as error:
+                raise as_beds_error(error) from None
 
 
 def arguments_of(kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from kombu import compression
 
 from beds.errors import MalformedEvent
 from beds.templates.fields import MAX_DEPTH
+from beds.transport.topology import takes
 
 logger = logging.getLogger("celery.beds.intake")
 
@@ -137,7 +138,7 @@ def _check_task(task: Any, key: str, routes: Mapping[str, Mapping[str, str]]) ->
     if route is None:
         raise _wrong("task", "it names no operation")
     # Who may publish to a key is what RabbitMQ's permissions say: a task must not come in by another key.
-    if key != route["queue"] and not key.startswith("job."):
+    if not takes(route["queue"], key) and not key.startswith("job."):
         raise _wrong("task", f"it belongs to {route['queue']}, and came with the routing key of another queue")
 
 

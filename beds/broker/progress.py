@@ -9,6 +9,7 @@ from typing import Any
 from celery import current_task
 from celery.exceptions import Ignore
 
+from beds.broker.telemetry import header_of
 from beds.domain.ticket import TicketState
 from beds.errors import NotFound, TicketRevoked
 from beds.services.tickets import ACCEPT_FIELDS
@@ -23,8 +24,8 @@ class Ended:
 
 def ticket_of(request: Any) -> dict[str, Any] | None:
     """What an event's header says of its ticket; None for an event without one."""
-    header = getattr(request, "beds", None)
-    if not isinstance(header, Mapping) or header.get("ticket") is not True:
+    header = header_of(request)
+    if header.get("ticket") is not True:
         return None
     found = {name: value for name, value in header.items() if name in ACCEPT_FIELDS and isinstance(value, str)}
     return found | {"guid": str(request.id), "summary": str(getattr(request, "kwargsrepr", ""))[1:-1][:300]}

@@ -11,18 +11,21 @@ from typing import Any
 
 import click
 from celery.apps.worker import Worker
-from celery.signals import worker_process_init, worker_ready
+from celery.signals import after_setup_logger, worker_process_init, worker_process_shutdown, worker_ready
 from click.core import ParameterSource
 
+from beds.broker.admin import GAUGES
 from beds.broker.app import app as beds_app
 from beds.broker.app import refuse_to_start
 from beds.broker.intake import Intake, refuse_compression
 from beds.config import Settings
 from beds.config.sections import Broker
-from beds.domain.event import CALGON, Store
+from beds.domain.event import CALGON, RecordKind, Store
 from beds.errors import BedsError, ConfigurationError, nearest
 from beds.services.factory import AdapterFactory
 from beds.transport import topology
+from beds.transport.log_handler import LogHandler
+from beds.transport.topology import record_queue
 
 READY_FILE = "NODE_READY_FILE"
 """Environment variable with the path of a file that the worker makes when it consumes."""
@@ -46,6 +49,7 @@ class BedsWorker(Worker):
                 connection.ensure_connection(errback=_still_trying, interval_step=1, interval_max=10)
                 topology.declare(topology.Topology.from_settings(settings.amqp), connection)
             _check_bindings(app, queues)
+            _serve_metrics(settings, queues, size)
         except BedsError as error:
             logger.critical("%s", error)
             refuse_to_start(error)
@@ -73,7 +77,7 @@ def _queues(named: Any, settings: Settings) -> list[str]:
     if isinstance(named, str):
         named = named.split(",")
     if not named:
-        named = topology.local_queues(settings.services)
+        named = [queue for pool in topology.local_pools(settings.services) for queue in pool]
     if not named:
         raise ConfigurationError("no queue to consume", hint="give -Q, or set is_local for a service in beds.toml")
     known = [*topology.EVENT_QUEUES, *topology.LOG_QUEUES]
@@ -89,7 +93,7 @@ def _queues(named: Any, settings: Settings) -> list[str]:
 
 
 def _size(settings: Settings, queues: list[str]) -> Broker:
-    pools = [settings.broker("admin" if queue in topology.LOG_QUEUES else queue) for queue in queues]
+    pools = [settings.broker(name) for name in dict.fromkeys(map(topology.broker_of, queues))]
     kinds = {pool.pool for pool in pools}
     if len(kinds) > 1:
         raise ConfigurationError(
@@ -105,7 +109,7 @@ def _size(settings: Settings, queues: list[str]) -> Broker:
 def _check_bindings(app: Any, queues: list[str]) -> None:
     """Bind every template of the stores served here, over connections that are closed again before the pool forks."""
     stores = {queue.split(".")[0] for queue in queues} & {str(store) for store in Store}
-    if CALGON in queues:
+    if CALGON in queues or topology.LOG_QUEUES.keys() & set(queues):
         stores.add(str(Store.REC))
     with contextlib.closing(AdapterFactory(app.settings, app.registry)) as factory:
         for name, template in app.registry.items():
@@ -119,6 +123,24 @@ def _check_bindings(app: Any, queues: list[str]) -> None:
                 if app.settings.node.is_production:
                     raise problem
                 logger.error("template %s does not work here: %s", name, problem)
+
+
+def _serve_metrics(settings: Settings, queues: list[str], size: Broker) -> None:
+    """Open the Prometheus endpoint, where this worker takes the metrics and beds.toml names one."""
+    address = settings.metrics.prometheus
+    if not address or record_queue(RecordKind.METRIC) not in queues:
+        return
+    if size.pool == "prefork":
+        raise ConfigurationError(
+            "[metrics] prometheus needs the metrics in one process, and the admin worker's pool is prefork",
+            hint='set pool = "threads" for "admin" in [brokers]',
+        )
+    try:
+        GAUGES.serve(address)
+    except ConfigurationError as error:
+        if settings.node.is_production:
+            raise
+        logger.error("%s", error)
 
 
 def _given_on_command_line() -> Any:
@@ -149,3 +171,15 @@ def _tell_ready(**_: Any) -> None:
 def _open_in_child(**_: Any) -> None:
     """Open the child's own factory before the first event: a driver's connection must not cross the fork."""
     beds_app.factory  # noqa: B018 — a cached property; making it is the point
+
+
+@after_setup_logger.connect
+def _send_logs(logger: logging.Logger, **_: Any) -> None:
+    """What a worker logs goes to msLogs, beside its own output."""
+    logger.addHandler(LogHandler(beds_app.settings, beds_app.telemetry.shipper))
+
+
+@worker_process_shutdown.connect
+def _flush_in_child(**_: Any) -> None:
+    """A pool's child ends without Python's own end, at which the parent flushes."""
+    beds_app.telemetry.shipper.close()

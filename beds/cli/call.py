@@ -13,13 +13,14 @@ from uuid import UUID
 import click
 
 from beds.cli.output import print_json, print_reply
-from beds.client import DEFAULT_TIMEOUT, Client
+from beds.client import Client
 from beds.config import load_settings
 from beds.domain.event import Operation
 from beds.domain.identity import ObjectId
 from beds.errors import BedsError, MalformedEvent, WrongType
 from beds.templates.fields import FieldSpec
 from beds.templates.template import Template
+from beds.tickets import DEFAULT_TIMEOUT
 from beds.transport import codec
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -84,7 +84,7 @@ def start_node(daemon: Daemon, settings: Settings, config: str | None) -> bool:
     """
     if daemon.process():
         return False
-    files = [supervisor.ready_file(settings, queue) for queue in supervisor.queues_of(settings)]
+    files = [supervisor.ready_file(settings, queues) for queues in supervisor.pools_of(settings)]
     for file in files:
         file.unlink(missing_ok=True)
     option = ["--config", str(Path(config).resolve())] if config else []

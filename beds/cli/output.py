@@ -63,5 +63,10 @@ def _cell(value: Any) -> str:
     if isinstance(value, datetime):
         return value.strftime("%Y-%m-%d %H:%M:%S%z")
     text = json.dumps(codec.encode(value), ensure_ascii=False) if isinstance(value, (dict, list)) else str(value)
-    text = "".join(c if c.isprintable() else "�" for c in text)  # no escape sequences into a person's terminal
-    return text if len(text) <= CELL_CHARACTERS else text[: CELL_CHARACTERS - 1] + "…"
+    return printable(text, CELL_CHARACTERS)
+
+
+def printable(text: str, characters: int) -> str:
+    """`text`, cut to size, and without escape sequences for a person's terminal."""
+    cut = text if len(text) <= characters else text[: characters - 1] + "…"
+    return "".join(c if c.isprintable() else "\ufffd" for c in cut)

@@ -156,8 +156,27 @@ class Calgon(Section):
 
 
 class Logging(Section):
+    """Log records and lineage, on their way to the admin worker."""
+
     level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
-    ttl_days: Annotated[int, Field(ge=1)] = 30
+    """Of the workers' own output, and the lowest that is sent to msLogs."""
+    ttl_days: Annotated[int, Field(ge=1, le=36_500)] = 30
+    """Days that the admin worker keeps logs, lineage and audit."""
+    lineage: bool = True
+    """Whether workers tell what they carried out, and for how long."""
+    batch_records: Annotated[int, Field(ge=1, le=5000)] = 500
+    """Records in one message, at most."""
+    batch_seconds: Annotated[float, Field(gt=0, le=60)] = 0.2
+    """Seconds a record waits for others."""
+    buffer_records: Annotated[int, Field(ge=1, le=10_000_000)] = 20_000
+    """Records a process holds while RabbitMQ takes none; beyond that the lowest level is dropped, and counted."""
+
+
+class Metrics(Section):
+    interval: Annotated[float, Field(ge=0.1, le=3600)] = 5.0
+    """Seconds between two flushes of a process."""
+    prometheus: Annotated[str, Field(pattern=r"^$|^[^:\s]+:\d{1,5}$")] = ""
+    """`host:port` of the Prometheus endpoint of this node's admin worker; none when empty."""
 
 
 class Schema(Section):

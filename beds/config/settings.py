@@ -24,6 +24,7 @@ from beds.config.sections import (
     Calgon,
     Databases,
     Logging,
+    Metrics,
     Node,
     Retry,
     Schema,
@@ -57,6 +58,7 @@ class Settings(BaseSettings):
     retry: Retry = Retry()
     calgon: Calgon = Calgon()
     logging: Logging = Logging()
+    metrics: Metrics = Metrics()
     # The TOML key is `schema`, a name that pydantic's own classes use.
     schema_: Schema = Field(default=Schema(), alias="schema")
     _root: Path = PrivateAttr(default_factory=Path.cwd)
@@ -76,7 +78,9 @@ class Settings(BaseSettings):
 
     def broker(self, name: str) -> Broker:
         """The pool settings of one broker type; the defaults where beds.toml is silent."""
-        return self.brokers.get(name, Broker())  # type: ignore[call-overload,no-any-return]
+        # Records are written while others arrive, and all metrics come to one process.
+        default = Broker(pool="threads") if name == "admin" else Broker()
+        return self.brokers.get(name, default)  # type: ignore[call-overload,no-any-return]
 
     @property
     def root(self) -> Path:

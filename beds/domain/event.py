@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -47,6 +47,24 @@ CALGON = "calgon"
 CALGON_VERBS = ("accept", "status", "cancel")
 
 
+class RecordKind(StrEnum):
+    """What goes to the exchange beds.logs, many in one message."""
+
+    LOG = "log"
+    LINEAGE = "lineage"
+    AUDIT = "audit"
+    METRIC = "metric"
+
+
+RECORD_TASKS: Mapping[RecordKind, str] = {
+    RecordKind.LOG: "admin.write_logs",
+    RecordKind.LINEAGE: "admin.write_logs",
+    RecordKind.AUDIT: "admin.write_audit",
+    RecordKind.METRIC: "admin.write_metrics",
+}
+"""The Celery task that writes records of a kind."""
+
+
 @dataclass(frozen=True, slots=True)
 class Event:
     """One message: an operation on a template, or a question about tickets.
@@ -60,6 +78,9 @@ class Event:
         is_read: it changes nothing, so it may be sent again, and dropped when nobody waits.
         ticket: whether the outcome is kept for polling.
         expires: when nobody waits any more; a worker drops it after that.
+        actor: on whose behalf the application acts, in its own words.
+        exchange: where it is published.
+        is_plain: the arguments are JSON as they stand, and nobody waits for a reply: records for the admin worker.
         submitted_at: when the client made the event.
     """
 
@@ -71,6 +92,9 @@ class Event:
     is_read: bool = False
     ticket: bool = False
     expires: datetime | None = None
+    actor: str = ""
+    exchange: str = "beds.events"
+    is_plain: bool = False
     submitted_at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     @property
@@ -94,6 +118,24 @@ class Event:
             is_read=operation.is_read,
             **more,
         )
+
+    @classmethod
+    def of_records(
+        cls, kind: RecordKind, level: str, common: Mapping[str, Any], records: Sequence[Any], lineage: Lineage
+    ) -> Event:
+        """Records for the admin worker. They carry ids, so a second copy does no harm.
+
+        Args:
+            kind: what they are.
+            level: the highest level among log records, for whoever binds a queue to `log.error`.
+            common: what all of them have in common.
+            records: plain JSON objects.
+            lineage: of the message; each record has one of its own.
+        """
+        key = f"{kind}.{level}" if kind is RecordKind.LOG else str(kind)
+        arguments = {"kind": str(kind), "common": common, "records": records}
+        task = RECORD_TASKS[kind]
+        return cls(task, key, arguments, task, lineage, is_read=True, exchange="beds.logs", is_plain=True)
 
     @classmethod
     def of_calgon(cls, verb: str, arguments: Mapping[str, Any], lineage: Lineage, **more: Any) -> Event:

@@ -8,6 +8,9 @@ from typing import Any
 
 from beds.domain.identity import uuid7
 
+MAX_CHARACTERS = 120
+"""Of an event id: a node's name has at most 32, an environment's 16, a guid 36."""
+
 
 @dataclass(frozen=True, slots=True)
 class Lineage:
@@ -74,4 +77,4 @@ def guid_of(event_id: str) -> str:
 
 def _text(header: Mapping[str, Any], key: str, default: str) -> str:
     value = header.get(key)
-    return value if isinstance(value, str) and value else default
+    return value if isinstance(value, str) and 0 < len(value) <= MAX_CHARACTERS else default

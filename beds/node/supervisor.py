@@ -18,7 +18,7 @@ from beds.broker.app import EX_CONFIG
 from beds.broker.worker import READY_FILE
 from beds.config import Settings
 from beds.errors import ConfigurationError
-from beds.transport.topology import local_queues
+from beds.transport.topology import local_pools
 
 RESTART_SECONDS = 2.0
 PR_SET_PDEATHSIG = 1
@@ -37,19 +37,19 @@ def run(settings: Settings, tell: Callable[[str], None]) -> int:
     Raises:
         ConfigurationError: the node has nothing to run, or runs already.
     """
-    queues = queues_of(settings)
+    pools = pools_of(settings)
     with _only_one(settings):
-        return _supervise(queues, settings, tell)
+        return _supervise(pools, settings, tell)
 
 
-def queues_of(settings: Settings) -> list[str]:
-    """The queues that this node's workers serve. Raises ConfigurationError: there are none."""
-    queues = local_queues(settings.services)
-    if not queues:
+def pools_of(settings: Settings) -> list[str]:
+    """The workers of this node, each by its queues as `-Q` takes them. Raises ConfigurationError: there are none."""
+    pools = [",".join(queues) for queues in local_pools(settings.services)]
+    if not pools:
         raise ConfigurationError(
             "this node has no local service with a worker", hint="set is_local in [services] of beds.toml"
         )
-    return queues
+    return pools
 
 
 @contextlib.contextmanager
@@ -69,7 +69,7 @@ def _only_one(settings: Settings) -> Iterator[None]:
         yield
 
 
-def _supervise(queues: list[str], settings: Settings, tell: Callable[[str], None]) -> int:
+def _supervise(pools: list[str], settings: Settings, tell: Callable[[str], None]) -> int:
     stop: list[int] = []
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
@@ -77,35 +77,35 @@ def _supervise(queues: list[str], settings: Settings, tell: Callable[[str], None
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, on_signal)
-    workers = {queue: _start(queue, settings) for queue in queues}
-    tell(f"node {settings.node.name}: {', '.join(queues)}")
+    workers = {queues: _start(queues, settings) for queues in pools}
+    tell(f"node {settings.node.name}: {', '.join(pools)}")
     while not stop:
         time.sleep(0.5)
-        for queue, worker in workers.items():
+        for queues, worker in workers.items():
             code = worker.poll()
             if code is None or stop:
                 continue
             if code == EX_CONFIG:
-                tell(f"worker of {queue} refuses to start (see above); ending the node")
+                tell(f"worker of {queues} refuses to start (see above); ending the node")
                 stop.append(EX_CONFIG)
                 break
-            tell(f"worker of {queue} ended with {code}; starting it again in {RESTART_SECONDS:.0f} s")
+            tell(f"worker of {queues} ended with {code}; starting it again in {RESTART_SECONDS:.0f} s")
             time.sleep(RESTART_SECONDS)
-            workers[queue] = _start(queue, settings)
+            workers[queues] = _start(queues, settings)
     _drain(list(workers.values()))
     return EX_CONFIG if stop[0] == EX_CONFIG else 0
 
 
-def _start(queue: str, settings: Settings) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "celery", "-A", "beds", "worker", "-Q", queue, "-l", settings.logging.level]
+def _start(queues: str, settings: Settings) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "celery", "-A", "beds", "worker", "-Q", queues, "-l", settings.logging.level]
     # A session of its own: Ctrl-C at the terminal reaches the supervisor alone, which drains in order.
-    env = {**os.environ, READY_FILE: str(ready_file(settings, queue))}
+    env = {**os.environ, READY_FILE: str(ready_file(settings, queues))}
     return subprocess.Popen(command, cwd=settings.root, env=env, start_new_session=True, preexec_fn=_die_with_parent)
 
 
-def ready_file(settings: Settings, queue: str) -> Path:
-    """It exists once the worker of `queue` consumes."""
-    return settings.root / ".beds" / "run" / f"{settings.node.name}.{queue}.ready"
+def ready_file(settings: Settings, queues: str) -> Path:
+    """It exists once the worker of `queues` consumes."""
+    return settings.root / ".beds" / "run" / f"{settings.node.name}.{queues}.ready"
 
 
 def _die_with_parent() -> None:

@@ -20,7 +20,7 @@ from beds.schema_tools.change import HISTORY, Action, Change, checksum
 from beds.schema_tools.rel import DDL_SECONDS
 
 BROKER_ROLE = "beds_broker"
-_COLLECTION_KEYS = frozenset({"description", "validator", "indexes"})
+_COLLECTION_KEYS = frozenset({"description", "validator", "indexes", "timeseries", "expireAfterSeconds"})
 _INDEX_KEYS = frozenset({"key", "name", "unique", "sparse", "expireAfterSeconds", "partialFilterExpression"})
 _OPTIONS = json_util.JSONOptions(json_mode=json_util.JSONMode.RELAXED, tz_aware=True, uuid_representation=4)
 
@@ -115,11 +115,13 @@ class RecSchema:
         self._database.create_collection(name)
 
     def _apply_collection(self, name: str, wanted: Mapping[str, Any]) -> None:
-        validator = dict(wanted.get("validator", {}))
-        if name in self._database.list_collection_names():
-            self._database.command("collMod", name, validator=validator)
-        else:
-            self._database.create_collection(name, validator=validator)
+        options = {key: wanted[key] for key in ("validator", "expireAfterSeconds") if key in wanted}
+        if name not in self._database.list_collection_names():
+            if "timeseries" in wanted:  # fixed for good when the collection is made
+                options["timeseries"] = wanted["timeseries"]
+            self._database.create_collection(name, **options)
+        elif options:
+            self._database.command("collMod", name, **options)
         collection = self._database[name]
         present = collection.index_information()
         for index in wanted.get("indexes", []):

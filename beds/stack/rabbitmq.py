@@ -76,7 +76,7 @@ class RabbitMQ(Server):
             # The pid boxes, event exchanges and delayed-delivery queues of Celery are the workers' own business.
             "worker": {"configure": ".*", "write": ".*", "read": ".*"},
             # Direct reply-to needs no right at all; events are published to one exchange.
-            "app": {"configure": "^$", "write": r"^beds\.events$", "read": "^$"},
+            "app": {"configure": "^$", "write": r"^beds\.(events|logs)$", "read": "^$"},
             "admin": {"configure": ".*", "write": ".*", "read": ".*"},
         }
         return {

@@ -23,6 +23,7 @@ class Call:
     using: str = ""
     limit: int | None = None
     cursor: str = ""
+    actor: str = ""
 
     @property
     def digest(self) -> str:

@@ -72,6 +72,8 @@ class FieldSpec(BaseModel):
     """`millisecond` cuts a datetime to what MongoDB can store; without it finer values are refused there."""
     generate: Literal["uuid7", "object_id", "now"] | None = None
     """Filled in by the client when a create leaves the field out."""
+    sensitive: bool = False
+    """Its values appear in no log, audit, lineage or error."""
     description: str = ""
 
     @model_validator(mode="after")

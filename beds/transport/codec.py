@@ -140,6 +140,11 @@ def dumps(value: Any) -> bytes:
         raise WrongType("a lone surrogate is not text", hint="send it as bytes") from None
 
 
+def dumps_plain(value: Any) -> bytes:
+    """`value`, which is plain JSON already, as UTF-8 text; a lone surrogate becomes a question mark."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode(errors="replace")
+
+
 def loads(body: bytes | str) -> Any:
     """Raises MalformedEvent."""
     try:

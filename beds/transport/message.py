@@ -27,7 +27,8 @@ def to_message(event: Event, user: str, max_body_bytes: int) -> amqp.Message:
         BodyTooLarge: the body is larger.
         WrongType: the body holds a type that BEDS does not carry.
     """
-    body = codec.dumps([[], event.arguments, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}])
+    write = codec.dumps_plain if event.is_plain else codec.dumps
+    body = write([[], event.arguments, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}])
     codec.check_size(body, max_body_bytes, f"this {event.task}")
     lineage = event.lineage
     headers = {
@@ -49,6 +50,7 @@ def to_message(event: Event, user: str, max_body_bytes: int) -> amqp.Message:
         HEADER: {
             **lineage.to_header(),
             "ticket": event.ticket,
+            "actor": event.actor,
             "submitted_at": event.submitted_at.isoformat(),
         },
     }
@@ -58,9 +60,9 @@ def to_message(event: Event, user: str, max_body_bytes: int) -> amqp.Message:
         content_encoding="utf-8",
         delivery_mode=2,
         correlation_id=lineage.guid,
-        reply_to=REPLY_TO,
         user_id=user,
         application_headers=headers,
+        **({} if event.is_plain else {"reply_to": REPLY_TO}),
     )
 
 

@@ -11,6 +11,8 @@ import weakref
 from concurrent.futures import Future, InvalidStateError
 from typing import Any
 
+from pydantic import SecretStr
+
 from beds.config.sections import Amqp
 from beds.domain.event import Event
 from beds.errors import (
@@ -28,7 +30,6 @@ from beds.errors import (
 from beds.transport import codec
 from beds.transport.link import Link
 from beds.transport.message import to_message
-from beds.transport.topology import EVENTS
 
 FIRST_DELAY = 0.05
 """Seconds before the second attempt to connect; doubled each time, at most `LONGEST_DELAY`."""
@@ -80,10 +81,11 @@ class Requester:
 
     Args:
         settings: `[amqp]` of beds.toml.
+        url: as whom to connect, when it is not `[amqp] url`.
     """
 
-    def __init__(self, settings: Amqp) -> None:
-        self._settings = settings
+    def __init__(self, settings: Amqp, url: str = "") -> None:
+        self._settings = settings.model_copy(update={"url": SecretStr(url)}) if url else settings
         self._closed = False
         self._opening = threading.Lock()
         self._conversation: _Conversation | None = None
@@ -108,7 +110,7 @@ class Requester:
             raise BrokerBlocked(f"RabbitMQ takes no messages: {link.blocked}", event_id=event.lineage.event_id)
         message = to_message(event, link.user, self._settings.max_body_bytes)
         pending = Pending(event)
-        link.publish(message, EVENTS, event.queue, lambda tag: conversation.await_answer(tag, pending))
+        link.publish(message, event.exchange, event.queue, lambda tag: conversation.await_answer(tag, pending))
         return pending
 
     @property

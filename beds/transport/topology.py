@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,7 @@ import amqp
 from kombu import Connection, Exchange, Queue
 
 from beds.config.sections import Amqp, Services
-from beds.domain.event import CALGON
+from beds.domain.event import CALGON, RecordKind
 from beds.errors import BrokerUnavailable, PermissionDenied, TopologyMismatch
 
 EVENTS = "beds.events"
@@ -21,6 +21,7 @@ DEAD = "beds.dead"
 CRUD_QUEUES = ("rec.read", "rec.write", "rel.read", "rel.write")
 EVENT_QUEUES = (*CRUD_QUEUES, "job.aggregate", "job.migrate", "job.warehouse", CALGON)
 """Each is bound to beds.events by its own name."""
+ADMIN = "admin"
 LOG_QUEUES: Mapping[str, tuple[str, ...]] = {
     "beds.logs": ("log.*", "lineage"),
     "beds.audit": ("audit",),
@@ -28,10 +29,35 @@ LOG_QUEUES: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def local_queues(services: Services) -> list[str]:
-    """The queues that a node serves: those of its stores, and, where the ticket store is at hand, the tickets'."""
-    found = [queue for queue in CRUD_QUEUES if getattr(services, queue.split(".")[0]).is_local]
-    return found + ([CALGON] if services.rec.is_local else [])
+def local_pools(services: Services) -> list[tuple[str, ...]]:
+    """The pools that a node runs, each by its queues: one for each queue of its stores, one for the tickets where their
+    store is at hand, and one for all that comes through beds.logs."""
+    found: list[tuple[str, ...]] = [
+        (queue,) for queue in CRUD_QUEUES if getattr(services, queue.split(".")[0]).is_local
+    ]
+    if services.rec.is_local:
+        found.append((CALGON,))
+    if services.admin.is_local:
+        found.append(tuple(LOG_QUEUES))
+    return found
+
+
+def record_queue(kind: RecordKind) -> str:
+    """The queue that records of a kind come to."""
+    return next(queue for queue, keys in LOG_QUEUES.items() if any(key.split(".")[0] == kind for key in keys))
+
+
+def takes(queue: str, key: str) -> bool:
+    """Whether a message with this routing key belongs in that queue."""
+    patterns = LOG_QUEUES.get(queue, (queue,))
+    return any(
+        key == p or (p.endswith(".*") and key.startswith(p[:-1]) and "." not in key[len(p) - 1 :]) for p in patterns
+    )
+
+
+def broker_of(queue: str) -> str:
+    """The broker type of `[brokers]` whose pool serves a queue."""
+    return ADMIN if queue in LOG_QUEUES else queue
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +131,35 @@ def declare(topology: Topology, connection: Connection) -> None:
                     channel.queue_bind(queue.name, queue.exchange, key)
     except connection.connection_errors as error:
         raise BrokerUnavailable(f"RabbitMQ at {connection.as_uri()} cannot be reached: {error}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Depth:
+    """What waits in a queue, and how many consumers it has."""
+
+    messages: int
+    consumers: int
+
+
+def depths(names: Iterable[str], connection: Connection) -> dict[str, Depth | None]:
+    """What waits in each queue; None for one that does not exist. Needs no right but to come in.
+
+    Raises:
+        BrokerUnavailable: RabbitMQ cannot be reached.
+    """
+    found: dict[str, Depth | None] = {}
+    try:
+        connection.connect()
+        for name in names:
+            try:
+                with connection.channel() as channel:
+                    _, messages, consumers = channel.queue_declare(name, passive=True)
+                found[name] = Depth(messages, consumers)
+            except (amqp.NotFound, amqp.AccessRefused):
+                found[name] = None
+    except connection.connection_errors as error:
+        raise BrokerUnavailable(f"RabbitMQ at {connection.as_uri()} cannot be reached: {error}") from None
+    return found
 
 
 class _explained:

@@ -114,6 +114,10 @@ def test_the_sample_templates_load() -> None:
         "Notices",
         "Planes",
         "Weather",
+        "msAudit",
+        "msLineage",
+        "msLogs",
+        "msMetrics",
         "msTickets",
         "msTicketsBegin",
     ]

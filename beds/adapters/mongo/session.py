@@ -23,6 +23,9 @@ from beds.templates.named_object import NamedObject, ObjectKind
 OBJECTS = "beds_objects"
 """The collection of stored commands. Brokers can read it, and no more."""
 
+DUPLICATE = 11000
+"""MongoDB's code for a key that exists."""
+
 Document = dict[str, Any]
 # Raw commands do not take over the client's options.
 _CODEC: CodecOptions[Document] = CodecOptions(
@@ -70,7 +73,7 @@ class MongoSession:
                     command.setdefault("cursor", {})
                 rows = list(self._database.cursor_command(command, codec_options=_CODEC))
                 return Outcome([document_from_bson(row, binding.template.key) for row in rows])
-            if binding.target.kind is ObjectKind.INSERT_MANY:
+            if binding.target.kind is ObjectKind.INSERT_MANY and command.get("ordered") is not False:
                 # All of them or none: without a transaction those before the first bad one would stay.
                 with self._client.start_session() as session, session.start_transaction():
                     reply = self._database.command(command, codec_options=_CODEC, session=session)
@@ -104,7 +107,10 @@ class MongoSession:
 
 def _outcome(binding: Binding, reply: Mapping[str, Any]) -> Outcome:
     """Read a write's reply. Errors in it are data to the driver, so they are raised here."""
+    each_for_itself = binding.target.command.get("ordered") is False and binding.ref.idempotent
     for problem in reply.get("writeErrors", []):
+        if each_for_itself and problem.get("code") == DUPLICATE and problem.get("keyPattern") == {"_id": 1}:
+            continue  # it is there already, since this was carried out before
         raise from_server(problem.get("code", 0), problem.get("errmsg", ""), problem)
     if concern := reply.get("writeConcernError"):
         raise from_server(concern.get("code", 0), concern.get("errmsg", ""), concern)

@@ -1,0 +1,111 @@
+"""`beds top`: what waits, what is carried out, and how long it takes."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import click
+from kombu import Connection
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from beds.cli.output import print_json
+from beds.client import Client
+from beds.config import Settings, load_settings
+from beds.domain.event import Operation
+from beds.domain.reply import Page
+from beds.domain.trace import OK
+from beds.services.metrics import BOUNDS_MS, percentile
+from beds.transport.topology import DEAD, EVENT_QUEUES, LOG_QUEUES, Depth, depths
+
+PERCENTS = (50, 95, 99)
+
+
+@dataclass
+class Row:
+    """One queue over the last seconds."""
+
+    depth: Depth | None
+    count: int = 0
+    errors: int = 0
+    busy_ms: float = 0.0
+    buckets: list[int] = field(default_factory=lambda: [0] * (len(BOUNDS_MS) + 1))
+
+    def to_wire(self, window: float) -> dict[str, Any]:
+        slots = self.depth.consumers if self.depth else 0
+        return {
+            "waiting": self.depth.messages if self.depth else None,
+            "consumers": slots,
+            "per_second": round(self.count / window, 2),
+            "errors": self.errors,
+            **{f"p{p}_ms": percentile(self.buckets, p) for p in PERCENTS},
+            "busy": round(self.busy_ms / 1000 / window, 3),
+        }
+
+
+@click.command()
+@click.option("--window", type=click.FloatRange(5, 3600), default=30.0, show_default=True, help="Seconds to look back.")
+@click.option("--once", is_flag=True, help="Print once, instead of each two seconds.")
+@click.option("--timeout", type=float, default=10.0, show_default=True, help="Seconds for each question.")
+@click.option("--json", "as_json", is_flag=True, help="Print once, as JSON.")
+@click.pass_obj
+def top(config: str | None, window: float, once: bool, timeout: float, as_json: bool) -> None:
+    """Watch the queues: what waits, events per second, latencies, errors, and how many slots are busy.
+
+    Rates and latencies come from msMetrics, which workers write every few seconds; an admin worker must run. Latency is
+    a worker's time for one event, without its wait in the queue.
+    """
+    settings = load_settings(config)
+    with Client(settings) as client, Connection(settings.amqp.client_url) as connection:
+
+        def look() -> dict[str, dict[str, Any]]:
+            rows = _rows(client, settings, connection, window, timeout)
+            return {name: row.to_wire(window) for name, row in rows.items()}
+
+        if as_json:
+            print_json({"window_seconds": window, "queues": look()})
+            return
+        console = Console(highlight=False)
+        if once:
+            console.print(_table(look(), window))
+            return
+        with Live(_table(look(), window), console=console, auto_refresh=False) as live:
+            while True:
+                time.sleep(2)
+                live.update(_table(look(), window), refresh=True)
+
+
+def _rows(client: Client, settings: Settings, connection: Connection, window: float, timeout: float) -> dict[str, Row]:
+    found = depths((*EVENT_QUEUES, *LOG_QUEUES, DEAD), connection)
+    rows: dict[str, Row] = defaultdict(lambda: Row(None), {name: Row(depth) for name, depth in found.items()})
+    since = datetime.now(UTC) - timedelta(seconds=window)
+    page = client.call(Operation.FETCH, "msMetrics", {"since": since}, using="recent", timeout=timeout)
+    assert isinstance(page, Page)
+    for record in page:
+        row = rows[record["meta"]["queue"]]
+        row.count += record["count"]
+        row.errors += record["count"] if record["meta"]["outcome"] != OK else 0
+        row.busy_ms += record["total_ms"]
+        row.buckets = [have + more for have, more in zip(row.buckets, record["buckets"], strict=True)]
+    return dict(rows)
+
+
+def _table(rows: dict[str, dict[str, Any]], window: float) -> Table:
+    caption = f"the last {window:.0f} s"
+    table = Table(box=None, pad_edge=False, header_style="bold", caption=caption, caption_justify="left")
+    table.add_column("queue")
+    for name in ("waiting", "workers", "events/s", "errors", *(f"p{p} ms" for p in PERCENTS), "busy slots"):
+        table.add_column(name, justify="right")
+    for queue, row in rows.items():
+        latencies = [f"{value:.1f}" if (value := row[f"p{p}_ms"]) is not None else "–" for p in PERCENTS]
+        waiting = "–" if row["waiting"] is None else f"{row['waiting']:,}"
+        errors = f"[red]{row['errors']}[/]" if row["errors"] else "0"
+        table.add_row(
+            queue, waiting, str(row["consumers"]), f"{row['per_second']:.1f}", errors, *latencies, f"{row['busy']:.2f}"
+        )
+    return table

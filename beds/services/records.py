@@ -1,0 +1,78 @@
+"""The admin worker's side: records from beds.logs become documents of msLogs, msLineage, msAudit and msMetrics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from beds.domain.event import RecordKind
+from beds.errors import MalformedEvent
+from beds.services.dispatch import Factory
+
+TEMPLATES: Mapping[RecordKind, str] = {
+    RecordKind.LOG: "msLogs",
+    RecordKind.LINEAGE: "msLineage",
+    RecordKind.AUDIT: "msAudit",
+    RecordKind.METRIC: "msMetrics",
+}
+MAX_RECORDS = 5000
+"""In one message."""
+
+
+class RecordStore:
+    """Writes records, each once however often it is delivered: its id is its key.
+
+    Args:
+        factory: where adapters come from.
+        ttl_days: how long logs, lineage and audit are kept.
+    """
+
+    def __init__(self, factory: Factory, ttl_days: int) -> None:
+        self._factory = factory
+        self._ttl = timedelta(days=ttl_days)
+
+    def write(self, kind: RecordKind, common: Any, records: Any) -> list[dict[str, Any]]:
+        """Write the records of one message, and return them as they were written.
+
+        Args:
+            kind: what they are.
+            common: what all of them have in common.
+            records: plain JSON objects.
+
+        Raises:
+            MalformedEvent, InvalidPayload: one of them is not of the contract; nothing was written.
+            StoreUnavailable: MongoDB cannot be reached.
+        """
+        if not isinstance(common, Mapping) or not isinstance(records, list) or not 0 < len(records) <= MAX_RECORDS:
+            raise MalformedEvent(f"records: takes 1 to {MAX_RECORDS} objects, and what they have in common")
+        template = self._factory.registry[TEMPLATES[kind]]
+        expires = {} if kind is RecordKind.METRIC else {"expires_at": _now() + self._ttl}
+        documents = []
+        for record in records:
+            if not isinstance(record, Mapping):
+                raise MalformedEvent("a record is an object", detail={"field": "records"})
+            documents.append(_placed(kind, common, record) | {"at": _instant(record.get("at"))} | expires)
+        checked = template.check_create_many(documents)
+        self._factory.adapter(template.name).create_records(checked)
+        return checked
+
+
+def _placed(kind: RecordKind, common: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record with what its process says of all: beside its own fields, or in a metric's series."""
+    if kind is RecordKind.METRIC and isinstance(meta := record.get("meta"), Mapping):
+        return {**record, "meta": {**common, **meta}}
+    return {**common, **record}
+
+
+def _instant(seconds: Any) -> datetime:
+    """A time of the wire, in Unix seconds, to the millisecond that MongoDB keeps."""
+    try:
+        return datetime.fromtimestamp(int(seconds * 1000) / 1000, UTC)
+    except (TypeError, ValueError, OverflowError, OSError):
+        raise MalformedEvent("at: takes Unix seconds", detail={"field": "at"}) from None
+
+
+def _now() -> datetime:
+    now = datetime.now(UTC)
+    return now.replace(microsecond=now.microsecond // 1000 * 1000)

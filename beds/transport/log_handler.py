@@ -1,0 +1,91 @@
+"""A `logging.Handler` that sends records to msLogs, with the event in whose course they were written.
+
+    logging.getLogger().addHandler(beds.LogHandler())
+
+It never waits for RabbitMQ, never raises into the application, and never logs what its own sending logs.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import traceback
+from typing import Any
+
+from beds.config import Settings, load_settings
+from beds.domain.event import RecordKind
+from beds.domain.trace import spawn
+from beds.transport.shipper import THREAD_NAME, Shipper
+
+OWN_LOGGERS = ("amqp", "kombu", "pymongo", "vine", "beds.transport")
+"""What these write comes from sending records or writing them down: sent again, it would never end."""
+ROUTINE_LOGGERS = ("celery.worker.strategy", "celery.app.trace")
+"""Two lines for each event at INFO, which lineage tells better; their warnings are sent."""
+MESSAGE_CHARACTERS, TRACEBACK_CHARACTERS, EXTRA_CHARACTERS = 8_000, 32_000, 1_000
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+
+class LogHandler(logging.Handler):
+    """Sends what is logged to the admin worker.
+
+    Args:
+        settings: beds.toml; `load_settings()` when absent.
+        shipper: what sends; one of its own, as the client's user, when absent.
+    """
+
+    def __init__(self, settings: Settings | None = None, shipper: Shipper | None = None) -> None:
+        settings = settings or load_settings()
+        super().__init__(settings.logging.level)
+        self._node = settings.node
+        self.shipper = shipper or Shipper(settings)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if threading.current_thread().name == THREAD_NAME or _belongs_to(record.name, OWN_LOGGERS):
+            return False
+        if record.levelno < logging.WARNING and _belongs_to(record.name, ROUTINE_LOGGERS):
+            return False
+        return bool(super().filter(record))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            lineage = spawn(self._node.name, self._node.environment)
+            wire: dict[str, Any] = {
+                "event_id": lineage.event_id,
+                "parent_id": lineage.parent_id,
+                "root_id": lineage.root_id,
+                "depth": lineage.depth,
+                "at": record.created,
+                "level": record.levelname,
+                "levelno": record.levelno,
+                "logger": record.name,
+                "message": _text(record.getMessage(), MESSAGE_CHARACTERS),
+            }
+            if record.exc_info and record.exc_info[0]:
+                wire["exception"] = _text("".join(traceback.format_exception(*record.exc_info)), TRACEBACK_CHARACTERS)
+            if extra := {_text(k, 100): _plain(v) for k, v in vars(record).items() if k not in _STANDARD}:
+                wire["extra"] = extra
+            self.shipper.add(RecordKind.LOG, wire, record.levelno)
+        except Exception:  # noqa: BLE001 — what logging's own handlers do: a log line never breaks the application
+            self.handleError(record)
+
+    def flush(self) -> None:
+        """Nothing to do here: `shipper.flush()` waits, and a handler's flush must not."""
+
+
+def _belongs_to(name: str, loggers: tuple[str, ...]) -> bool:
+    return any(name == logger or name.startswith(logger + ".") for logger in loggers)
+
+
+def _plain(value: Any) -> Any:
+    """A value of `extra` as JSON has it."""
+    if value is None or isinstance(value, (bool, int)) or (isinstance(value, float) and math.isfinite(value)):
+        return value if not isinstance(value, int) or -(2**63) <= value < 2**63 else str(value)
+    return _text(str(value), EXTRA_CHARACTERS)
+
+
+def _text(text: str, characters: int) -> str:
+    """Cut to size, and without what is no Unicode text or what MongoDB takes for the end of a name."""
+    if len(text) > characters:
+        text = f"{text[:characters]}… ({len(text):,} characters)"
+    return text if text.isascii() and "\0" not in text else text.encode(errors="replace").decode().replace("\0", "�")

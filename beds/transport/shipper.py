@@ -1,0 +1,263 @@
+"""Records on their way to the admin worker: gathered in memory, sent in batches, kept until RabbitMQ has them.
+
+The application's threads only append to a buffer. A thread of the shipper's own, one per process, publishes with
+confirms, and publishes again what a lost connection took; the records carry ids, so the admin worker keeps each once.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import socket
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import dataclass
+from typing import Any
+
+from beds.config import Settings
+from beds.domain.event import Event, RecordKind
+from beds.domain.lineage import Lineage
+from beds.errors import BedsError, BodyTooLarge, BrokerUnavailable, TransportError
+from beds.transport.requester import Pending, Requester
+
+logger = logging.getLogger(__name__)
+
+Record = dict[str, Any]
+LINEAGE_RANK = 35
+"""Lineage outlives log records up to WARNING (30) when the buffer is full, and errors (40) outlive it."""
+THREAD_NAME = "beds-shipper"
+ATTEMPT_SECONDS = 5.0
+"""How long one attempt to publish or to be confirmed may take, before it is made again."""
+PAUSE_SECONDS = 0.5
+"""Between two attempts that failed at once."""
+FLUSH_SECONDS = 5.0
+"""What is left at the end of a process is given this long."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A message with records; `pending` when it was published, and may be confirmed."""
+
+    event: Event
+    pending: Pending | None = None
+
+
+class Shipper:
+    """Takes records from any thread and ships them. Made once per process tree; each child has its own buffer.
+
+    Args:
+        settings: `[amqp]`, `[logging]`, `[metrics]` and `[node]` of beds.toml.
+        url: as whom to connect; `[amqp] url` when empty.
+    """
+
+    def __init__(self, settings: Settings, url: str = "") -> None:
+        self._settings = settings
+        self._limits = settings.logging
+        self._requester = Requester(settings.amqp, url)
+        self._sources: list[Callable[[], list[Record]]] = []
+        self._host = socket.gethostname()
+        self._reset()
+        _live.add(self)
+        atexit.register(self.close)
+
+    def add(self, kind: RecordKind, record: Record, rank: int) -> None:
+        """Take one record. Never waits for RabbitMQ, and never raises.
+
+        Args:
+            kind: `log` or `lineage`.
+            record: plain JSON values.
+            rank: what the record is worth, as a logging level. When the buffer is full the lowest is dropped, the
+                newest first, and the next log record that is sent says how many.
+        """
+        with self._lock:
+            if kind is RecordKind.LOG:
+                self._sequence += 1
+                record["seq"] = self._sequence
+            if self._held >= self._limits.buffer_records and not self._make_room(rank):
+                return
+            self._buffers.setdefault((rank, kind), deque()).append(record)
+            self._held += 1
+            if self._held == 1:
+                self._oldest = time.monotonic()
+            if self._held in (1, self._limits.batch_records):
+                self._news.notify()
+        self.start()
+
+    def send(self, kind: RecordKind, records: Sequence[Record]) -> Sent:
+        """Publish records at once, past the buffer; `settle` waits until RabbitMQ has them."""
+        event = self._event(kind, records)
+        try:
+            return Sent(event, self._requester.send(event, time.monotonic() + ATTEMPT_SECONDS))
+        except TransportError:
+            return Sent(event)
+
+    def settle(self, sent: Sent, deadline: Callable[[], float]) -> None:
+        """Wait until RabbitMQ has what `send` published, publishing it again where that is needed.
+
+        Args:
+            sent: what `send` returned.
+            deadline: tells it, in monotonic seconds; it may come nearer while this waits.
+
+        Raises:
+            TransportError: not by the deadline.
+            BodyTooLarge: RabbitMQ would never take it.
+        """
+        pending = sent.pending
+        while True:
+            try:
+                if pending is None:
+                    pending = self._requester.send(sent.event, time.monotonic() + ATTEMPT_SECONDS)
+                pending.confirmed.result(ATTEMPT_SECONDS)
+                return
+            except FutureTimeout:
+                error: TransportError = BrokerUnavailable("RabbitMQ did not confirm records")
+            except TransportError as failed:
+                error = failed
+            if time.monotonic() >= deadline():
+                raise error
+            logger.warning("records wait for RabbitMQ: %s", error)
+            pending = None
+            time.sleep(PAUSE_SECONDS)
+
+    def add_source(self, source: Callable[[], list[Record]]) -> None:
+        """Ask `source` for metrics every `[metrics] interval` seconds, and at the end."""
+        self._sources.append(source)
+
+    def start(self) -> None:
+        """Let this process's thread run, which the first record does as well."""
+        if self._thread is None:
+            self._start()
+
+    def flush(self, timeout: float = FLUSH_SECONDS) -> bool:
+        """Wait until all records taken so far are with RabbitMQ. False when `timeout` seconds were not enough."""
+        with self._lock:
+            self._hurry = True
+            self._news.notify()
+            return self._idle.wait_for(lambda: not self._held, timeout)
+
+    def close(self, timeout: float = FLUSH_SECONDS) -> None:
+        """Flush, and end the thread and its connection. What is not sent by then is lost with the process."""
+        with self._lock:
+            self._give_up_at = time.monotonic() + timeout
+            self._news.notify()
+            thread = self._thread
+        if thread is not None:
+            thread.join(timeout + 1)
+            if self._held:
+                logger.warning("%d records did not reach RabbitMQ by the end", self._held)
+        self._requester.close()
+
+    def after_fork(self) -> None:
+        """In a child: what the parent holds is the parent's to send."""
+        self._reset()
+
+    def _reset(self) -> None:
+        self._lock = threading.Lock()
+        self._news = threading.Condition(self._lock)
+        self._idle = threading.Condition(self._lock)
+        self._buffers: dict[tuple[int, RecordKind], deque[Record]] = {}
+        self._held = self._dropped = self._sequence = 0
+        """Records not confirmed yet; records dropped since a log record told; the last log record's number."""
+        self._hurry = False
+        self._oldest = 0.0
+        self._give_up_at = float("inf")
+        self._next_metrics = time.monotonic() + self._settings.metrics.interval
+        self._thread: threading.Thread | None = None
+        node = self._settings.node
+        self._common = {"node": node.name, "env": node.environment, "host": self._host, "pid": os.getpid()}
+
+    def _start(self) -> None:
+        with self._lock:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name=THREAD_NAME, daemon=True)
+                self._thread.start()
+
+    def _make_room(self, rank: int) -> bool:
+        """Drop the newest of the lowest rank, or say that the new record itself is to be dropped."""
+        self._dropped += 1
+        waiting = [key for key, buffer in self._buffers.items() if buffer]
+        lowest = min(waiting, default=(rank, RecordKind.LOG))
+        if lowest[0] >= rank:
+            return False
+        self._buffers[lowest].pop()
+        self._held -= 1
+        return True
+
+    def _run(self) -> None:
+        while (batch := self._next_batch()) is not None:
+            kind, level, records = batch
+            self._deliver(kind, level, records)
+            if kind is not RecordKind.METRIC:
+                with self._lock:
+                    self._held -= len(records)
+                    if not self._held:
+                        self._hurry = False
+                        self._idle.notify_all()
+
+    def _next_batch(self) -> tuple[RecordKind, str, list[Record]] | None:
+        """Wait for enough records, or for long enough; the most important first. None at the end of the process."""
+        with self._lock:
+            while True:
+                now = time.monotonic()
+                closing = self._give_up_at < float("inf")
+                if self._sources and (closing or now >= self._next_metrics):
+                    self._next_metrics = float("inf") if closing else now + self._settings.metrics.interval
+                    if closing:
+                        sources, self._sources = self._sources, []
+                    else:
+                        sources = self._sources
+                    if records := [record for source in sources for record in source()]:
+                        return RecordKind.METRIC, "", records
+                due = self._oldest + self._limits.batch_seconds
+                if self._held and (self._held >= self._limits.batch_records or self._hurry or closing or now >= due):
+                    return self._take()
+                if closing:
+                    return None
+                wake = min(due if self._held else float("inf"), self._next_metrics if self._sources else float("inf"))
+                self._news.wait(None if wake == float("inf") else max(0.0, wake - now))
+
+    def _take(self) -> tuple[RecordKind, str, list[Record]]:
+        """The next batch of the highest rank, from oldest to newest; its first log record tells what was dropped."""
+        rank, kind = max(key for key, buffer in self._buffers.items() if buffer)
+        buffer = self._buffers[rank, kind]
+        batch = [buffer.popleft() for _ in range(min(len(buffer), self._limits.batch_records))]
+        if self._dropped and kind is RecordKind.LOG:
+            batch[0]["dropped"] = self._dropped
+            self._dropped = 0
+        return kind, logging.getLevelName(rank).lower(), batch
+
+    def _deliver(self, kind: RecordKind, level: str, records: list[Record]) -> None:
+        """Publish one batch until RabbitMQ has it; in halves where it is too large for one message."""
+        try:
+            self.settle(Sent(self._event(kind, records, level)), lambda: self._give_up_at)
+        except BodyTooLarge:
+            if len(records) == 1:
+                with self._lock:
+                    self._dropped += 1 + int(records[0].get("dropped", 0))
+                return
+            middle = len(records) // 2
+            self._deliver(kind, level, records[:middle])
+            self._deliver(kind, level, records[middle:])
+        except BedsError as error:  # the process ends
+            logger.warning("%d records were not sent: %s", len(records), error)
+
+    def _event(self, kind: RecordKind, records: Sequence[Record], level: str = "") -> Event:
+        node = self._settings.node
+        lineage = Lineage.root(node.name, node.environment)
+        return Event.of_records(kind, level, self._common, records, lineage)
+
+
+_live: weakref.WeakSet[Shipper] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for shipper in list(_live):
+        shipper.after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
