@@ -12,31 +12,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-from pydantic import SecretStr
 
 import beds
 from beds.client import Client
-from beds.config import Settings, load_settings
-from beds.errors import BedsError, DuplicateKey
-from beds.schema_tools.apply import changes
-from beds.stack.stack import Stack
+from beds.errors import DuplicateKey
+from bench.side import DEADLINE, own_vhost, ready_stack, wait_until_answered, worker
 
-ROOT = Path(__file__).resolve().parent.parent
-VHOST = "bench"
 CALL = ("Airlines", "by_carrier", {"carrier": "UA"})
-DEADLINE = 120.0
-"""Seconds for any one wait."""
 
 
 @dataclass(frozen=True)
@@ -80,65 +68,14 @@ def raw_side() -> tuple[Callable[[], Any], Callable[[int], Any]]:
     return lambda: fetch.apply_async(CALL).get(timeout=DEADLINE), many
 
 
-@contextmanager
-def worker(app: str, queue: str, slots: int) -> Iterator[None]:
-    """A Celery worker, with its output in .beds/run, until the end of the block."""
-    command = ["celery", "-A", app, "worker", "-Q", queue, "-c", str(slots), "--prefetch-multiplier", "4"]
-    log = ROOT / ".beds" / "run" / f"bench-{app}.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen([sys.executable, "-m", *command], cwd=ROOT, stdout=output, stderr=output)
-    try:
-        yield
-    finally:
-        process.terminate()
-        try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            process.kill()
-
-
-@contextmanager
-def own_vhost(settings: Settings, stack: Stack) -> Iterator[Settings]:
-    """A vhost in which no other worker takes a share."""
-    stack.rabbitmq.control("add_vhost", VHOST)
-    try:
-        for user in ("beds_worker", "beds_app"):
-            stack.rabbitmq.control("set_permissions", "-p", VHOST, user, ".*", ".*", ".*")
-        urls = {
-            name: f"{url.rsplit('/', 1)[0]}/{VHOST}"
-            for name, url in (("url", settings.amqp.client_url), ("worker_url", settings.amqp.broker_url))
-        }
-        os.environ |= {f"BEDS_AMQP__{name.upper()}": url for name, url in urls.items()}
-        amqp = settings.amqp.model_copy(update={name: SecretStr(url) for name, url in urls.items()})
-        yield settings.model_copy(update={"amqp": amqp})
-    finally:
-        stack.rabbitmq.control("delete_vhost", VHOST)
-
-
-def wait_until_answered(ask: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + DEADLINE
-    while True:
-        try:
-            ask()
-            return
-        except (BedsError, TimeoutError):
-            if time.monotonic() > deadline:
-                raise
-
-
 def compare(pairs: int, calls: int, slots: int, tell: Callable[[str], None]) -> dict[str, Any]:
     """Run both sides `pairs` times, by turns, and return all figures."""
-    os.chdir(ROOT)
-    stack = Stack(ROOT / ".beds")
-    stack.up(tell)
-    settings = load_settings()
-    with changes(settings) as pending:
-        for change in pending:
-            change.apply()
+    stack, settings = ready_stack(tell)
+    size = ("-c", str(slots), "--prefetch-multiplier", "4")
     with (
         own_vhost(settings, stack) as own,
-        worker("beds", "rel.read,rel.write", slots),
-        worker("bench.raw_worker", "bench.raw", slots),
+        worker("beds", "rel.read,rel.write", *size),
+        worker("bench.raw_worker", "bench.raw", *size),
         Client(own) as client,
     ):
         sides = {"beds": beds_side(client), "celery": raw_side()}

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import random
 import time
-from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -93,8 +92,6 @@ class BoundAdapter(NamasteCore):
     def create_records(self, payloads: Sequence[Payload]) -> Response:
         binding = self._binding("create_many", Operation.CREATE_MANY)
         (bulk,) = (p.name for p in binding.target.params if p.name in BULK_NAMES)
-        for index, payload in enumerate(payloads):
-            self._check_document(payload, f"payloads[{index}]")
         self._call(binding, {bulk: [dict(p) for p in payloads]})
         return Response("", len(payloads))
 
@@ -113,10 +110,6 @@ class BoundAdapter(NamasteCore):
     def delete_record(self, record_id: Any) -> Response:
         binding = self._binding("delete", Operation.DELETE)
         return self._changed(self._call(binding, {self.template.key: record_id}), record_id)
-
-    @abstractmethod
-    def _check_document(self, payload: Payload, where: str) -> None:
-        """Refuse values that the store could not keep as they are. Raises InvalidPayload."""
 
     def check_bindings(self) -> list[SchemaMismatch]:
         """Bind every operation of the template against the live signatures; what does not fit."""
@@ -188,7 +181,6 @@ class BoundAdapter(NamasteCore):
             delay = min(delay * 2, 1.0)
 
     def _record_values(self, binding: Binding, payload: Payload) -> dict[str, Any]:
-        self._check_document(payload, "payload")
         values: dict[str, Any] = {}
         taken: set[str] = set()
         for param in binding.target.params:

@@ -8,7 +8,6 @@ from typing import Any
 
 from beds.adapters.bound import BoundAdapter, Outcome
 from beds.config.sections import Retry
-from beds.core.namaste import Payload
 from beds.domain.event import Operation, Store
 from beds.domain.reply import Record
 from beds.errors import DuplicateKey
@@ -126,6 +125,3 @@ class MemoryAdapter(BoundAdapter):
 
     def __init__(self, template: Template, stubs: Mapping[str, Stub] | None = None) -> None:
         super().__init__(template, MemoryStore(template, stubs), Retry(), refresh=float("inf"))
-
-    def _check_document(self, payload: Payload, where: str) -> None:
-        """Memory keeps every value as it is."""

@@ -128,8 +128,7 @@ class RecSchema:
             options = {k: v for k, v in index.items() if k != "key"}
             keys = list(index["key"].items())
             index_name = options.setdefault("name", "_".join(f"{k}_{v}" for k, v in keys))
-            old = present.get(index_name)
-            if old and (list(old["key"]) != keys or bool(old.get("unique")) != bool(options.get("unique"))):
+            if (old := present.get(index_name)) and not _is_same_index(old, keys, options):
                 collection.drop_index(index_name)
             collection.create_index(keys, **options)
 
@@ -180,6 +179,13 @@ def _surplus(granted: list[Document], wanted: list[Document]) -> list[Document]:
         for g in granted
     ]
     return [privilege for privilege in found if privilege["actions"]]
+
+
+def _is_same_index(old: Mapping[str, Any], keys: list[Any], options: Mapping[str, Any]) -> bool:
+    """Whether an index is as the file says; MongoDB leaves out options that are false."""
+    named = _INDEX_KEYS - {"key", "name"}
+    wanted = {name: options[name] for name in named if options.get(name) not in (None, False)}
+    return list(old["key"]) == keys and {n: old[n] for n in named if old.get(n) not in (None, False)} == wanted
 
 
 def _find_in(view: str) -> Document:

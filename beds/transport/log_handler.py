@@ -15,7 +15,8 @@ from typing import Any
 
 from beds.config import Settings, load_settings
 from beds.domain.event import RecordKind
-from beds.domain.trace import spawn
+from beds.domain.identity import uuid7
+from beds.domain.trace import current_trace
 from beds.transport.shipper import THREAD_NAME, Shipper
 
 OWN_LOGGERS = ("amqp", "kombu", "pymongo", "vine", "beds.transport")
@@ -37,7 +38,7 @@ class LogHandler(logging.Handler):
     def __init__(self, settings: Settings | None = None, shipper: Shipper | None = None) -> None:
         settings = settings or load_settings()
         super().__init__(settings.logging.level)
-        self._node = settings.node
+        self._place = f"{settings.node.name}.{settings.node.environment}."
         self.shipper = shipper or Shipper(settings)
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -49,12 +50,13 @@ class LogHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            lineage = spawn(self._node.name, self._node.environment)
+            trace = current_trace()
+            event_id = f"{self._place}{uuid7()}"
             wire: dict[str, Any] = {
-                "event_id": lineage.event_id,
-                "parent_id": lineage.parent_id,
-                "root_id": lineage.root_id,
-                "depth": lineage.depth,
+                "event_id": event_id,
+                "parent_id": trace.lineage.event_id if trace else "",
+                "root_id": trace.lineage.root_id if trace else event_id,
+                "depth": trace.lineage.depth + 1 if trace else 0,
                 "at": record.created,
                 "level": record.levelname,
                 "levelno": record.levelno,
@@ -63,8 +65,8 @@ class LogHandler(logging.Handler):
             }
             if record.exc_info and record.exc_info[0]:
                 wire["exception"] = _text("".join(traceback.format_exception(*record.exc_info)), TRACEBACK_CHARACTERS)
-            if extra := {_text(k, 100): _plain(v) for k, v in vars(record).items() if k not in _STANDARD}:
-                wire["extra"] = extra
+            if more := vars(record).keys() - _STANDARD:
+                wire["extra"] = {_text(name, 100): _plain(getattr(record, name)) for name in sorted(more)}
             self.shipper.add(RecordKind.LOG, wire, record.levelno)
         except Exception:  # noqa: BLE001 — what logging's own handlers do: a log line never breaks the application
             self.handleError(record)

@@ -45,12 +45,6 @@ def bulk_to_json(records: list[dict[str, Any]]) -> str:
     return json.dumps(rows, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
-def check_json(name: str, value: Any) -> None:
-    """Refuse what a JSON column would not give back as it was. Raises WrongType."""
-    if isinstance(value, (dict, list)):
-        _json(name, value)
-
-
 def from_sql(spec: FieldSpec | None, value: Any) -> Any:
     """One column of a result, as BEDS carries it; the field's type decides where SQL has no type of its own."""
     if value is None:

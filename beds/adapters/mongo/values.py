@@ -24,6 +24,8 @@ def to_bson(path: str, value: Any) -> Any:
     Raises:
         WrongType, OutOfRange: BSON has no such value; names the field.
     """
+    if isinstance(value, (int, str)) or value is None:
+        return value
     if isinstance(value, dict):
         for key in value:
             if "\x00" in key:
@@ -58,10 +60,12 @@ def document_to_bson(
     """A record as a document: its key becomes `_id`, and a whole `number` becomes a double."""
     found = {}
     for name, value in document.items():
-        spec = fields.get(name)
-        if spec and spec.type == "number" and isinstance(value, int):
-            value = float(value)
-        found["_id" if name == key else name] = to_bson(where + name, value)
+        if not (value is None or type(value) is str):  # most are, and bulk loads and log records have many
+            spec = fields.get(name)
+            if spec and spec.type == "number" and isinstance(value, int):
+                value = float(value)
+            value = to_bson(where + name, value)
+        found["_id" if name == key else name] = value
     return found
 
 

@@ -1,0 +1,196 @@
+"""How fast log records get into msLogs, and what logging and lineage cost an operation.
+
+Records per second, by turns on the same servers: BEDS's handler in several processes; one Celery task for each record
+(the naive way); and a bare py-amqp consumer of batches, which is as fast as Python goes without a framework. Then the
+round trip of one operation with lineage and logs, and without.
+
+    python -m bench.logs [--rounds 3] [--records 40000] [--processes 2] [--json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import multiprocessing
+import os
+import statistics
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import amqp
+from pymongo import MongoClient
+
+from beds.client import Client
+from beds.config import Settings
+from beds.transport.log_handler import LogHandler
+from bench.side import DEADLINE, own_vhost, ready_stack, wait_until, wait_until_answered, worker
+
+NAIVE_QUEUE, BARE_QUEUE = "bench.naive", "bench.bare"
+BATCH = 100
+"""Records in a message of the bare consumer, and of BEDS's own default's order."""
+MESSAGE = "request %d from %s took %d ms"
+
+
+def _produce(ready: Any, produce: Callable[..., None], *arguments: Any) -> None:
+    ready.wait(DEADLINE)  # starting Python is no part of what is measured
+    produce(*arguments)
+
+
+def _produce_beds(settings: Settings, count: int, run: str) -> None:
+    handler = LogHandler(settings)
+    logger = logging.getLogger("bench")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    for n in range(count):
+        logger.info(MESSAGE, n, run, n % 100)
+    assert handler.shipper.flush(DEADLINE)
+    handler.shipper.close()
+
+
+def _produce_naive(settings: Settings, count: int, run: str) -> None:
+    from bench.naive_worker import write
+
+    for n in range(count):
+        write.apply_async((record(n, run),), ignore_result=True)
+
+
+def _produce_bare(settings: Settings, count: int, run: str) -> None:
+    url = settings.amqp.broker_url.removeprefix("amqp://")
+    user, _, place = url.rpartition("@")
+    name, _, password = user.partition(":")
+    with amqp.Connection(place.split("/")[0], name, password, virtual_host=place.split("/")[1]) as connection:
+        channel = connection.channel()
+        channel.confirm_select()
+        for start in range(0, count, BATCH):
+            body = json.dumps([record(n, run) for n in range(start, min(count, start + BATCH))])
+            channel.basic_publish_confirm(amqp.Message(body, delivery_mode=2), "", BARE_QUEUE)
+
+
+def record(n: int, run: str) -> dict[str, Any]:
+    """What the peers send for one log call: the same fields as BEDS."""
+    return {
+        "_id": str(uuid.uuid4()), "at": time.time(), "level": "INFO", "levelno": 20, "logger": "bench",
+        "message": MESSAGE % (n, run, n % 100), "host": "bench", "pid": os.getpid(), "seq": n,
+        "node": "ms", "env": "bench", "parent_id": "", "root_id": "", "depth": 0,
+    }  # fmt: skip
+
+
+def rate(
+    produce: Callable[..., None], count: int, processes: int, settings: Settings, stored: Callable[[], int]
+) -> float:
+    """Records per second from the first log call to the last record in MongoDB."""
+    before = stored()
+    context = multiprocessing.get_context("spawn")
+    ready = context.Barrier(processes + 1)
+    started = [
+        context.Process(target=_produce, args=(ready, produce, settings, count // processes, uuid.uuid4().hex))
+        for _ in range(processes)
+    ]
+    for process in started:
+        process.start()
+    ready.wait(DEADLINE)
+    begun = time.perf_counter()
+    wait_until(lambda: stored() - before >= count // processes * processes)
+    seconds = time.perf_counter() - begun
+    for process in started:
+        process.join(DEADLINE)
+    return count / seconds
+
+
+def round_trip(client: Client, calls: int) -> float:
+    """Median milliseconds."""
+    taken = []
+    for _ in range(calls):
+        begun = time.perf_counter()
+        client.call("fetch_records", "Airlines", {"carrier": "UA"}, using="by_carrier", timeout=DEADLINE)
+        taken.append((time.perf_counter() - begun) * 1000)
+    return statistics.median(taken)
+
+
+def compare(rounds: int, records: int, processes: int, tell: Callable[[str], None]) -> dict[str, Any]:
+    stack, settings = ready_stack(tell)
+    assert settings.schema_.dba.rec is not None
+    mongo: MongoClient[dict[str, Any]] = MongoClient(settings.schema_.dba.rec.uri.get_secret_value())
+    database = mongo[settings.schema_.dba.rec.database]
+    naive_count = max(400, records // 40)
+    sides: dict[str, tuple[Callable[..., None], int, str]] = {
+        "beds": (_produce_beds, records, "msLogs"),
+        "bare": (_produce_bare, records, "bench_bare"),
+        "naive": (_produce_naive, naive_count, "bench_naive"),
+    }
+    rates: dict[str, list[float]] = {side: [] for side in sides}
+    trips: dict[str, list[float]] = {"with": [], "without": []}
+    with own_vhost(settings, stack) as own:
+        quiet = {"BEDS_METRICS__PROMETHEUS": ""}
+        with (
+            worker("beds", "beds.logs,beds.audit,beds.metrics", env=quiet),
+            worker("bench.naive_worker", NAIVE_QUEUE, "-c", "2"),
+        ):
+            consumer = subprocess.Popen([sys.executable, "-m", "bench.bare_consumer"])
+            try:
+                for produce, _, name in sides.values():  # warm each, and see that it runs
+                    rate(produce, 40, processes, own, lambda name=name: database[name].estimated_document_count())  # type: ignore[misc]
+                for number in range(rounds):
+                    for side, (produce, count, name) in sides.items():
+                        stored = lambda name=name: database[name].estimated_document_count()  # noqa: E731
+                        rates[side].append(rate(produce, count, processes, own, stored))
+                    tell(f"round {number + 1} of {rounds}")
+            finally:
+                consumer.terminate()
+                consumer.wait(10)
+            with Client(own) as client:
+                for number in range(rounds * 2):
+                    which = ("with", "without")[number % 2]
+                    off = {} if which == "with" else {"BEDS_LOGGING__LINEAGE": "false", "BEDS_LOGGING__LEVEL": "ERROR"}
+                    with worker("beds", "rel.read", "-c", "2", env=off):
+                        wait_until_answered(
+                            lambda: client.call(
+                                "fetch_records", "Airlines", {"carrier": "UA"}, using="by_carrier", timeout=5
+                            )
+                        )
+                        round_trip(client, 100)
+                        trips[which].append(round_trip(client, 500))
+                    tell(f"round trip {which}: {trips[which][-1]:.2f} ms")
+    database.drop_collection("bench_bare")
+    database.drop_collection("bench_naive")
+    median = {side: statistics.median(of) for side, of in rates.items()}
+    return {
+        "records": records, "processes": processes, "rounds": rounds,
+        "records_per_second": {
+            side: {"median": median[side], "min": min(of), "max": max(of)} for side, of in rates.items()
+        },
+        "round_trip_ms": {which: {"median": statistics.median(of), "runs": of} for which, of in trips.items()},
+        "ratios": {
+            "logs_vs_naive": statistics.median(b / n for b, n in zip(rates["beds"], rates["naive"], strict=True)),
+            "logs_vs_bare": statistics.median(b / n for b, n in zip(rates["beds"], rates["bare"], strict=True)),
+            "round_trip_cost": statistics.median(
+                w / o for w, o in zip(trips["with"], trips["without"], strict=True)
+            ),
+        },
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--records", type=int, default=40_000, help="of BEDS and of the bare consumer; naive: a 40th")
+    parser.add_argument("--processes", type=int, default=2, help="that log at once")
+    parser.add_argument("--json", action="store_true", help="print one JSON object with all figures")
+    options = parser.parse_args()
+    found = compare(options.rounds, options.records, options.processes, lambda line: print(line, file=sys.stderr))
+    if options.json:
+        print(json.dumps(found, indent=2))
+        return
+    print(f"\n{found['records']:,} records from {found['processes']} processes; records per second, median (min–max)\n")
+    for side, figures in found["records_per_second"].items():
+        print(f"{side:8}{figures['median']:>12,.0f} ({figures['min']:,.0f}–{figures['max']:,.0f})")
+    print("\n" + "\n".join(f"{name}: {value:.2f}" for name, value in found["ratios"].items()))
+
+
+if __name__ == "__main__":
+    main()
