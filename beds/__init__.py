@@ -8,6 +8,7 @@ The functions use one client per process, made at the first use from beds.toml; 
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,6 +39,7 @@ __all__ = [
     "Ticket",
     "TicketState",
     "TicketStatus",
+    "aio",
     "app",
     "call",
     "call_many",
@@ -91,4 +93,6 @@ def __getattr__(name: str) -> Any:
         from beds.broker.app import app
 
         return app
+    if name == "aio":
+        return importlib.import_module("beds.aio")
     raise AttributeError(f"module 'beds' has no attribute {name!r}")

@@ -24,13 +24,17 @@ from beds.domain.lineage import Lineage
 from beds.domain.reply import Page, Reply, reply_from_wire
 from beds.domain.ticket import TicketState, TicketStatus
 from beds.domain.trace import spawn
-from beds.errors import BedsError, BrokerBlocked, BrokerUnavailable, CallTimeout, WrongType
+from beds.errors import BedsError, BrokerBlocked, BrokerUnavailable, CallTimeout, TooLong, WrongType
 from beds.services.lineage import Node, read_tree
 from beds.templates.call import Call, body_of, parse_operation
+from beds.templates.fields import check_plain
 from beds.templates.registry import TemplateRegistry
 from beds.tickets import DEFAULT_TIMEOUT, Ticket, deadline_after
+from beds.transport.message import sealed
 from beds.transport.requester import FIRST_DELAY, Pending, Requester
 
+MAX_NAME = 200
+"""Characters of an actor's name, and of an idempotency key."""
 TICKETS_AT_ONCE = 500
 """Tickets in one acceptance."""
 ASK_AGAIN_SECONDS = 3.0
@@ -100,7 +104,7 @@ class Client:
         limit: int | None = None,
         cursor: str = "",
         actor: str = "",
-        idempotency_key: str = "",
+        idempotency_key: str | None = None,
         timeout: float = DEFAULT_TIMEOUT,
     ) -> Ticket:
         """Hand one operation over and return as soon as RabbitMQ has it safe. The arguments are those of `call`.
@@ -115,8 +119,8 @@ class Client:
             BrokerUnavailable, BrokerBlocked: RabbitMQ did not confirm by the deadline; the event may or may not exist.
         """
         call = Call(operation, template, data, using, limit, cursor, actor)
-        if idempotency_key:
-            return self._submit_keyed(call, idempotency_key, timeout)
+        if idempotency_key is not None:
+            return self._submit_keyed(call, _name("idempotency_key", idempotency_key, empty=False), timeout)
         (ticket,) = self.submit_many([call], timeout=timeout)
         return ticket
 
@@ -139,7 +143,7 @@ class Client:
             return_errors: put an operation's error in its place instead of raising the first.
         """
         deadline = deadline_after(timeout)
-        events = [self.event(call, ticket=False, timeout=timeout) for call in calls]
+        events = [self.event(call, ticket=False, timeout=timeout) for call in _listed(calls)]
         pendings = [self._send(event, deadline) for event in events]
         outcomes: list[Reply | BedsError] = []
         for pending in pendings:
@@ -154,7 +158,7 @@ class Client:
     def submit_many(self, calls: Iterable[Call], *, timeout: float = DEFAULT_TIMEOUT) -> list[Ticket]:
         """Hand many operations over, with pipelined confirms, and return when RabbitMQ has all of them safe."""
         deadline = deadline_after(timeout)
-        events = [self.event(call, ticket=True, timeout=timeout) for call in calls]
+        events = [self.event(call, ticket=True, timeout=timeout) for call in _listed(calls)]
         # The acceptance goes first: whoever asks after a ticket later finds it, whether a worker has begun or not.
         acceptances = [
             self._calgon("accept", {"tickets": [_acceptance(event) for event in some]})
@@ -179,7 +183,7 @@ class Client:
 
     def ticket(self, guid: str) -> Ticket:
         """The ticket of a guid or an event id, whoever submitted it. It is looked up when it is asked something."""
-        return Ticket(guid, self)
+        return Ticket(_name("guid", guid), self)
 
     def lineage(self, of: str, *, timeout: float = DEFAULT_TIMEOUT) -> Node:
         """What the request that an event belongs to set off, as a tree from its root.
@@ -214,7 +218,7 @@ class Client:
             pending = self.requester.send(self._calgon(verb, arguments, expires), deadline)
             try:
                 return self._wait(pending.reply, pending, time.monotonic() + attempt, "no reply")
-            except (CallTimeout, BrokerUnavailable):
+            except (CallTimeout, BrokerUnavailable, BrokerBlocked):
                 if time.monotonic() >= deadline:
                     raise
 
@@ -248,7 +252,7 @@ class Client:
         operation = parse_operation(call.operation)
         template = self.templates[call.template]
         expires = datetime.now(UTC) + timedelta(seconds=timeout) if operation.is_read and not ticket else None
-        return Event.of_operation(
+        made = Event.of_operation(
             template.store,
             operation,
             template.name,
@@ -256,8 +260,9 @@ class Client:
             self._lineage(),
             ticket=ticket,
             expires=expires,
-            actor=call.actor,
+            actor=_name("actor", call.actor),
         )
+        return sealed(made, self.settings.amqp.max_body_bytes)
 
     def _send(self, event: Event, deadline: float) -> Pending:
         """Publish, and publish again what a lost connection took, where that does no harm."""
@@ -316,6 +321,22 @@ class Client:
             + ("" if event.is_read else "; the write may still be carried out"),
             **where,
         )
+
+
+def _listed(calls: Any) -> list[Any]:
+    if not isinstance(calls, Iterable):
+        raise WrongType(f"calls takes a list of beds.Call, not {type(calls).__name__}", detail={"field": "calls"})
+    return list(calls)
+
+
+def _name(field: str, value: Any, *, empty: bool = True) -> str:
+    """A text of the caller's own, as it may stand in a header."""
+    if not isinstance(value, str) or not (value or empty):
+        raise WrongType(f"{field} takes a text{'' if empty else ', and not an empty one'}", detail={"field": field})
+    if len(value) > MAX_NAME:
+        raise TooLong(f"{field} has {len(value)} characters, {MAX_NAME} are allowed", detail={"field": field})
+    check_plain(field, value)
+    return value
 
 
 def _acceptance(event: Event) -> dict[str, Any]:

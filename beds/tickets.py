@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import getpass
+import os
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from beds.domain.lineage import guid_of
 from beds.domain.reply import Reply, reply_from_wire
 from beds.domain.ticket import Progress, TicketStatus
-from beds.errors import BrokerUnavailable, CallTimeout, OutOfRange, UnknownTicket
+from beds.errors import BedsError, BrokerUnavailable, CallTimeout, OutOfRange, UnknownTicket, WrongType
 from beds.transport.requester import Pending, read_reply
 
 if TYPE_CHECKING:
@@ -92,10 +92,15 @@ class Ticket:
             except BrokerUnavailable:
                 self._pending = None  # the reply's way was cut; the event goes on
                 break
-            with contextlib.suppress(CallTimeout, UnknownTicket):  # nobody serves tickets at the moment: the reply may
+            try:
                 status = self.status(min(asked_every, remaining))
                 if status.ready:
                     return reply_from_wire(read_reply(status.result))
+            except UnknownTicket:
+                pass  # its acceptance is still on its way
+            except BedsError as error:
+                if not error.retryable:
+                    raise  # else: nobody answers such questions at the moment; the reply may come all the same
             asked_every = min(asked_every * 2, LONGEST_OWN_WAIT)
         return reply_from_wire(read_reply(self.wait(max(0.1, deadline - time.monotonic())).result))
 
@@ -123,6 +128,9 @@ class Ticket:
             except UnknownTicket:
                 if self._pending is None:
                     raise  # else: submitted here, and its acceptance is still on its way
+            except BedsError as error:
+                if not error.retryable:
+                    raise  # else: nobody answers such questions at the moment; the ticket goes on
             time.sleep(next(pauses))
 
     def cancel(self, timeout: float = DEFAULT_TIMEOUT, *, by: str = "") -> TicketStatus:
@@ -132,7 +140,9 @@ class Ticket:
             timeout: seconds to wait for the answer.
             by: who asks, as the ticket will tell; this user and host when absent.
         """
-        who = by or f"{getpass.getuser()}@{socket.gethostname()}"
+        if not isinstance(by, str):
+            raise WrongType(f"by takes a name, not {type(by).__name__}", detail={"field": "by"})
+        who = by or f"{_user()}@{socket.gethostname()}"
         return TicketStatus.from_wire(self._client.ask("cancel", {"guid": self.guid, "by": who}, timeout=timeout))
 
     def pauses(self, deadline: float) -> Iterator[float]:
@@ -171,6 +181,13 @@ class Ticket:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _unpickled, (self.event_id,)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())  # of a container, where nobody gave it a name
 
 
 def _unpickled(event_id: str) -> Ticket:

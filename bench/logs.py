@@ -27,6 +27,7 @@ from pymongo import MongoClient
 
 from beds.client import Client
 from beds.config import Settings
+from beds.stack.stack import Stack
 from beds.transport.log_handler import LogHandler
 from bench.side import DEADLINE, own_vhost, ready_stack, wait_until, wait_until_answered, worker
 
@@ -112,6 +113,33 @@ def round_trip(client: Client, calls: int) -> float:
     return statistics.median(taken)
 
 
+def held(settings: Settings, stack: Stack, calls: int = 20_000) -> dict[str, float]:
+    """How long a log call holds its thread while RabbitMQ takes nothing, in microseconds."""
+    handler = LogHandler(settings)
+    logger = logging.getLogger("bench.held")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.info("connect")
+    handler.shipper.flush(DEADLINE)
+    stack.rabbitmq.control("set_vm_memory_high_watermark", "0")
+    try:
+        logger.info("fills the socket")
+        time.sleep(1)
+        taken = []
+        for n in range(calls):
+            begun = time.perf_counter_ns()
+            logger.info(MESSAGE, n, "held", 1)
+            taken.append((time.perf_counter_ns() - begun) / 1000)
+            if n % 100 == 0:
+                time.sleep(0.01)  # an application does something else, too
+    finally:
+        stack.rabbitmq.control("set_vm_memory_high_watermark", "absolute", "2GB")
+    handler.shipper.close(DEADLINE)
+    taken.sort()
+    at = {name: taken[min(calls - 1, int(calls * q))] for name, q in (("p50", 0.5), ("p99", 0.99), ("p999", 0.999))}
+    return {**at, "max": taken[-1], "over_1_ms": float(sum(t > 1000 for t in taken)), "calls": float(calls)}
+
+
 def compare(rounds: int, records: int, processes: int, tell: Callable[[str], None]) -> dict[str, Any]:
     stack, settings = ready_stack(tell)
     assert settings.schema_.dba.rec is not None
@@ -143,6 +171,7 @@ def compare(rounds: int, records: int, processes: int, tell: Callable[[str], Non
             finally:
                 consumer.terminate()
                 consumer.wait(10)
+            blocked = held(own, stack)
             with Client(own) as client:
                 for number in range(rounds * 2):
                     which = ("with", "without")[number % 2]
@@ -165,6 +194,7 @@ def compare(rounds: int, records: int, processes: int, tell: Callable[[str], Non
             side: {"median": median[side], "min": min(of), "max": max(of)} for side, of in rates.items()
         },
         "round_trip_ms": {which: {"median": statistics.median(of), "runs": of} for which, of in trips.items()},
+        "held_while_blocked_us": blocked,
         "ratios": {
             "logs_vs_naive": statistics.median(b / n for b, n in zip(rates["beds"], rates["naive"], strict=True)),
             "logs_vs_bare": statistics.median(b / n for b, n in zip(rates["beds"], rates["bare"], strict=True)),
@@ -189,6 +219,10 @@ def main() -> None:
     print(f"\n{found['records']:,} records from {found['processes']} processes; records per second, median (min–max)\n")
     for side, figures in found["records_per_second"].items():
         print(f"{side:8}{figures['median']:>12,.0f} ({figures['min']:,.0f}–{figures['max']:,.0f})")
+    blocked = found["held_while_blocked_us"]
+    print(f"\na log call while RabbitMQ is blocked: p50 {blocked['p50']:.0f} µs, p99 {blocked['p99']:.0f} µs, "
+          f"p99.9 {blocked['p999']:.0f} µs, longest {blocked['max']:.0f} µs, {blocked['over_1_ms']:.0f} of "
+          f"{blocked['calls']:,.0f} over 1 ms")  # fmt: skip
     print("\n" + "\n".join(f"{name}: {value:.2f}" for name, value in found["ratios"].items()))
 
 

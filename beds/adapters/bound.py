@@ -219,12 +219,13 @@ class BoundAdapter(NamasteCore):
                     f"fetch {query.using} of {self.template.name} needs the argument {param.name}",
                     detail={"field": param.name, "using": query.using},
                 )
+        own = [n for n in values if not reserved_type(self.template, Operation.FETCH, binding.ref, n)]
         for name in query.args:
-            if name not in values or reserved_type(self.template, Operation.FETCH, binding.ref, name):
+            if name not in own:
                 raise UnknownField(
-                    f"fetch {query.using} of {self.template.name} has no argument {name!r}{nearest(name, values)}",
-                    detail={"field": name, "using": query.using, "known": list(values)},
-                    hint=f"its arguments: {', '.join(values) or '(none)'}",
+                    f"fetch {query.using} of {self.template.name} has no argument {name!r}{nearest(name, own)}",
+                    detail={"field": name, "using": query.using, "known": own},
+                    hint=f"its arguments: {', '.join(own) or '(none)'}",
                 )
         return values
 

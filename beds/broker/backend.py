@@ -72,15 +72,19 @@ class ReplyBackend(BaseBackend):
             if getattr(request, "task", None):  # else: turned away, and no event
                 audit = self.app.telemetry.ended(request, error.code if error else OK, None if error else result)
         if reply_to := getattr(request, "reply_to", None):
-            try:
-                self._publish(reply_to, task_id, body)
-            except (OSError, amqp.AMQPError) as failed:
-                # The effect stands, only its caller cannot be told: the event must not be carried out again for that.
-                logger.error("the reply to %s could not be sent: %s", task_id, failed)
+            self.reply(reply_to, task_id, body)
         if audit:
             # After the reply, which it would delay; before Celery acknowledges.
             self.app.telemetry.confirm(audit)
         return result
+
+    def reply(self, reply_to: str, task_id: str, body: bytes) -> None:
+        """Send a reply to where the event asked for it. Whether it arrives is the asker's care, who may ask again."""
+        try:
+            self._publish(reply_to, task_id, body)
+        except Exception as failed:  # noqa: BLE001 — a name that cannot be sent to is as hostile as it may be
+            # The effect stands, only its caller cannot be told: the event must not be carried out again for that.
+            logger.error("the reply to %s could not be sent: %s", task_id, type(failed).__name__)
 
     def _get_task_meta_for(self, task_id: str) -> dict[str, Any]:
         """What AsyncResult asks: over AMQP, as every client does. Raises UnknownTicket, TicketExpired."""

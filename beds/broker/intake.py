@@ -11,13 +11,14 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Mapping
-from types import SimpleNamespace
 from typing import Any
 
 from celery import states
 from celery.worker.consumer import Consumer
 from kombu import compression
 
+from beds.broker.backend import outcome
+from beds.domain.lineage import is_event_id
 from beds.errors import MalformedEvent
 from beds.templates.fields import MAX_DEPTH
 from beds.transport.topology import takes
@@ -32,8 +33,14 @@ _GUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _DELAY = re.compile(r"^(?:[01]\.){28}")
 """What RabbitMQ-native delayed delivery puts before a routing key. It comes from Celery's own exchanges, to which a
 client may not publish."""
-_ABSENT = ("stamps", "stamped_headers", "compression", "ignore_result", "shadow")
-"""Headers of Celery that an event leaves out, null or false."""
+_HEADERS = frozenset(
+    {"lang", "task", "id", "root_id", "parent_id", "retries", "eta", "expires", "timelimit", "argsrepr", "kwargsrepr",
+     "origin", "beds"}
+)  # fmt: skip
+"""The headers of an event. Celery reads the rest as orders: what to call next, how to unpack, whom to answer."""
+_NOT_CELERYS = ("x-", "traceparent", "tracestate", "baggage")
+"""How headers begin that RabbitMQ and tracers add."""
+_EMBED = frozenset({"callbacks", "errbacks", "chain", "chord"})
 
 
 class Intake(Consumer):
@@ -85,13 +92,13 @@ class Intake(Consumer):
         self._turn_away(message, MalformedEvent("the message has no header `task`", detail={"field": "task"}))
 
     def _turn_away(self, message: Any, error: MalformedEvent) -> None:
-        guid = message.properties.get("correlation_id") or "without id"
+        guid = message.properties.get("correlation_id")
         logger.error("turned away %.64r (%d bytes): %s", guid, len(message.body or b""), error.message)
         if not message.acknowledged:
             message.reject_log_error(logger, self.connection_errors)
-        header = (message.headers or {}).get("beds")
-        asked = SimpleNamespace(reply_to=message.properties.get("reply_to"), beds=header)
-        self.app.backend.store_result(guid, error, states.FAILURE, request=asked)
+        reply_to = message.properties.get("reply_to")
+        if isinstance(guid, str) and isinstance(reply_to, str):
+            self.app.backend.reply(reply_to, guid, outcome(guid, states.FAILURE, error, ""))
 
 
 def check(message: Any, routes: Mapping[str, Mapping[str, str]], max_body_bytes: int) -> None:
@@ -126,7 +133,8 @@ def check(message: Any, routes: Mapping[str, Mapping[str, str]], max_body_bytes:
     args, kwargs, embed = body
     if not (isinstance(args, (list, tuple)) and isinstance(kwargs, Mapping) and isinstance(embed, Mapping)):
         raise _wrong("body", "it is not [list, object, object]")
-    if any(embed.get(name) for name in ("callbacks", "errbacks", "chain", "chord")):
+    if any(value is not None or name not in _EMBED for name, value in embed.items()):
+        # Celery also lets it overwrite what the message says of itself, such as its id.
         raise _wrong("embed", "an event has no callbacks: whoever publishes must not choose what runs next")
     if "self" in kwargs:
         raise _wrong("self", "no operation has such an argument, and Celery's own call would stumble over it")
@@ -152,13 +160,19 @@ def _check_headers(headers: Mapping[str, Any], properties: Mapping[str, Any]) ->
     retries = headers.get("retries") or 0
     if isinstance(retries, bool) or not isinstance(retries, int):
         raise _wrong("retries", "it is not a whole number")
-    for name in _ABSENT:
-        if headers.get(name):
-            raise _wrong(name, "an event has none")
+    for name, value in headers.items():
+        if value and name not in _HEADERS and not str(name).startswith(_NOT_CELERYS):
+            raise _wrong(str(name)[:64], "an event has no such header")
     if not isinstance(headers.get("expires") or "", str):
         raise _wrong("expires", "it is not a time in ISO 8601")
-    if not isinstance(headers.get("beds") or {}, Mapping):
+    reply_to = properties.get("reply_to")
+    if not isinstance(reply_to or "", str):
+        raise _wrong("reply_to", "it is not a name")
+    header = headers.get("beds") or {}
+    if not isinstance(header, Mapping):
         raise _wrong("beds", "it is not an object")
+    if header.get("ticket") and not is_event_id(header.get("event_id"), guid):
+        raise _wrong("event_id", "a ticket's event id is node.env.guid, with the guid of the message")
 
 
 def refuse_compression() -> None:

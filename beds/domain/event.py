@@ -80,6 +80,7 @@ class Event:
         expires: when nobody waits any more; a worker drops it after that.
         actor: on whose behalf the application acts, in its own words.
         exchange: where it is published.
+        body: the arguments as they go over the wire, once they were judged; see `transport.message.sealed`.
         is_plain: the arguments are JSON as they stand, and nobody waits for a reply: records for the admin worker.
         submitted_at: when the client made the event.
     """
@@ -95,6 +96,7 @@ class Event:
     actor: str = ""
     exchange: str = "beds.events"
     is_plain: bool = False
+    body: bytes = field(default=b"", repr=False)
     submitted_at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     @property

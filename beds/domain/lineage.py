@@ -75,6 +75,12 @@ def guid_of(event_id: str) -> str:
     return event_id.rsplit(".", 1)[-1]
 
 
+def is_event_id(event_id: object, guid: str) -> bool:
+    """Whether it is `node.env.guid`, with this guid."""
+    parts = event_id.split(".") if isinstance(event_id, str) and len(event_id) <= MAX_CHARACTERS else []
+    return len(parts) == 3 and all(parts) and parts[2] == guid
+
+
 def _text(header: Mapping[str, Any], key: str, default: str) -> str:
     value = header.get(key)
     return value if isinstance(value, str) and 0 < len(value) <= MAX_CHARACTERS else default

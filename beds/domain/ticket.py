@@ -97,4 +97,7 @@ def submitted_at(guid: str) -> datetime | None:
         return None
     if parsed.version != 7 or str(parsed) != guid:
         return None
-    return datetime.fromtimestamp((parsed.int >> 80) / 1000, UTC)
+    try:
+        return datetime.fromtimestamp((parsed.int >> 80) / 1000, UTC)
+    except (ValueError, OverflowError, OSError):
+        return None  # a year beyond 9999

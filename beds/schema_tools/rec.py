@@ -205,8 +205,8 @@ def _check_collection(key: str, source: Mapping[str, Any]) -> None:
     if not isinstance(indexes, list):
         raise _malformed(key, "indexes takes a list")
     for index in indexes:
-        if not isinstance(index, Mapping) or not isinstance(index.get("key"), Mapping):
-            raise _malformed(key, "an index takes an object with a key, which is an object of fields")
+        if not isinstance(index, Mapping) or not isinstance(index.get("key"), Mapping) or not index["key"]:
+            raise _malformed(key, "an index takes an object with a key, which is an object of at least one field")
         if not isinstance(index.get("name", ""), str):
             raise _malformed(key, "the name of an index is text")
         _refuse_unknown(key, index, _INDEX_KEYS)

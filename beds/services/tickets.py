@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from beds.core.namaste import NamasteCore, Query
+from beds.domain.lineage import is_event_id
 from beds.domain.reply import Record
 from beds.domain.ticket import TicketState, TicketStatus, submitted_at
 from beds.errors import (
@@ -28,6 +29,8 @@ from beds.services.dispatch import Factory
 
 TEMPLATE, BEGIN = "msTickets", "msTicketsBegin"
 ACCEPT_FIELDS = frozenset({"guid", "event_id", "root_id", "parent_id", "summary", "queue"})
+ACCEPTANCE_SECONDS = 10.0
+"""From a ticket's making to its acceptance, at most, on machines whose clocks agree."""
 GRACE_SECONDS = 1.0
 """How long a question waits for a ticket's acceptance: both came through the same queue, that one earlier, and may be
 in the hands of another slot still."""
@@ -174,7 +177,8 @@ class TicketStore:
                 return self._status(found)
             if made < datetime.now(UTC) - timedelta(seconds=self._ttl):
                 raise TicketExpired(f"the outcome of {guid} is kept no more", detail={"guid": guid, "ttl": self._ttl})
-            if time.monotonic() >= deadline:
+            # An older one would have been noted by now; waiting for it would keep others from their answers.
+            if time.monotonic() >= deadline or made < datetime.now(UTC) - timedelta(seconds=ACCEPTANCE_SECONDS):
                 raise UnknownTicket(f"ticket {guid} was never accepted", detail={"guid": guid})
             time.sleep(0.05)
 
@@ -190,6 +194,8 @@ class TicketStore:
         document = self._factory.registry[TEMPLATE].check_create(ticket, "ticket")
         if submitted_at(document["guid"]) is None:
             raise MalformedEvent("guid: a ticket's guid is a UUIDv7", detail={"field": "guid"})
+        if not is_event_id(document.get("event_id"), document["guid"]):
+            raise MalformedEvent("event_id: it is not node.env.guid", detail={"field": "event_id"})
         return document | {"state": str(TicketState.PENDING), "accepted_at": _now()}
 
     def _change(self, guid: str, changes: Mapping[str, Any]) -> Record:

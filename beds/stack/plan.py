@@ -116,7 +116,11 @@ def load_plan(folder: Path, base: int | None = None) -> Plan:
         plan = Plan(folder, int(data["base"]), {user: str(data["passwords"][user]) for user in USERS})
         if not LOWEST_BASE <= plan.base <= HIGHEST_BASE:
             raise ValueError("a port base out of range")
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+    except OSError as error:
+        raise StackError(
+            f"{file} cannot be read: {error.strerror}", hint="run this as the user who started the stack"
+        ) from None
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         raise StackError(
             f"{file} cannot be read", hint="`beds stack down --wipe` removes the stack and its data; then start anew"
         ) from None

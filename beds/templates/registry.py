@@ -39,7 +39,8 @@ class TemplateRegistry(Mapping[str, Template]):
                 hint="run this beside beds.toml, or set [schema] path there to the folder that holds templates/",
             )
         own = sorted((SYSTEM / "templates").glob("*.toml"))
-        return cls(load_template(file, system=file in own) for file in (*own, *sorted(folder.glob("*.toml"))))
+        files = sorted(file for file in folder.glob("*.toml") if file.is_file())  # a pipe would never end
+        return cls(load_template(file, system=file in own) for file in (*own, *files))
 
     def __getitem__(self, name: str) -> Template:
         try:

@@ -21,7 +21,7 @@ from beds.errors import (
     WrongType,
     nearest,
 )
-from beds.templates.fields import FieldSpec
+from beds.templates.fields import FieldSpec, check_plain
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,63}$")]
 DEFAULT_LIMIT = 100
@@ -209,7 +209,11 @@ class Template(_Table):
         for arg, value in given.items():
             known = spec.args.get(arg) or self.fields.get(arg)
             # A query asks by a value; the field's `required` speaks of records.
-            checked[arg] = known.check(arg, value, nullable=arg in spec.optional) if known else value
+            if known:
+                checked[arg] = known.check(arg, value, nullable=arg in spec.optional)
+            else:
+                check_plain(str(arg)[:64], {arg: value})
+                checked[arg] = value
         if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool)):
             raise WrongType(f"limit takes an integer, not {type(limit).__name__}", detail=_at("limit"))
         if limit is not None and not 1 <= limit <= spec.max_limit:

@@ -21,7 +21,7 @@ from typing import Any
 from uuid import UUID
 
 from beds.domain.identity import ObjectId
-from beds.errors import BodyTooLarge, InvalidCursor, MalformedEvent, WrongType
+from beds.errors import BodyTooLarge, InvalidCursor, InvalidPayload, MalformedEvent, OutOfRange, WrongType
 
 _PLAIN = (str, int, float, bool, type(None))
 
@@ -63,6 +63,11 @@ def encode(value: Any) -> Any:
     if kind in _PLAIN:
         return value
     if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise WrongType(
+                    f"a key of type {type(key).__name__} cannot be sent", detail={"got": type(key).__name__}
+                )
         if any(key.startswith(("$", "__")) for key in value):
             return {"$pairs": [[key, encode(inner)] for key, inner in value.items()]}
         return {key: encode(inner) for key, inner in value.items()}
@@ -131,13 +136,17 @@ def dumps(value: Any) -> bytes:
 
     Raises:
         WrongType: a type that BEDS does not carry, or a lone surrogate.
-        ValueError: NaN and infinities, which JSON has no word for.
+        OutOfRange: NaN and infinities, which JSON has no word for.
+        InvalidPayload: nesting beyond what Python follows.
     """
-    text = json.dumps(encode(value), allow_nan=False, ensure_ascii=False, separators=(",", ":"))
     try:
-        return text.encode()
+        return json.dumps(encode(value), allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode()
+    except RecursionError:
+        raise InvalidPayload("a value is nested too deep", hint="flatten it") from None
     except UnicodeEncodeError:
         raise WrongType("a lone surrogate is not text", hint="send it as bytes") from None
+    except ValueError:
+        raise OutOfRange("NaN and infinities cannot be sent", hint="send null instead") from None
 
 
 def dumps_plain(value: Any) -> bytes:

@@ -114,12 +114,16 @@ class Link:
         with self._lock:
             if self._closed:
                 raise BrokerUnavailable(f"the connection to RabbitMQ at {self._where} is closed")
-            self._published += 1
-            register(self._published)
             try:
+                self._published += 1
+                register(self._published)
                 self._channel.basic_publish(message, exchange, key, mandatory=True)
             except (*_LOST, AttributeError) as error:  # AttributeError: py-amqp after the peer closed the channel
                 lost = self._lost_because(error)
+            except BaseException as error:
+                # Ctrl-C, or a signal's exception: half a frame may be out, and the tags of later confirms do not fit.
+                self._give_up(BrokerUnavailable(f"publishing was interrupted by {type(error).__name__}"))
+                raise
             else:
                 return
         self._give_up(lost)

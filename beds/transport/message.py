@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from dataclasses import replace
 
 import amqp
 
@@ -15,21 +16,32 @@ REPLY_TO = "amq.rabbitmq.reply-to"
 HEADER = "beds"
 
 
-def to_message(event: Event, user: str, max_body_bytes: int) -> amqp.Message:
-    """The event, ready to publish to `beds.events` with the key `event.queue`.
+def sealed(event: Event, max_body_bytes: int) -> Event:
+    """The event with its body: what can be sent, however often, without finding fault with it any more.
 
     Args:
         event: what to send.
-        user: the AMQP user; RabbitMQ checks it, so a consumer may trust it.
         max_body_bytes: the largest body allowed.
 
     Raises:
         BodyTooLarge: the body is larger.
-        WrongType: the body holds a type that BEDS does not carry.
+        InvalidPayload: the body holds something that BEDS does not carry.
     """
+    if event.body:
+        return event
     write = codec.dumps_plain if event.is_plain else codec.dumps
     body = write([[], event.arguments, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}])
     codec.check_size(body, max_body_bytes, f"this {event.task}")
+    return replace(event, body=body)
+
+
+def to_message(event: Event, user: str) -> amqp.Message:
+    """A sealed event, ready to publish to its exchange with the key `event.queue`.
+
+    Args:
+        event: what to send.
+        user: the AMQP user; RabbitMQ checks it, so a consumer may trust it.
+    """
     lineage = event.lineage
     headers = {
         "lang": "py",
@@ -55,7 +67,7 @@ def to_message(event: Event, user: str, max_body_bytes: int) -> amqp.Message:
         },
     }
     return amqp.Message(
-        body,
+        event.body,
         content_type="application/json",
         content_encoding="utf-8",
         delivery_mode=2,

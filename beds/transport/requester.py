@@ -29,7 +29,7 @@ from beds.errors import (
 )
 from beds.transport import codec
 from beds.transport.link import Link
-from beds.transport.message import to_message
+from beds.transport.message import sealed, to_message
 
 FIRST_DELAY = 0.05
 """Seconds before the second attempt to connect; doubled each time, at most `LONGEST_DELAY`."""
@@ -102,13 +102,14 @@ class Requester:
             BrokerUnavailable: no connection by the deadline.
             BrokerBlocked: RabbitMQ takes no messages by the deadline.
             PermissionDenied: the user or password is refused.
-            BodyTooLarge, WrongType: the event cannot be sent.
+            InvalidPayload: the event cannot be sent.
         """
+        event = sealed(event, self._settings.max_body_bytes)
         conversation = self._open(deadline)
         link = conversation.link
         if link.blocked and not link.wait_unblocked(deadline):
             raise BrokerBlocked(f"RabbitMQ takes no messages: {link.blocked}", event_id=event.lineage.event_id)
-        message = to_message(event, link.user, self._settings.max_body_bytes)
+        message = to_message(event, link.user)
         pending = Pending(event)
         link.publish(message, event.exchange, event.queue, lambda tag: conversation.await_answer(tag, pending))
         return pending

@@ -90,7 +90,9 @@ _BY_CODE: Mapping[int, Callable[[str], BedsError]] = {
     1021: _not_done("MariaDB has no disk space left"),
     1040: _not_done("MariaDB has no connection to spare"),
     1044: _denied,
-    1045: lambda m: StoreDenied("MariaDB refuses the broker's user or password", hint="check [databases.rel]"),
+    1045: lambda m: StoreDenied(
+        "MariaDB refuses the user or password", hint="check [databases.rel], or [schema.dba.rel] for `beds schema`"
+    ),
     1048: _field_error(MissingField, "may not be null"),
     1053: _lost,
     1054: _mismatch,

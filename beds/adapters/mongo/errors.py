@@ -32,7 +32,9 @@ _BY_CODE: Mapping[int, Callable[[str, Mapping[str, Any]], BedsError]] = {
     9: lambda m, d: SchemaMismatch(f"the stored command is refused: {m}"),
     13: lambda m, d: StoreDenied("the broker's MongoDB user may not do this"),
     14: lambda m, d: InvalidPayload(f"a value has a type the operation cannot take: {m}"),
-    18: lambda m, d: StoreDenied("MongoDB refuses the broker's user or password", hint="check [databases.rec] uri"),
+    18: lambda m, d: StoreDenied(
+        "MongoDB refuses the user or password", hint="check [databases.rec] uri, or [schema.dba.rec] for `beds schema`"
+    ),
     20: lambda m, d: harmless(StoreUnavailable("MongoDB is no replica set", hint="start mongod with --replSet")),
     26: lambda m, d: SchemaMismatch(f"the collection does not exist: {m}"),
     50: lambda m, d: TimeLimitExceeded("the operation ran longer than MongoDB was told to allow"),
