@@ -24,17 +24,14 @@ from beds.domain.lineage import Lineage
 from beds.domain.reply import Page, Reply, reply_from_wire
 from beds.domain.ticket import TicketState, TicketStatus
 from beds.domain.trace import spawn
-from beds.errors import BedsError, BrokerBlocked, BrokerUnavailable, CallTimeout, TooLong, WrongType
+from beds.errors import BedsError, BrokerBlocked, BrokerUnavailable, CallTimeout, WrongType
 from beds.services.lineage import Node, read_tree
-from beds.templates.call import Call, body_of, parse_operation
-from beds.templates.fields import check_plain
+from beds.templates.call import Call, as_calls, body_of, check_name, parse_operation
 from beds.templates.registry import TemplateRegistry
 from beds.tickets import DEFAULT_TIMEOUT, Ticket, deadline_after
 from beds.transport.message import sealed
 from beds.transport.requester import FIRST_DELAY, Pending, Requester
 
-MAX_NAME = 200
-"""Characters of an actor's name, and of an idempotency key."""
 TICKETS_AT_ONCE = 500
 """Tickets in one acceptance."""
 ASK_AGAIN_SECONDS = 3.0
@@ -120,7 +117,7 @@ class Client:
         """
         call = Call(operation, template, data, using, limit, cursor, actor)
         if idempotency_key is not None:
-            return self._submit_keyed(call, _name("idempotency_key", idempotency_key, empty=False), timeout)
+            return self._submit_keyed(call, check_name("idempotency_key", idempotency_key, empty=False), timeout)
         (ticket,) = self.submit_many([call], timeout=timeout)
         return ticket
 
@@ -143,7 +140,7 @@ class Client:
             return_errors: put an operation's error in its place instead of raising the first.
         """
         deadline = deadline_after(timeout)
-        events = [self.event(call, ticket=False, timeout=timeout) for call in _listed(calls)]
+        events = [self.event(call, ticket=False, timeout=timeout) for call in as_calls(calls)]
         pendings = [self._send(event, deadline) for event in events]
         outcomes: list[Reply | BedsError] = []
         for pending in pendings:
@@ -158,7 +155,7 @@ class Client:
     def submit_many(self, calls: Iterable[Call], *, timeout: float = DEFAULT_TIMEOUT) -> list[Ticket]:
         """Hand many operations over, with pipelined confirms, and return when RabbitMQ has all of them safe."""
         deadline = deadline_after(timeout)
-        events = [self.event(call, ticket=True, timeout=timeout) for call in _listed(calls)]
+        events = [self.event(call, ticket=True, timeout=timeout) for call in as_calls(calls)]
         # The acceptance goes first: whoever asks after a ticket later finds it, whether a worker has begun or not.
         acceptances = [
             self._calgon("accept", {"tickets": [_acceptance(event) for event in some]})
@@ -183,7 +180,7 @@ class Client:
 
     def ticket(self, guid: str) -> Ticket:
         """The ticket of a guid or an event id, whoever submitted it. It is looked up when it is asked something."""
-        return Ticket(_name("guid", guid), self)
+        return Ticket(check_name("guid", guid), self)
 
     def lineage(self, of: str, *, timeout: float = DEFAULT_TIMEOUT) -> Node:
         """What the request that an event belongs to set off, as a tree from its root.
@@ -260,7 +257,7 @@ class Client:
             self._lineage(),
             ticket=ticket,
             expires=expires,
-            actor=_name("actor", call.actor),
+            actor=check_name("actor", call.actor),
         )
         return sealed(made, self.settings.amqp.max_body_bytes)
 
@@ -321,22 +318,6 @@ class Client:
             + ("" if event.is_read else "; the write may still be carried out"),
             **where,
         )
-
-
-def _listed(calls: Any) -> list[Any]:
-    if not isinstance(calls, Iterable):
-        raise WrongType(f"calls takes a list of beds.Call, not {type(calls).__name__}", detail={"field": "calls"})
-    return list(calls)
-
-
-def _name(field: str, value: Any, *, empty: bool = True) -> str:
-    """A text of the caller's own, as it may stand in a header."""
-    if not isinstance(value, str) or not (value or empty):
-        raise WrongType(f"{field} takes a text{'' if empty else ', and not an empty one'}", detail={"field": field})
-    if len(value) > MAX_NAME:
-        raise TooLong(f"{field} has {len(value)} characters, {MAX_NAME} are allowed", detail={"field": field})
-    check_plain(field, value)
-    return value
 
 
 def _acceptance(event: Event) -> dict[str, Any]:

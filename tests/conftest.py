@@ -27,7 +27,7 @@ from beds.schema_tools.apply import changes
 from beds.stack.stack import Stack
 
 ROOT = Path(__file__).parent.parent
-PORT_BASE = int(os.environ.get("BEDS_TEST_PORT_BASE", "29000"))
+PORT_BASE = int(os.environ.get("TEST_PORT_BASE", "29000"))
 """Clear of every standard port: 25000 would put RabbitMQ on 25672, and 27000 MongoDB on 27017."""
 WORKER_SECONDS = 60.0
 ALL_QUEUES = "rec.read,rec.write,rel.read,rel.write,calgon"
@@ -43,7 +43,7 @@ if os.environ.get("CI"):
 
 def pytest_configure(config: pytest.Config) -> None:
     # A developer's own settings must not reach into the tests.
-    for name in [n for n in os.environ if n.startswith("BEDS_") and not n.startswith("BEDS_TEST_")]:
+    for name in [n for n in os.environ if n.startswith("BEDS_")]:
         del os.environ[name]
 
 
@@ -63,7 +63,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def stack(project: Path) -> Iterator[Stack]:
     """RabbitMQ, MariaDB and MongoDB with the schema applied. Fails in CI where one is missing, skips elsewhere."""
-    keep = bool(os.environ.get("BEDS_TEST_KEEP"))
+    keep = bool(os.environ.get("KEEP_TEST_STACK"))
     if not keep:
         Stack.down(project / ".beds", wipe=True)
     found = Stack(project / ".beds", PORT_BASE)

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import threading
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,8 +21,8 @@ from celery import states
 from celery.backends.base import BaseBackend
 from celery.exceptions import TaskRevokedError
 
-from beds.broker.progress import Ended, ticket_of
-from beds.broker.telemetry import header_of
+from beds.broker.progress import STORE_PAUSE, Ended, ticket_of
+from beds.broker.telemetry import header_of, leave_unacknowledged
 from beds.client import default_client
 from beds.domain.reply import Page, Response, reply_from_wire
 from beds.domain.ticket import TicketState, TicketStatus
@@ -32,6 +33,7 @@ from beds.errors import (
     CallTimeout,
     InternalError,
     ResultTooLarge,
+    StoreUnavailable,
     TicketRevoked,
     TimeLimitExceeded,
     from_wire,
@@ -41,6 +43,8 @@ from beds.transport import codec
 logger = logging.getLogger(__name__)
 
 
+KEEP_SECONDS = 300.0
+"""How long an event waits, unacknowledged, for its ticket's outcome to be kept."""
 STATUS_BYTES = 4096
 """What a status has beside the outcome, at most."""
 
@@ -107,12 +111,18 @@ class ReplyBackend(BaseBackend):
         return from_wire(codec.decode(wire)) if isinstance(wire, Mapping) else super().exception_to_python(exc)
 
     def _keep(self, guid: str, state: TicketState, body: bytes, result: Any) -> None:
-        try:
-            by = result.detail.get("cancelled_by", "") if isinstance(result, TicketRevoked) else ""
-            self.app.tickets.end(guid, state, body, by)
-        except BedsError as error:
-            # The adapter has tried again for as long as [retry] allows. The effect stands.
-            logger.critical("the outcome of ticket %s could not be kept: %s", guid, error)
+        """Note a ticket's outcome, however long the ticket store is away: the event is not acknowledged before."""
+        by = result.detail.get("cancelled_by", "") if isinstance(result, TicketRevoked) else ""
+        deadline = time.monotonic() + KEEP_SECONDS
+        while True:
+            try:
+                self.app.tickets.end(guid, state, body, by)
+                return
+            except StoreUnavailable as error:
+                logger.warning("the outcome of ticket %s waits for its store: %s", guid, error.message)
+                if time.monotonic() >= deadline:
+                    leave_unacknowledged(f"the outcome of ticket {guid} cannot be kept")
+            time.sleep(STORE_PAUSE)
 
     def _meta(
         self, task_id: str, result: Any, state: str, request: Any, *, is_ticket: bool

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from celery import current_task
-from celery.exceptions import Ignore
+from celery.exceptions import Ignore, Reject
 
 from beds.broker.telemetry import header_of
 from beds.domain.ticket import TicketState
-from beds.errors import NotFound, TicketRevoked
+from beds.errors import NotFound, StoreUnavailable, TicketRevoked
 from beds.services.tickets import ACCEPT_FIELDS
+
+STORE_PAUSE = 0.5
+"""Seconds between two attempts while the ticket store is away."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +41,23 @@ def begin(app: Any, request: Any) -> Ended | None:
     Raises:
         TicketRevoked: somebody cancelled it.
         Ignore: another worker has a copy of the event in hand; Celery acknowledges this one and answers nothing.
+        Reject: the ticket store is away for longer than this worker may wait; nothing was done, and RabbitMQ delivers
+            the event again.
     """
     ticket = ticket_of(request)
     if ticket is None:
         return None
     again = bool((request.delivery_info or {}).get("redelivered"))
-    found = app.tickets.start(ticket, str(request.hostname or ""), again=again)
+    patience = app.settings.broker(str((request.delivery_info or {}).get("routing_key", ""))).soft_limit / 2
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            found = app.tickets.start(ticket, str(request.hostname or ""), again=again)
+            break
+        except StoreUnavailable as error:
+            if time.monotonic() >= deadline:
+                raise Reject(error, requeue=True) from None
+            time.sleep(STORE_PAUSE)
     if found is None:
         raise Ignore  # the other copy's outcome is the ticket's
     if TicketState(found["state"]).is_final:

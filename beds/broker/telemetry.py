@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 from beds.config import Settings
 from beds.domain.event import CALGON, RecordKind
@@ -85,8 +85,7 @@ class Telemetry:
         try:
             self.shipper.settle(audit, lambda: deadline)
         except TransportError as error:
-            logger.critical("an audit record cannot be kept (%s): leaving its event to be delivered again", error)
-            os.kill(os.getpid(), signal.SIGKILL)
+            leave_unacknowledged(f"an audit record cannot be kept: {error}")
 
     def _tell(
         self, trace: Trace, seconds: float, name: str, queue: str, outcome: str, rows: int, who: Mapping[str, Any]
@@ -143,6 +142,14 @@ class Telemetry:
             "worker": str(request.hostname or "")[:200],
             "redelivered": bool((request.delivery_info or {}).get("redelivered")),
         }
+
+
+def leave_unacknowledged(why: str) -> NoReturn:
+    """End this process at once, so that RabbitMQ delivers its event again: the last resort where the effect is done,
+    and what must be told of it cannot be."""
+    logger.critical("%s; ending this process, so that its event is delivered again", why)
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError("not reached")
 
 
 def header_of(request: Any) -> Mapping[str, Any]:

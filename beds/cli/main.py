@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib
+import io
 import json
+import os
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 from rich.console import Console
@@ -48,6 +50,8 @@ EXIT_CODES: Mapping[str, int] = {
     "topology_mismatch": 78,
 }  # fmt: skip
 EX_IOERR = 74
+EX_INTERRUPTED = 130
+"""Ctrl-C, as shells tell it."""
 EX_FAILED = 1
 """The operation was refused for another reason: a conflict, a rule of the business, …"""
 
@@ -118,18 +122,37 @@ def print_error(error: BedsError, *, as_json: bool) -> None:
 def main() -> Any:
     """Entry point. Every expected error ends here, as words and an exit code."""
     as_json = "--json" in sys.argv[1:]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a letter shows its number
     try:
-        return cli(standalone_mode=True)
+        code = cli(standalone_mode=False)
+        sys.stdout.flush()
+        raise SystemExit(code if isinstance(code, int) else 0)
     except BedsError as error:
         print_error(error, as_json=as_json)
         raise SystemExit(exit_code(error)) from None
+    except click.ClickException as error:
+        if as_json:
+            usage = {"code": "usage", "message": error.format_message(), "detail": {}, "hint": "see --help"}
+            click.echo(json.dumps({"error": usage}, ensure_ascii=False), err=True)
+        else:
+            error.show()
+        raise SystemExit(error.exit_code) from None
+    except click.Abort:
+        raise SystemExit(EX_INTERRUPTED) from None
     except OSError as error:
-        if error.errno == errno.EPIPE:  # `beds … | head`
-            sys.stderr.close()
-            raise SystemExit(0) from None
-        if error.errno != errno.ENOSPC:
-            raise
-        click.echo("beds: the output cannot be written: no space left", err=True)
+        _end_with(error)
+
+
+def _end_with(error: OSError) -> NoReturn:
+    """An error of the machine's: in words, without a traceback."""
+    if error.errno == errno.EPIPE:  # `beds … | head`
         with contextlib.suppress(OSError):
-            sys.stdout.close()
-        raise SystemExit(EX_IOERR) from None
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 — Python flushes it once more at its end
+        raise SystemExit(0) from None
+    where = f": {error.filename}" if error.filename else ""
+    click.echo(f"beds: {error.strerror or type(error).__name__}{where}", err=True)
+    with contextlib.suppress(OSError):
+        sys.stdout.close()
+    raise SystemExit(EX_IOERR) from None

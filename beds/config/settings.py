@@ -121,9 +121,13 @@ def load_settings(path: Path | str | None = None, environ: Mapping[str, str] | N
     # Asked here, too: pydantic-settings takes some arguments of its own, and a key must not reach one of those.
     if unknown := [f"unknown key {key}{nearest(key, known)}" for key in data if key not in known]:
         raise _refused(file, unknown)
+    if unknown := [f"unknown variable {name}{nearest(name, _variables())}" for name in os.environ if _is_unknown(name)]:
+        raise _refused(file, unknown)
     env_file = os.environ.get("BEDS_ENV_FILE", data.get("env_file", ""))
     if not isinstance(env_file, str):
         raise _refused(file, ["env_file: takes the path of a file, as text"])
+    if "BEDS_ENV_FILE" in os.environ and env_file and not (file.parent / env_file).is_file():
+        raise _refused(file, [f"BEDS_ENV_FILE: there is no file {env_file}"])
     try:
         settings = Settings(_env_file=file.parent / env_file if env_file else None, **data)
     except ValidationError as failed:
@@ -138,6 +142,15 @@ def load_settings(path: Path | str | None = None, environ: Mapping[str, str] | N
         raise _refused(file, [f"env_file {env_file} cannot be read: {type(error).__name__}"]) from None
     settings._root = file.parent
     return settings
+
+
+def _variables() -> list[str]:
+    return [CONFIG_VARIABLE, *(f"BEDS_{key.upper()}" for key in _keys_at(()))]
+
+
+def _is_unknown(variable: str) -> bool:
+    """Whether a variable of the environment is meant for BEDS, and names no section of it."""
+    return variable.startswith("BEDS_") and variable.split("__")[0] not in _variables()
 
 
 def no_file_at(file: Path | str) -> ConfigurationError:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from beds.domain.event import Operation
-from beds.errors import UnknownOperation, nearest
+from beds.errors import TooLong, UnknownOperation, WrongType, nearest
+from beds.templates.fields import check_plain
 from beds.templates.template import Template
 from beds.transport import codec
+
+MAX_NAME = 200
+"""Characters of an actor's name, and of an idempotency key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,3 +67,20 @@ def parse_operation(name: str) -> Operation:
             detail={"operation": str(name), "known": known},
             hint=f"the operations: {', '.join(known)}",
         ) from None
+
+
+def as_calls(calls: Any) -> list[Any]:
+    """Raises WrongType."""
+    if not isinstance(calls, Iterable):
+        raise WrongType(f"calls takes a list of beds.Call, not {type(calls).__name__}", detail={"field": "calls"})
+    return list(calls)
+
+
+def check_name(field: str, value: Any, *, empty: bool = True) -> str:
+    """A text of the caller's own, such as an actor's name or an idempotency key. Raises WrongType, TooLong."""
+    if not isinstance(value, str) or not (value or empty):
+        raise WrongType(f"{field} takes a text{'' if empty else ', and not an empty one'}", detail={"field": field})
+    if len(value) > MAX_NAME:
+        raise TooLong(f"{field} has {len(value)} characters, {MAX_NAME} are allowed", detail={"field": field})
+    check_plain(field, value)
+    return value

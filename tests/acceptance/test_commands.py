@@ -432,3 +432,27 @@ def test_the_demo_loads_everything_through_beds_beside_the_machines_own_servers(
         if str(tmp_path) in " ".join(p.info["cmdline"] or [])
     ]
     assert left == []
+
+
+def test_wrong_usage_is_json_for_machines_and_output_fits_any_terminal(project: Path, workers: None) -> None:
+    for command in (["call"], ["call", "x"], ["tickets", "--state", "NOPE"], ["call", "SampleRows.x", "--data", "{"]):
+        done = run(project, "beds", *command, "--json")
+        assert done.returncode == 2
+        assert json.loads(done.stderr)["error"]["code"] == "usage"
+    run(project, "beds", "call", "SampleRows.create_record", "id=umlaut", "text=M\u00fcller")
+    narrow = run(
+        project, "beds", "call", "SampleRows.fetch_records", "--using", "by_id", "id=umlaut",
+        env={"PYTHONIOENCODING": "ascii"},
+    )  # fmt: skip
+    assert narrow.returncode == 0, narrow.stderr
+    assert "M\\xfcller" in narrow.stdout
+    piped = run(project, "sh", "-c", "beds template list | true; echo ${PIPESTATUS:-0}")
+    assert "Traceback" not in piped.stderr
+
+
+def test_a_variable_that_means_nothing_is_refused(project: Path) -> None:
+    unknown = run(project, "beds", "template", "list", env={"BEDS_NODES__NAME": "x"})
+    assert unknown.returncode == 78
+    assert "BEDS_NODE" in unknown.stderr
+    missing = run(project, "beds", "template", "list", env={"BEDS_ENV_FILE": "/nope"})
+    assert missing.returncode == 78

@@ -33,6 +33,7 @@ ANSWERED: list[tuple[Any, str]] = [
     ([[], {"template": "\ud800", "payload": {"id": "x"}}, EMBED], "unknown_template"),
     ([[], {"template": "SampleRows", "payload": {"id": "x", "text": "\ud800"}}, EMBED], "wrong_type"),
 ]
+EMBEDS: list[Any] = [{"reply_to": [1]}, {"id": "x"}, {"beds": {}}, {"hostname": "x"}, {"callbacks": {"a": 1}}]
 MARKER = "a-value-that-no-log-shows"
 DEAD: list[bytes] = [
     b"not json",
@@ -51,8 +52,13 @@ DEAD: list[bytes] = [
     b'[[],"kwargs",{}]',
     b"[null,null,null]",
     json.dumps([[], {"template": "SampleRows"}, {"chain": [{"task": "x"}]}]).encode(),
+    *(json.dumps([[], {"template": "SampleRows", "payload": {"id": "x"}}, embed]).encode() for embed in EMBEDS),
     json.dumps([[], {"template": "SampleRows", "payload": {"id": "x", "text": "x" * 1_100_000}}, EMBED]).encode(),
 ]
+NEXT = {
+    "task": "rel.create_record", "args": [], "options": {}, "immutable": True,
+    "kwargs": {"template": "SampleRows", "payload": {"id": "called back"}},
+}  # fmt: skip
 ODD: list[dict[str, Any]] = [
     {"timelimit": "soon"}, {"timelimit": [1]}, {"timelimit": [-1, None]}, {"id": 5}, {"expires": "never"},
     {"expires": 5}, {"eta": "never"}, {"task": "os.system"}, {"task": 5}, {"task": ["x"]}, {"task": None},
@@ -60,6 +66,9 @@ ODD: list[dict[str, Any]] = [
     {"stamps": 5}, {"stamped_headers": ["x"]}, {"retries": "many"}, {"beds": 5},
     {"eta": "2999-01-01T00:00:00+00:00"}, {"eta": "0001-01-01T00:00:00+23:00"}, {"timelimit": [1e308, 1e308]},
     {"ignore_result": True}, {"compression": "application/x-gzip"}, {"compression": "zlib"}, {"shadow": "x"},
+    *({name: [NEXT]} for name in ("callbacks", "errbacks", "chain", "chord")), {"callbacks": {"a": 1}}, {"group": "x"},
+    {"replaced_task_nesting": 3}, {"hostname": "x"}, {"delivery_info": {"a": 1}}, {"properties": {"a": 1}},
+    {"beds": {"ticket": True, "event_id": "x"}}, {"beds": {"ticket": True}}, {"beds": {"ticket": "yes"}},
     {"id": "x"}, {"id": "a" * 300}, {"id": f"x]\n{MARKER}"}, {"id": str(uuid.uuid4())},
 ]  # fmt: skip
 """Headers that no event has; `rel.fetch_records` is an operation, but of another queue than the one it came by."""
@@ -94,6 +103,7 @@ def test_no_message_ends_the_worker_and_each_is_answered(project: Path, own_vhos
         dead = [publish(channel, body, mine) for body in DEAD]
         good = json.dumps([[], {"template": "SampleRows", "payload": {"id": "x", "text": MARKER}}, EMBED]).encode()
         dead += [publish(channel, good, mine, **headers) for headers in ODD]
+        dead.append(publish(channel, b"[1]", mine, beds={"ticket": True, "event_id": "x"}))
         asked |= dict.fromkeys(dead, "malformed_event")
         answered: dict[str, str] = {}
         deadline = time.monotonic() + 60
@@ -110,11 +120,12 @@ def test_no_message_ends_the_worker_and_each_is_answered(project: Path, own_vhos
         )
         assert worker.poll() is None
         client.call("fetch_records", "SampleRows", {"id": "none"}, using="by_id", timeout=30)
-        assert not client.call("fetch_records", "SampleRows", {"id": "x"}, using="by_id", timeout=30)
+        for unwanted in ("x", "called back"):
+            assert not client.call("fetch_records", "SampleRows", {"id": unwanted}, using="by_id", timeout=30)
         late = publish(channel, good, mine, expires="2020-01-01T00:00:00+00:00")
         reply = wait_for(lambda: channel.basic_get(mine, no_ack=True), 30, "the answer to what expired")
         assert reply.properties["correlation_id"] == late
-        assert json.loads(reply.body)["result"]["beds"]["code"] == "ticket_revoked"
+        assert json.loads(reply.body)["result"]["beds"]["code"] == "call_timeout"
         # Nothing that a caller sends is logged: not in what is refused, in what fails, and in what succeeds.
         for payload in ({"id": MARKER[:12], "text": MARKER}, {"id": MARKER[:12]}):
             with contextlib.suppress(BedsError):

@@ -328,3 +328,54 @@ def test_the_default_client_reads_the_working_folder(
     assert package.template("SampleRows").fetch_records("by_id", {"id": "none"}) == Page()
     assert package.submit("fetch_records", "SampleRows", {"id": "none"}, using="by_id").result() == Page()
     beds.client.default_client().close()
+
+
+def test_all_calls_are_judged_before_the_first_is_sent(client: Client, key: str) -> None:
+    good = Call("create_record", "SampleRows", {"id": key})
+    large = Call("create_record", "SampleDocs", {"id": key, "extra": {"x": "y" * 1_200_000}})
+    acts: tuple[Any, ...] = (client.call_many, client.submit_many)
+    for act in acts:
+        with pytest.raises(BodyTooLarge):
+            act([good, large])
+        with pytest.raises(WrongType):
+            act(5)
+    assert not client.call("fetch_records", "SampleRows", {"id": key}, using="by_id")
+    with pytest.raises(BodyTooLarge):
+        client.submit("create_record", "SampleDocs", large.data, idempotency_key=key)
+    # Nothing was accepted under the key, so it is free.
+    client.submit("create_record", "SampleDocs", {"id": key}, idempotency_key=key).result(30)
+
+
+def test_an_interrupted_publish_does_not_spoil_the_next(client: Client, key: str) -> None:
+    client.call("fetch_records", "SampleRows", {"id": key}, using="by_id")
+    conversation = client.requester._conversation
+    assert conversation is not None
+
+    def interrupt(_tag: int) -> None:
+        raise KeyboardInterrupt
+
+    for _ in range(3):
+        link = client.requester._open(time.monotonic() + 10).link
+        with pytest.raises(KeyboardInterrupt):
+            link.publish(None, "beds.events", "rel.read", interrupt)
+        assert client.submit("fetch_records", "SampleRows", {"id": key}, using="by_id").result(30) == Page()
+
+
+@pytest.mark.parametrize("args", [{"zz": float("nan")}, {"zz": {1: 2}}, {1: 2}, {"zz": object()}])
+def test_an_argument_that_cannot_be_sent_is_told_by_name(client: Client, args: Any) -> None:
+    with pytest.raises(BedsError) as caught:
+        client.call("fetch_records", "SampleRows", args, using="by_id")
+    assert caught.value.detail["field"]
+
+
+@pytest.mark.parametrize("key", [0, False, [], {}, b"", "", 1, float("nan"), "x" * 201, "\ud800"])
+def test_an_idempotency_key_is_a_text_or_refused(client: Client, key: Any) -> None:
+    with pytest.raises(BedsError) as caught:
+        client.submit("create_record", "SampleRows", {"id": "x"}, idempotency_key=key)
+    assert caught.value.detail["field"] == "idempotency_key"
+
+
+@pytest.mark.parametrize("guid", [None, 5, b"x"])
+def test_a_ticket_is_known_by_a_text(client: Client, guid: Any) -> None:
+    with pytest.raises(WrongType):
+        client.ticket(guid)

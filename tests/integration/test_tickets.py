@@ -11,6 +11,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -400,3 +401,44 @@ def test_trap_4_celerys_rpc_results_are_pending_for_everybody_else(settings: Set
     assert ticket.wait(30).state is TicketState.SUCCESS
     assert rpc.AsyncResult(ticket.guid).state == "PENDING"
     rpc.close()
+
+
+def test_a_guid_of_a_year_that_never_comes_is_unknown(client: Client) -> None:
+    with pytest.raises(UnknownTicket):
+        client.ticket("ffffffff-ffff-7fff-bfff-ffffffffffff").status(20)
+
+
+def test_questions_after_unknown_tickets_hold_nobody_up(client: Client) -> None:
+    """An old guid is unknown at once; only one that was made just now may have its acceptance on its way."""
+    ended = client.submit("create_record", "SampleRows", {"id": new_id()})
+    ended.wait(30)
+    old = [f"01900000-{n:04x}-7000-8000-000000000000" for n in range(60)]
+    with ThreadPoolExecutor(20) as pool:
+        outcomes = [pool.submit(client.ticket(guid).status, 20) for guid in old]
+        assert ended.status(20).ready
+    assert all(isinstance(o.exception(), TicketExpired) for o in outcomes)
+
+
+def test_a_wait_goes_on_while_rabbitmq_takes_nothing(client: Client, stack: Stack) -> None:
+    ticket = client.submit("fetch_records", "SampleRows", {"seconds": 4.0}, using="sleep")
+    stack.rabbitmq.control("set_vm_memory_high_watermark", "0")
+    try:
+        with pytest.raises(CallTimeout):
+            client.ticket(ticket.guid).wait(3)
+    finally:
+        stack.rabbitmq.control("set_vm_memory_high_watermark", "absolute", "2GB")
+    assert ticket.wait(60).state is TicketState.SUCCESS
+
+
+@pytest.mark.timeout(180)
+def test_a_ticket_outlives_an_outage_of_its_store(client: Client, stack: Stack) -> None:
+    """Nothing is acknowledged before the ticket store has taken its outcome."""
+    tickets = [client.submit("create_record", "SampleRows", {"id": new_id()})]
+    stack.server("mongodb").down()
+    try:
+        tickets += [client.submit("create_record", "SampleRows", {"id": new_id()}) for _ in range(3)]
+        time.sleep(8)
+    finally:
+        stack.server("mongodb").up()
+    for ticket in tickets:
+        assert client.ticket(ticket.guid).wait(90).state is TicketState.SUCCESS

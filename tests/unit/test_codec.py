@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from beds.domain.identity import ObjectId
-from beds.errors import BedsError, BodyTooLarge, InvalidCursor, MalformedEvent, WrongType
+from beds.errors import BedsError, BodyTooLarge, InvalidCursor, InvalidPayload, MalformedEvent, OutOfRange, WrongType
 from beds.transport import codec
 
 KEYS = st.text(max_size=8) | st.sampled_from(
@@ -112,8 +112,14 @@ def test_what_is_no_tag_is_malformed(wire: Any) -> None:
 def test_foreign_types_are_refused() -> None:
     with pytest.raises(WrongType):
         codec.encode({"a": object()})
-    with pytest.raises(ValueError, match="JSON"):
+    with pytest.raises(WrongType):
+        codec.dumps({1: 2})
+    with pytest.raises(OutOfRange):
         codec.dumps(float("nan"))
+    deep: list[Any] = []
+    deep.append(deep)
+    with pytest.raises(InvalidPayload):
+        codec.dumps(deep)
 
 
 def test_a_body_over_the_limit_says_by_how_much() -> None:
