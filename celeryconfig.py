@@ -56,7 +56,8 @@ task_acks_late = True
 task_reject_on_worker_lost = True
 # A typed error is an answer: the event is done.
 task_acks_on_failure = True
-task_acks_on_timeout = True
+# The hard limit kills the slot; the event comes back, is counted, and has its effect once (the ledger).
+task_acks_on_timeout = False
 # After a lost connection RabbitMQ delivers again; the first run must not go on beside the second.
 worker_cancel_long_running_tasks_on_connection_loss = True
 # SIGTERM lets what runs come to its end.

@@ -46,7 +46,7 @@ class AsyncClient:
             try:
                 return reply_from_wire(await self._wait(pending.reply, pending, deadline))
             except BrokerUnavailable:
-                if not event.is_read or time.monotonic() >= deadline:
+                if time.monotonic() >= deadline:
                     raise
 
     async def submit(self, operation: str, template: str, data: Any = None, **options: Any) -> Ticket:

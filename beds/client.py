@@ -262,27 +262,27 @@ class Client:
         return sealed(made, self.settings.amqp.max_body_bytes)
 
     def _send(self, event: Event, deadline: float) -> Pending:
-        """Publish, and publish again what a lost connection took, where that does no harm."""
+        """Publish, and publish again what a lost connection took: a second copy of an event has no second effect."""
         while True:
             try:
                 return self.requester.send(event, deadline)
             except BrokerUnavailable:
-                if not event.may_be_repeated or time.monotonic() + FIRST_DELAY >= deadline:
+                if time.monotonic() + FIRST_DELAY >= deadline:
                     raise
             time.sleep(FIRST_DELAY)
 
     def _reply(self, pending: Pending, deadline: float) -> Reply:
-        """The reply; asked for again when its way was cut, where that does no harm."""
+        """The reply. When its way was cut the event is sent again: its answer is kept, and comes once more."""
         while True:
             try:
                 return reply_from_wire(self._wait(pending.reply, pending, deadline, "no reply"))
             except BrokerUnavailable:
-                if not pending.event.may_be_repeated or time.monotonic() >= deadline:
+                if time.monotonic() >= deadline:
                     raise
             pending = self._send(pending.event, deadline)
 
     def _confirmed(self, events: Sequence[Event], deadline: float) -> list[Pending]:
-        """Publish all events, of which none minds a second copy, and wait until RabbitMQ has them safe."""
+        """Publish all events, and wait until RabbitMQ has them safe."""
         pendings = [self._send(event, deadline) for event in events]
         # From the end: what is wrong with an operation says more than what is wrong with its acceptance.
         for index, pending in reversed(list(enumerate(pendings))):

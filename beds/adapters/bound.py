@@ -5,62 +5,35 @@ A store's own adapter says only how to describe objects and how to call one.
 
 from __future__ import annotations
 
-import hashlib
 import random
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
-from decimal import Decimal
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
-from beds.config.sections import Retry
+from beds.adapters.paging import next_cursor, read_cursor
+from beds.adapters.store import AlreadyDone, ObjectStore, Once, Outcome, check_param, is_harmless
+from beds.config.sections import Ledger, Retry
 from beds.core.namaste import NamasteCore, Payload, Query
 from beds.domain.event import Operation
-from beds.domain.reply import Page, Record, Response
+from beds.domain.reply import Page, Response, reply_from_wire
 from beds.domain.trace import OK, DatabaseCall, current_trace
 from beds.errors import (
     BedsError,
     DuplicateKey,
-    InvalidCursor,
     MissingField,
     NotFound,
-    OutOfRange,
     SchemaMismatch,
     StoreUnavailable,
-    TooLong,
     UnknownField,
+    from_wire,
     nearest,
 )
 from beds.templates.binding import BULK_NAMES, Binding, bind, reserved_type
-from beds.templates.fields import check_decimal
-from beds.templates.named_object import NamedObject, Param
+from beds.templates.named_object import NamedObject
 from beds.templates.template import Template
 from beds.transport import codec
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a named object gave back: its rows, OUT parameters among them, and how many records it changed."""
-
-    rows: list[Record] = field(default_factory=list)
-    affected: int = 0
-
-
-class ObjectStore(Protocol):
-    """A session with one database: it describes named objects and calls them. Used by one thread at a time."""
-
-    def describe(self, names: Iterable[str]) -> dict[str, NamedObject]:
-        """The signatures of those objects that exist and that this user may call."""
-        ...
-
-    def execute(self, binding: Binding, values: Mapping[str, Any]) -> Outcome:
-        """Call the bound object with a value for each of its input parameters."""
-        ...
-
-    def close(self) -> None: ...
 
 
 class BoundAdapter(NamasteCore):
@@ -72,9 +45,13 @@ class BoundAdapter(NamasteCore):
         retry: how long transient errors are tried again.
         refresh: seconds a signature is trusted before it is read again, so that the DBA may change an object
             while workers run.
+        ledger_ttl: seconds it is remembered that an event was carried out.
     """
 
-    def __init__(self, template: Template, store: ObjectStore, retry: Retry, refresh: float) -> None:
+    def __init__(
+        self, template: Template, store: ObjectStore, retry: Retry, refresh: float, ledger_ttl: int = Ledger().ttl
+    ) -> None:
+        self._ledger_ttl = ledger_ttl
         self.template = template
         self._store = store
         self._retry = retry
@@ -84,32 +61,34 @@ class BoundAdapter(NamasteCore):
 
     def create_record(self, payload: Payload) -> Response:
         binding = self._binding("create", Operation.CREATE)
-        outcome = self._call(binding, self._record_values(binding, payload))
-        record = outcome.rows[0] if outcome.rows else {}
-        key = record.get(self.template.key, payload.get(self.template.key))
-        return Response("" if key is None else str(key), max(outcome.affected, 1), record)
+
+        def answer(outcome: Outcome) -> Response:
+            record = outcome.rows[0] if outcome.rows else {}
+            key = record.get(self.template.key, payload.get(self.template.key))
+            return Response("" if key is None else str(key), max(outcome.affected, 1), record)
+
+        return self._write(binding, self._record_values(binding, payload), answer)
 
     def create_records(self, payloads: Sequence[Payload]) -> Response:
         binding = self._binding("create_many", Operation.CREATE_MANY)
         (bulk,) = (p.name for p in binding.target.params if p.name in BULK_NAMES)
-        self._call(binding, {bulk: [dict(p) for p in payloads]})
-        return Response("", len(payloads))
+        return self._write(binding, {bulk: [dict(p) for p in payloads]}, lambda _: Response("", len(payloads)))
 
     def fetch_records(self, query: Query) -> Page:
         binding = self._binding(f"fetch.{query.using}", Operation.FETCH)
         rows = self._call(binding, self._query_values(binding, query)).rows
         if not binding.pages:
             return Page(tuple(rows))
-        return Page(tuple(rows), _next_cursor(binding, query, rows) if len(rows) >= query.limit else "")
+        return Page(tuple(rows), next_cursor(binding, query, rows) if len(rows) >= query.limit else "")
 
     def update_record(self, payload: Payload) -> Response:
         binding = self._binding("update", Operation.UPDATE)
         values = self._record_values(binding, payload)
-        return self._changed(self._call(binding, values), payload[self.template.key])
+        return self._write(binding, values, lambda outcome: self._changed(outcome, payload[self.template.key]))
 
     def delete_record(self, record_id: Any) -> Response:
         binding = self._binding("delete", Operation.DELETE)
-        return self._changed(self._call(binding, {self.template.key: record_id}), record_id)
+        return self._write(binding, {self.template.key: record_id}, lambda outcome: self._changed(outcome, record_id))
 
     def check_bindings(self) -> list[SchemaMismatch]:
         """Bind every operation of the template against the live signatures; what does not fit."""
@@ -130,14 +109,59 @@ class BoundAdapter(NamasteCore):
         _, ref = self.template.refs()[table]
         return bind(self.template, table, self._objects.get(ref.object))
 
-    def _call(self, binding: Binding, values: Mapping[str, Any]) -> Outcome:
+    def _write(self, binding: Binding, values: Mapping[str, Any], answer: Callable[[Outcome], Response]) -> Response:
+        """Carry out a write; in the course of an event once, however often the event is delivered."""
+        trace = current_trace()
+        if trace is None or self.template.system or binding.ref.idempotent:
+            return answer(self._call(binding, values))
+        guid = trace.lineage.guid
+        once = Once(guid, self._ledger_ttl, lambda outcome: _noted(answer(outcome)))
+        try:
+            return answer(self._call(binding, values, once))
+        except AlreadyDone:
+            found = self._recall(guid)
+            if found is None:
+                raise StoreUnavailable("the ledger changed under a write") from None
+            return found
+        except StoreUnavailable:
+            raise
+        except Exception as error:
+            # A copy of this event may have gone before, and taken the key or the record that was missed here; or the
+            # time was up after the commit.
+            if (found := self._recall(guid)) is not None:
+                return found
+            if isinstance(error, BedsError):
+                self._note_failure(guid, error)
+            raise
+
+    def _recall(self, guid: str) -> Response | None:
+        """What an event was answered before. Raises the error that it was answered with."""
+        text = self._try(lambda: self._store.recall(guid), repeatable=True)
+        if text is None:
+            return None
+        noted = codec.loads(text)
+        if "error" in noted:
+            raise from_wire(noted["error"])
+        reply = reply_from_wire(noted["ok"])
+        assert isinstance(reply, Response)
+        return reply
+
+    def _note_failure(self, guid: str, error: BedsError) -> None:
+        """A refusal is an answer, too: delivered again, the event must not succeed after its caller was told of it."""
+        text = codec.dumps({"error": error.to_wire()}).decode()
+        try:
+            self._try(lambda: self._store.note(guid, self._ledger_ttl, text), repeatable=True)
+        except AlreadyDone:
+            return  # by a copy of the same event, at the same moment
+
+    def _call(self, binding: Binding, values: Mapping[str, Any], once: Once | None = None) -> Outcome:
         for param in binding.target.params:
             if param.mode == "in" and values.get(param.name) is not None:
                 check_param(param, values[param.name])
         try:
             return self._try(
-                lambda: self._execute(binding, values),
-                repeatable=binding.operation.is_read or binding.ref.idempotent,
+                lambda: self._execute(binding, values, once),
+                repeatable=binding.operation.is_read or binding.ref.idempotent or once is not None,
             )
         except DuplicateKey as error:
             error.detail["field"] = error.detail.get("field") or self.template.key  # the stores call it PRIMARY, _id
@@ -146,18 +170,21 @@ class BoundAdapter(NamasteCore):
             self._read_at = float("-inf")  # the object changed under us: look again at the next call
             raise
 
-    def _execute(self, binding: Binding, values: Mapping[str, Any]) -> Outcome:
+    def _execute(self, binding: Binding, values: Mapping[str, Any], once: Once | None) -> Outcome:
         """Call the object, and note the call in the trace of the event that asks for it."""
         trace = None if self.template.system else current_trace()
         if trace is None:
-            return self._store.execute(binding, values)
+            return self._store.execute(binding, values, once)
         at, clock, rows, outcome = time.time(), time.perf_counter(), 0, OK
         try:
-            found = self._store.execute(binding, values)
+            found = self._store.execute(binding, values, once)
             rows = len(found.rows) if binding.operation.is_read else found.affected
             return found
         except BedsError as error:
             outcome = error.code
+            raise
+        except AlreadyDone:
+            outcome = "repeated"
             raise
         except BaseException:
             outcome = "interrupted"  # by the soft time limit
@@ -170,12 +197,15 @@ class BoundAdapter(NamasteCore):
         """Run `action`; after a transient error again, with backoff, until the deadline."""
         deadline = time.monotonic() + self._retry.deadline
         delay = self._retry.first_delay
+        in_doubt = False
         while True:
             try:
                 return action()
             except StoreUnavailable as error:
-                # A write whose connection broke may have happened: only the caller can know whether to repeat it.
-                if not (repeatable or is_harmless(error)) or time.monotonic() + delay > deadline:
+                # An attempt whose connection broke may have had its effect, whatever the later ones say.
+                in_doubt = in_doubt or not is_harmless(error)
+                error.detail["nothing_written"] = not in_doubt
+                if (in_doubt and not repeatable) or time.monotonic() + delay > deadline:
                     raise
             time.sleep(delay * random.uniform(0.5, 1.0))
             delay = min(delay * 2, 1.0)
@@ -203,7 +233,7 @@ class BoundAdapter(NamasteCore):
         return values
 
     def _query_values(self, binding: Binding, query: Query) -> dict[str, Any]:
-        after = _read_cursor(binding, query)
+        after = read_cursor(binding, query)
         values: dict[str, Any] = {}
         for param in binding.target.params:
             if param.name == "limit" and "limit" not in binding.fetch.args:
@@ -239,67 +269,5 @@ class BoundAdapter(NamasteCore):
         return Response(str(key), max(outcome.affected, 1), outcome.rows[0] if outcome.rows else {})
 
 
-def harmless(error: StoreUnavailable) -> StoreUnavailable:
-    """Mark an error after which nothing was written, so that even a write may be tried again."""
-    error.detail["nothing_written"] = True
-    return error
-
-
-def is_harmless(error: BedsError) -> bool:
-    return bool(error.detail.get("nothing_written"))
-
-
-def check_param(param: Param, value: Any) -> None:
-    """Refuse a value that the parameter's type would cut, round or reject.
-
-    Raises:
-        TooLong, OutOfRange: names the field.
-    """
-    detail = {"field": param.name, "declared": param.declared}
-    if isinstance(value, (str, bytes)) and param.max_length is not None and len(value) > param.max_length:
-        raise TooLong(
-            f"field {param.name} has {len(value)} characters, the store takes {param.max_length}",
-            detail=detail | {"max_length": param.max_length},
-        )
-    if isinstance(value, datetime) and param.fraction is not None and value.microsecond % 10 ** (6 - param.fraction):
-        raise OutOfRange(
-            f"field {param.name} has a finer time than the {param.fraction} digits of a second the store keeps",
-            detail=detail,
-            hint='cut it yourself, or set precision = "millisecond" for the field in the template',
-        )
-    if isinstance(value, Decimal):
-        check_decimal(param.name, value, param.digits, param.scale)
-    if isinstance(value, (int, float)) and param.max is not None and not -param.max - 1 <= value <= param.max:
-        raise OutOfRange(
-            f"field {param.name} is beyond what {param.declared} holds", detail=detail | {"max": param.max}
-        )
-
-
-def _next_cursor(binding: Binding, query: Query, rows: list[Record]) -> str:
-    last = rows[-1]
-    missing = [name for name in binding.fetch.cursor if name not in last]
-    if missing:
-        raise SchemaMismatch(
-            f"object {binding.target.name} returns no column {missing[0]}, which the template names in its cursor",
-            detail={"object": binding.target.name, "template": binding.template.name},
-        )
-    return codec.pack_cursor([*_asked(binding, query), [last[n] for n in binding.fetch.cursor]])
-
-
-def _asked(binding: Binding, query: Query) -> tuple[str, str, str]:
-    """What a cursor belongs to: the template, the object, and the arguments in a few characters."""
-    text = codec.dumps(sorted(query.args.items()))
-    return binding.template.name, binding.target.name, hashlib.sha256(text).hexdigest()[:16]
-
-
-def _read_cursor(binding: Binding, query: Query) -> dict[str, Any]:
-    if not query.cursor:
-        return {}
-    template, target, args = _asked(binding, query)
-    names = binding.fetch.cursor
-    match codec.unpack_cursor(query.cursor):
-        case [*asked, [*values]] if asked == [template, target, args] and len(values) == len(names):
-            for name, value in zip(names, values, strict=True):
-                binding.template.fields[name].check(name, value)
-            return dict(zip(names, values, strict=True))
-    raise InvalidCursor("this cursor belongs to another fetch, or to other arguments", detail={"field": "cursor"})
+def _noted(response: Response) -> str:
+    return codec.dumps({"ok": response.to_wire()}).decode()

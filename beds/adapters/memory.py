@@ -6,7 +6,8 @@ import copy
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from beds.adapters.bound import BoundAdapter, Outcome
+from beds.adapters.bound import BoundAdapter
+from beds.adapters.store import AlreadyDone, Once, Outcome
 from beds.config.sections import Retry
 from beds.domain.event import Operation, Store
 from beds.domain.reply import Record
@@ -48,6 +49,7 @@ class MemoryStore:
         self._template = template
         self._stubs = dict(stubs or {})
         self._next_id = 1
+        self._ledger: dict[str, str] = {}
 
     def describe(self, names: Iterable[str]) -> dict[str, NamedObject]:
         wanted = set(names)
@@ -57,7 +59,28 @@ class MemoryStore:
             if ref.object in wanted
         }
 
-    def execute(self, binding: Binding, values: Mapping[str, Any]) -> Outcome:
+    def execute(self, binding: Binding, values: Mapping[str, Any], once: Once | None = None) -> Outcome:
+        if once is None:
+            return self._execute(binding, values)
+        if once.guid in self._ledger:
+            raise AlreadyDone
+        before = copy.deepcopy(self.records)
+        try:
+            outcome = self._execute(binding, values)
+            self._ledger[once.guid] = once.answer(outcome)
+        except BaseException:
+            self.records = before
+            raise
+        return outcome
+
+    def recall(self, guid: str) -> str | None:
+        return self._ledger.get(guid)
+
+    def note(self, guid: str, ttl: int, answer: str) -> None:
+        if self._ledger.setdefault(guid, answer) is not answer:
+            raise AlreadyDone
+
+    def _execute(self, binding: Binding, values: Mapping[str, Any]) -> Outcome:
         match binding.operation:
             case Operation.FETCH:
                 return Outcome(self._fetch(binding, values))

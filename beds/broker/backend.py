@@ -54,6 +54,8 @@ class ReplyBackend(BaseBackend):
 
     def __init__(self, app: Any, **options: Any) -> None:
         super().__init__(app, **options)
+        self.worker_pid = 0
+        """Of the process whose loop serves a pool; its tasks run elsewhere."""
         self._local = threading.local()
 
     def store_result(
@@ -63,8 +65,8 @@ class ReplyBackend(BaseBackend):
 
         Other states, and what nobody asked to be answered, go nowhere.
         """
-        if state not in states.READY_STATES:
-            return result
+        if state not in states.READY_STATES or isinstance(result, HardTimeLimitExceeded):
+            return result  # after its hard limit an event is delivered again: this is not its end
         audit = None
         if isinstance(result, Ended):
             body = result.outcome
@@ -91,7 +93,13 @@ class ReplyBackend(BaseBackend):
             logger.error("the reply to %s could not be sent: %s", task_id, type(failed).__name__)
 
     def _get_task_meta_for(self, task_id: str) -> dict[str, Any]:
-        """What AsyncResult asks: over AMQP, as every client does. Raises UnknownTicket, TicketExpired."""
+        """What AsyncResult asks: over AMQP, as every client does. Raises UnknownTicket, TicketExpired.
+
+        Celery's own worker asks too, when it has lost a pool process. Its loop must not wait for an answer, and the
+        ledger knows better: there the state is PENDING, and the event is delivered again.
+        """
+        if os.getpid() == self.worker_pid:
+            return {"task_id": task_id, "status": states.PENDING, "result": None}
         status = default_client().ticket(task_id).status()
         outcome = status.result or {}
         result = outcome.get("result")
@@ -188,7 +196,7 @@ def as_beds_error(error: BaseException) -> BedsError:
     """Every error as one of BEDS; a foreign one's words may hold data, so only its type is told."""
     if isinstance(error, BedsError):
         return error
-    if isinstance(error, (SoftTimeLimitExceeded, HardTimeLimitExceeded)):
+    if isinstance(error, SoftTimeLimitExceeded):
         return TimeLimitExceeded("the operation ran longer than its pool allows")
     if isinstance(error, TaskRevokedError):
         if error.args[:1] == ("expired",):

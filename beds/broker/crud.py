@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 from billiard.exceptions import SoftTimeLimitExceeded
 from celery import Task
+from celery.exceptions import Reject
 
+from beds.adapters.store import is_harmless
 from beds.broker.app import app
 from beds.broker.backend import as_beds_error
 from beds.broker.progress import Ended, begin
 from beds.domain.event import Operation, Store, task_for
 from beds.domain.reply import Reply
-from beds.errors import BedsError, MalformedEvent
+from beds.errors import BedsError, MalformedEvent, StoreUnavailable
 from beds.services.dispatch import carry_out
 from beds.transport import codec
+
+logger = logging.getLogger("celery.beds.crud")
 
 
 class CrudTask(Task):
@@ -41,6 +46,12 @@ class CrudTask(Task):
                 return carry_out(self.app.factory, self.store, self.operation, template, body)
             except SoftTimeLimitExceeded as error:
                 raise as_beds_error(error) from None
+            except StoreUnavailable as error:
+                if self.operation.is_read or is_harmless(error):
+                    raise
+                # It may have happened. Delivered again, the ledger tells; an answer now could only be a guess.
+                logger.warning("%s is in doubt: %s; it will be delivered again", self.request.id, error.message)
+                raise Reject(error, requeue=True) from None
 
 
 def arguments_of(kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -53,6 +53,8 @@ class BedsWorker(Worker):
         except BedsError as error:
             logger.critical("%s", error)
             refuse_to_start(error)
+        if size.pool == "prefork":
+            app.backend.worker_pid = os.getpid()
         given = _given_on_command_line()
         options["queues"] = queues
         from_beds_toml = {

@@ -69,6 +69,11 @@ class Amqp(Section):
     """Seconds; a silent peer is given up after two of them."""
     connect_timeout: Annotated[float, Field(gt=0, le=60)] = 4.0
     """Seconds for one attempt to connect."""
+    consumer_timeout: Annotated[int, Field(ge=60)] = 1800
+    """Seconds after which RabbitMQ takes an event from a worker that has not acknowledged it (`consumer_timeout` of
+    rabbitmq.conf). A pool's time limit must lie below, or the whole worker would end."""
+    max_queue_length: Annotated[int, Field(ge=0)] = 0
+    """Events that may wait in one queue; more are refused with Overloaded. No limit when 0."""
 
     @property
     def client_url(self) -> str:
@@ -99,9 +104,9 @@ class Broker(Section):
     prefetch: Annotated[int, Field(ge=1, le=1000)] = 1
     """Events a slot holds in advance. 1 is fair; more is faster for short operations."""
     pool: Literal["prefork", "threads", "solo"] = "prefork"
-    time_limit: Annotated[int, Field(ge=2, le=1500)] = 30
-    """Seconds after which the slot is killed; stays below RabbitMQ's consumer timeout (1,800 s)."""
-    soft_time_limit: Annotated[int | None, Field(ge=1, le=1499)] = None
+    time_limit: Annotated[int, Field(ge=2, le=86_400)] = 30
+    """Seconds after which the slot is killed; stays below `[amqp] consumer_timeout`."""
+    soft_time_limit: Annotated[int | None, Field(ge=1, le=86_399)] = None
     """Seconds after which the operation is ended with TimeLimitExceeded; 80 % of `time_limit` when absent."""
     max_tasks_per_child: Annotated[int | None, Field(ge=1)] = None
     max_memory_per_child: Annotated[int | None, Field(ge=10_000)] = None
@@ -148,6 +153,13 @@ class Retry(Section):
     """Seconds."""
     first_delay: Annotated[float, Field(gt=0, le=10)] = 0.05
     """Seconds; doubled each time, with jitter."""
+
+
+class Ledger(Section):
+    """What makes an event's effect happen once."""
+
+    ttl: Annotated[int, Field(ge=3600, le=31_536_000)] = 604_800
+    """Seconds an entry is kept: longer than any event may wait to be delivered again, or replayed."""
 
 
 class Calgon(Section):

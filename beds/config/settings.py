@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
-from pydantic import BaseModel, Field, PrivateAttr, ValidationError, field_validator
+from pydantic import BaseModel, Field, PrivateAttr, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
@@ -23,6 +23,7 @@ from beds.config.sections import (
     BrokerName,
     Calgon,
     Databases,
+    Ledger,
     Logging,
     Metrics,
     Node,
@@ -56,6 +57,7 @@ class Settings(BaseSettings):
     brokers: dict[BrokerName, Broker] = {}
     databases: Databases = Databases()
     retry: Retry = Retry()
+    ledger: Ledger = Ledger()
     calgon: Calgon = Calgon()
     logging: Logging = Logging()
     metrics: Metrics = Metrics()
@@ -75,6 +77,16 @@ class Settings(BaseSettings):
             name = dotted.get(str(key), str(key))
             merged[name] = {**merged.get(name, {}), **entry} if isinstance(entry, Mapping) else entry
         return merged
+
+    @model_validator(mode="after")
+    def _limits_below_the_consumer_timeout(self) -> Settings:
+        for name, broker in self.brokers.items():
+            if broker.time_limit >= self.amqp.consumer_timeout * 0.9:
+                raise ValueError(
+                    f"brokers.{name}.time_limit = {broker.time_limit} is not well below amqp.consumer_timeout = "
+                    f"{self.amqp.consumer_timeout}: RabbitMQ would end the worker; lower it, or raise both timeouts"
+                )
+        return self
 
     def broker(self, name: str) -> Broker:
         """The pool settings of one broker type; the defaults where beds.toml is silent."""
@@ -185,7 +197,7 @@ def _explain(failed: ValidationError) -> list[str]:
             name = str(problem["loc"][-2])
             lines.append(f"unknown broker {name!r}{nearest(name, BROKER_NAMES)}")
         else:
-            lines.append(f"{where}: {problem['msg'].removeprefix('Value error, ')}")
+            lines.append((f"{where}: " if where else "") + problem["msg"].removeprefix("Value error, "))
     return lines
 
 

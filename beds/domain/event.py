@@ -99,11 +99,6 @@ class Event:
     body: bytes = field(default=b"", repr=False)
     submitted_at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
-    @property
-    def may_be_repeated(self) -> bool:
-        """Whether a second copy does no harm: it changes nothing, or its ticket lets one copy be carried out."""
-        return self.is_read or self.ticket
-
     @classmethod
     def of_operation(
         cls, store: Store, operation: Operation, template: str, body: Mapping[str, Any], lineage: Lineage, **more: Any

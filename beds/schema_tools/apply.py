@@ -60,4 +60,6 @@ def problems(settings: Settings) -> list[str]:
 def _rel(settings: Settings) -> RelSchema:
     dba = settings.schema_.dba.rel
     assert dba is not None
-    return RelSchema(settings.schema_path / "rel", dba, settings.databases.rel, settings.schema_.broker_host)
+    return RelSchema(
+        settings.schema_path / "rel", SYSTEM / "rel", dba, settings.databases.rel, settings.schema_.broker_host
+    )

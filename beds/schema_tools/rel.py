@@ -35,6 +35,11 @@ _ENDS_TRANSACTION = re.compile(
 )
 _NOT_CODE = re.compile(r"'(?:[^'\\]|''|\\.)*'|\"(?:[^\"\\]|\"\"|\\.)*\"|`[^`]*`|--[^\n]*|#[^\n]*|/\*.*?\*/", re.DOTALL)
 
+OWN = "beds/"
+"""Before the names of BEDS's own files in the history."""
+LEDGER_COMMIT = "beds_ledger_commit"
+"""The one procedure that may commit: it ends a transaction of BEDS's own making."""
+
 CREATE_HISTORY = f"""
 CREATE TABLE IF NOT EXISTS {HISTORY} (
   file VARCHAR(200) NOT NULL PRIMARY KEY,
@@ -50,13 +55,14 @@ class RelSchema:
 
     Args:
         folder: `schema/rel`.
+        own: BEDS's own, applied before it.
         dba: the DBA's credentials.
         broker: the brokers' credentials; only the account's name is used.
         broker_host: the host part of the brokers' account.
     """
 
-    def __init__(self, folder: Path, dba: RelDatabase, broker: RelDatabase | None, broker_host: str) -> None:
-        self._files = _read_folder(folder)
+    def __init__(self, folder: Path, own: Path, dba: RelDatabase, broker: RelDatabase | None, broker_host: str) -> None:
+        self._files = {f"{OWN}{name}": text for name, text in _read_folder(own).items()} | _read_folder(folder)
         self._dba = dba
         self._broker = f"'{broker.user}'@'{broker_host}'" if broker else ""
 
@@ -85,11 +91,12 @@ class RelSchema:
                 "SELECT ROUTINE_NAME AS name, ROUTINE_DEFINITION AS body FROM information_schema.ROUTINES "
                 "WHERE ROUTINE_SCHEMA = DATABASE() AND ROUTINE_TYPE = 'PROCEDURE' ORDER BY ROUTINE_NAME"
             )
-            return [row["name"] for row in cursor.fetchall() if ends_transaction(row["body"] or "")]
+            found = [row["name"] for row in cursor.fetchall() if ends_transaction(row["body"] or "")]
+            return [name for name in found if name != LEDGER_COMMIT]
 
     def _refuse_drift(self, applied: dict[str, dict[str, Any]]) -> None:
         for name, row in applied.items():
-            if not _VERSIONED.match(name):
+            if not _VERSIONED.match(name.removeprefix(OWN)):
                 continue
             if not row["success"]:
                 raise SchemaDrift(

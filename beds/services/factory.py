@@ -8,7 +8,8 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
-from beds.adapters.bound import BoundAdapter, ObjectStore
+from beds.adapters.bound import BoundAdapter
+from beds.adapters.store import ObjectStore
 from beds.config import Settings
 from beds.domain.event import Store
 from beds.errors import ConfigurationError
@@ -46,7 +47,11 @@ class AdapterFactory:
             package, prefix = _STORES[template.store]
             adapter_class = getattr(_load(f"{package}.adapter", template.store), f"{prefix}Adapter")
             adapters[template.name] = adapter_class(
-                template, self._session(template.store), self._settings.retry, self._settings.schema_.refresh
+                template,
+                self._session(template.store),
+                self._settings.retry,
+                self._settings.schema_.refresh,
+                self._settings.ledger.ttl,
             )
         return adapters[template.name]  # type: ignore[no-any-return]
 

@@ -93,10 +93,13 @@ class Topology:
         if amqp_settings.queue_type == "quorum":
             arguments["x-delivery-limit"] = amqp_settings.delivery_limit
         dead_lettered = arguments | {"x-dead-letter-exchange": DEAD}
+        # A full queue says so to who publishes, instead of dropping what waits longest.
+        full = {"x-max-length": amqp_settings.max_queue_length, "x-overflow": "reject-publish"}
+        limited = dead_lettered | (full if amqp_settings.max_queue_length else {})
         return cls(
             exchanges=(EVENTS, LOGS, DEAD),
             queues=(
-                *(QueueSpec(name, EVENTS, (name,), dead_lettered) for name in EVENT_QUEUES),
+                *(QueueSpec(name, EVENTS, (name,), limited) for name in EVENT_QUEUES),
                 *(QueueSpec(name, LOGS, keys, dead_lettered) for name, keys in LOG_QUEUES.items()),
                 # The last stop has no delivery limit: it is read as raw messages and never dead-letters further.
                 QueueSpec(DEAD, DEAD, ("#",), {"x-queue-type": amqp_settings.queue_type}),

@@ -12,6 +12,8 @@ import pytest
 
 from beds.domain.event import Operation
 from beds.domain.identity import ObjectId
+from beds.domain.lineage import Lineage
+from beds.domain.trace import Trace, tracing
 from beds.errors import (
     BedsError,
     BusinessRule,
@@ -346,3 +348,36 @@ def test_an_operator_as_argument_is_refused(subject: Subject) -> None:
             subject.do(Operation.FETCH, using="by_text", args={"text": value})
         with pytest.raises(WrongType):
             subject.do(Operation.DELETE, record_id=value)
+
+
+def test_an_event_has_its_effect_once_however_often_it_is_carried_out(subject: Subject, key: str) -> None:
+    lineage = Lineage.root("test", "contract")
+    payload = {"id": key, "text": "once"}
+    answers = []
+    for _ in range(3):
+        with tracing(Trace(lineage)):
+            answers.append(subject.create(**payload))
+    assert answers[0] == answers[1] == answers[2]
+    assert len(subject.by_id(key)) == 1
+    with tracing(Trace(Lineage.root("test", "contract"))), pytest.raises(DuplicateKey):
+        subject.create(**payload)  # another event with the same data is another event
+
+
+def test_a_refusal_is_remembered_too(subject: Subject, key: str) -> None:
+    lineage = Lineage.root("test", "contract")
+    with tracing(Trace(lineage)), pytest.raises(NotFound):
+        subject.do(Operation.DELETE, record_id=key)
+    subject.create(id=key)
+    with tracing(Trace(lineage)), pytest.raises(NotFound):
+        subject.do(Operation.DELETE, record_id=key)
+    assert len(subject.by_id(key)) == 1
+
+
+def test_a_failed_write_leaves_nothing_behind_but_its_answer(subject: Subject, key: str) -> None:
+    subject.create(id=key)
+    lineage = Lineage.root("test", "contract")
+    rows = [{"id": f"{key[:30]}-{n}"} for n in range(3)] + [{"id": key}]
+    for _ in range(2):
+        with tracing(Trace(lineage)), pytest.raises(DuplicateKey):
+            subject.do(Operation.CREATE_MANY, payloads=rows)
+    assert not any(len(subject.by_id(row["id"])) for row in rows[:3])

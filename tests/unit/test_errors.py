@@ -11,11 +11,11 @@ from MySQLdb.constants import CR, ER
 from pymongo import errors as mongo
 
 from beds import errors
-from beds.adapters.bound import is_harmless
 from beds.adapters.mariadb.errors import _BY_CODE as MARIADB_CODES
 from beds.adapters.mariadb.errors import translate as from_mariadb
 from beds.adapters.mongo.errors import from_server
 from beds.adapters.mongo.errors import translate as from_mongo
+from beds.adapters.store import is_harmless
 
 CLASSES = sorted(errors.BY_CODE.items())
 

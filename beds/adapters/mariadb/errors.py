@@ -8,8 +8,8 @@ from contextlib import contextmanager
 
 import MySQLdb
 
-from beds.adapters.bound import harmless
 from beds.adapters.mariadb.signatures import PREFIX
+from beds.adapters.store import harmless
 from beds.errors import (
     BedsError,
     BodyTooLarge,

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import random
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import MySQLdb
 import MySQLdb.cursors
-from MySQLdb.constants import CLIENT
+from MySQLdb.constants import CLIENT, ER
 
-from beds.adapters.bound import Outcome
 from beds.adapters.mariadb import signatures
 from beds.adapters.mariadb.errors import is_client_side, translate, translated
 from beds.adapters.mariadb.values import bulk_to_json, from_sql, to_sql
+from beds.adapters.store import AlreadyDone, Once, Outcome
 from beds.config.sections import RelDatabase
 from beds.domain.event import Operation
 from beds.domain.reply import Record
@@ -21,6 +23,8 @@ from beds.errors import BedsError
 from beds.templates.binding import BULK_NAMES, Binding
 from beds.templates.named_object import NamedObject, ObjectKind
 
+PURGE_SECONDS, PURGE_ROWS = 10.0, 5000
+"""How often a process looks for ledger entries past their time, and how many it deletes at once: more than it adds."""
 SESSION_SETUP = (
     "SET time_zone = '+00:00', sql_mode = 'STRICT_ALL_TABLES,ERROR_FOR_DIVISION_BY_ZERO,NO_ENGINE_SUBSTITUTION'"
 )
@@ -61,6 +65,7 @@ class MariaDBSession:
         self._config = config
         self._timeout = timeout
         self._connection: Any = None
+        self._next_purge = time.monotonic() + PURGE_SECONDS * random.random()
 
     def describe(self, names: Iterable[str]) -> dict[str, NamedObject]:
         arguments = {"database": self._config.database, "names": tuple(names)}
@@ -71,14 +76,14 @@ class MariaDBSession:
                 found.append(cursor.fetchall())
         return signatures.build(*found)
 
-    def execute(self, binding: Binding, values: Mapping[str, Any]) -> Outcome:
+    def execute(self, binding: Binding, values: Mapping[str, Any], once: Once | None = None) -> Outcome:
         target = binding.target
         if binding.operation is Operation.CREATE_MANY:
             (name,) = BULK_NAMES & values.keys()
             arguments = [bulk_to_json(values[name])]
         else:
             arguments = [to_sql(p.name, values.get(p.name), p.declared) for p in target.params if p.mode == "in"]
-        with self._transaction() as cursor:
+        with self._transaction(commit=once is None) as cursor:
             match target.kind:
                 case ObjectKind.PROCEDURE:
                     rows, affected = _call_procedure(cursor, target, arguments)
@@ -89,8 +94,25 @@ class MariaDBSession:
                 case _:
                     cursor.execute(f"SELECT * FROM `{target.name}` LIMIT %s", arguments)
                     rows, affected = list(cursor.fetchall()), 0
-        fields = binding.template.fields
-        return Outcome([{n: from_sql(fields.get(n), v) for n, v in row.items()} for row in rows], affected)
+            fields = binding.template.fields
+            outcome = Outcome([{n: from_sql(fields.get(n), v) for n, v in row.items()} for row in rows], affected)
+            if once is not None:
+                self._commit_noted(cursor, once.guid, once.ttl, once.answer(outcome))
+        if once is not None:
+            self._purge_ledger()
+        return outcome
+
+    def recall(self, guid: str) -> str | None:
+        with self._transaction() as cursor:
+            cursor.execute("CALL beds_ledger_find(%s)", [guid])
+            row = cursor.fetchone()
+            while cursor.nextset():
+                pass
+        return str(row["answer"]) if row else None
+
+    def note(self, guid: str, ttl: int, answer: str) -> None:
+        with self._transaction(commit=False) as cursor:
+            self._commit_noted(cursor, guid, ttl, answer)
 
     def close(self) -> None:
         if self._connection is not None:
@@ -98,19 +120,45 @@ class MariaDBSession:
             with contextlib.suppress(MySQLdb.Error):  # it may be gone already, which is what is wanted
                 connection.close()
 
+    @staticmethod
+    def _commit_noted(cursor: Any, guid: str, ttl: int, answer: str) -> None:
+        """Note an event's answer and commit, in one round trip. Raises AlreadyDone."""
+        try:
+            cursor.execute("CALL beds_ledger_commit(%s, %s, %s)", [guid, answer, ttl])
+            while cursor.nextset():
+                pass
+        except MySQLdb.IntegrityError as error:
+            if error.args[0] == ER.DUP_ENTRY:
+                raise AlreadyDone from None
+            raise
+
+    def _purge_ledger(self) -> None:
+        """Now and then, delete what is older than any event that may come again."""
+        if time.monotonic() < self._next_purge:
+            return
+        self._next_purge = time.monotonic() + PURGE_SECONDS * random.uniform(0.5, 1.5)
+        with self._transaction() as cursor:
+            cursor.execute("CALL beds_ledger_purge(%s)", [PURGE_ROWS])
+            while cursor.nextset():
+                pass
+
     @contextlib.contextmanager
-    def _transaction(self) -> Iterator[Any]:
-        """A cursor in a transaction: committed at the end, rolled back on an error, and the connection dropped
-        when nobody can tell what state it is in."""
+    def _transaction(self, *, commit: bool = True) -> Iterator[Any]:
+        """A cursor in a transaction: committed at the end (unless that is done by then), rolled back on an error, and
+        the connection dropped when nobody can tell what state it is in."""
         if self._connection is None:
             self._connection = connect(self._config, self._timeout)
         cursor = self._connection.cursor()
         try:
             yield cursor
             cursor.close()
-            self._connection.commit()
+            if commit:
+                self._connection.commit()
         except MySQLdb.Error as error:
             raise self._give_up(error) from None
+        except (AlreadyDone, BedsError):
+            self._roll_back()
+            raise
         except BaseException:
             self.close()
             raise
@@ -121,11 +169,14 @@ class MariaDBSession:
             self.close()
             return translate(error)
         found = translate(error, self._connection.sqlstate())  # before another command overwrites it
+        self._roll_back()
+        return found
+
+    def _roll_back(self) -> None:
         try:
             self._connection.rollback()
         except MySQLdb.Error:
-            self.close()
-        return found
+            self.close()  # which rolls back as well
 
 
 def _call_procedure(cursor: Any, target: NamedObject, arguments: list[Any]) -> tuple[list[Record], int]:

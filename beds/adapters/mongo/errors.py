@@ -10,7 +10,7 @@ from typing import Any
 from bson.errors import BSONError
 from pymongo import errors as mongo
 
-from beds.adapters.bound import harmless
+from beds.adapters.store import harmless
 from beds.errors import (
     BedsError,
     BodyTooLarge,

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from datetime import UTC
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from bson.binary import UuidRepresentation
 from bson.codec_options import CodecOptions
 from pymongo import MongoClient
+from pymongo.client_session import ClientSession
 from pymongo.database import Database
+from pymongo.errors import DuplicateKeyError
 
-from beds.adapters.bound import Outcome
 from beds.adapters.mongo import stored_commands
 from beds.adapters.mongo.errors import from_server, translated
 from beds.adapters.mongo.values import document_from_bson, document_to_bson, to_bson
+from beds.adapters.store import AlreadyDone, Once, Outcome
 from beds.config.sections import RecDatabase
 from beds.domain.event import Operation
 from beds.templates.binding import BULK_NAMES, Binding
@@ -23,6 +25,8 @@ from beds.templates.named_object import NamedObject, ObjectKind
 OBJECTS = "beds_objects"
 """The collection of stored commands. Brokers can read it, and no more."""
 
+LEDGER = "msLedger"
+"""The collection of events that were carried out."""
 DUPLICATE = 11000
 """MongoDB's code for a key that exists."""
 
@@ -65,7 +69,7 @@ class MongoSession:
             found = list(self._database[OBJECTS].find({"_id": {"$in": list(names)}}))
         return {str(source["_id"]): stored_commands.parse({**source, "name": source["_id"]}) for source in found}
 
-    def execute(self, binding: Binding, values: Mapping[str, Any]) -> Outcome:
+    def execute(self, binding: Binding, values: Mapping[str, Any], once: Once | None = None) -> Outcome:
         command = stored_commands.fill(binding.target, self._to_bson(binding, values))
         with translated():
             if binding.target.kind in (ObjectKind.FIND, ObjectKind.AGGREGATE, ObjectKind.VIEW):
@@ -73,13 +77,35 @@ class MongoSession:
                     command.setdefault("cursor", {})
                 rows = list(self._database.cursor_command(command, codec_options=_CODEC))
                 return Outcome([document_from_bson(row, binding.template.key) for row in rows])
-            if binding.target.kind is ObjectKind.INSERT_MANY and command.get("ordered") is not False:
-                # All of them or none: without a transaction those before the first bad one would stay.
-                with self._client.start_session() as session, session.start_transaction():
-                    reply = self._database.command(command, codec_options=_CODEC, session=session)
-                    return _outcome(binding, reply)
-            reply = self._database.command(command, codec_options=_CODEC)
-        return _outcome(binding, reply)
+            many = binding.target.kind is ObjectKind.INSERT_MANY and command.get("ordered") is not False
+            if once is None and not many:
+                return _outcome(binding, self._run(command))
+            # Many: all of them or none, for without a transaction those before the first bad one would stay.
+            with self._client.start_session() as session, session.start_transaction():
+                outcome = _outcome(binding, self._run(command, session))
+                if once is not None:
+                    self._insert_noted(once.guid, once.ttl, once.answer(outcome), session)
+                return outcome
+
+    def _run(self, command: Document, session: ClientSession | None = None) -> Document:
+        return self._database.command(command, codec_options=_CODEC, session=session)
+
+    def recall(self, guid: str) -> str | None:
+        with translated():
+            found = self._database[LEDGER].find_one({"_id": guid})
+        return str(found["answer"]) if found else None
+
+    def note(self, guid: str, ttl: int, answer: str) -> None:
+        with translated():
+            self._insert_noted(guid, ttl, answer)
+
+    def _insert_noted(self, guid: str, ttl: int, answer: str, session: ClientSession | None = None) -> None:
+        """Note an event's answer. Raises AlreadyDone."""
+        entry = {"_id": guid, "answer": answer, "expires_at": datetime.now(UTC) + timedelta(seconds=ttl)}
+        try:
+            self._database[LEDGER].insert_one(entry, session=session)
+        except DuplicateKeyError:
+            raise AlreadyDone from None
 
     def close(self) -> None:
         self._client.close()
