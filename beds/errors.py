@@ -27,6 +27,7 @@ BedsError
 ├── StoreError                    the store failed in a way BEDS has no better name for
 ├── StoreUnavailable              (retryable) the database cannot be reached or gave up
 ├── TimeLimitExceeded             the operation ran longer than its pool allows
+├── DeadEvent                     it ended its worker each time it was delivered
 ├── ResultTooLarge                the reply does not fit; page
 ├── TransportError
 │   ├── BrokerUnavailable         (retryable) RabbitMQ cannot be reached
@@ -229,6 +230,11 @@ class StoreUnavailable(BedsError):
 class TimeLimitExceeded(BedsError):
     code = "time_limit_exceeded"
     default_hint = "ask for less at a time, or raise time_limit of this pool in beds.toml"
+
+
+class DeadEvent(BedsError):
+    code = "dead_event"
+    default_hint = "it lies in msDead: `beds dead show`, then `beds dead replay` or `discard`"
 
 
 class ResultTooLarge(BedsError):

@@ -13,6 +13,7 @@ from celery import Celery
 from beds.broker.telemetry import Telemetry
 from beds.config import Settings, load_settings
 from beds.errors import BedsError
+from beds.services.dead import DeadStore
 from beds.services.factory import AdapterFactory
 from beds.services.records import RecordStore
 from beds.services.tickets import TicketStore
@@ -44,6 +45,10 @@ class BedsApp(Celery):
     @cached_property
     def telemetry(self) -> Telemetry:
         return Telemetry(self.settings, self.registry)
+
+    @cached_property
+    def dead(self) -> DeadStore:
+        return DeadStore(self.factory, self.settings.logging.ttl_days)
 
     @cached_property
     def records(self) -> RecordStore:

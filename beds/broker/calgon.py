@@ -13,10 +13,14 @@ from beds.broker.app import app
 from beds.broker.backend import as_beds_error, outcome
 from beds.broker.crud import arguments_of
 from beds.broker.progress import cancelled
+from beds.broker.republish import publish_again
 from beds.domain.event import CALGON, CALGON_VERBS
+from beds.domain.reply import Record
 from beds.domain.ticket import TicketState
 from beds.errors import BedsError, MalformedEvent, StoreUnavailable
+from beds.services.dead import check_ids
 from beds.services.tickets import TicketStore
+from beds.templates.call import check_name
 
 MAX_TICKETS = 1000
 """Tickets in one acceptance."""
@@ -65,10 +69,28 @@ def _cancel(store: TicketStore, body: Mapping[str, Any]) -> Any:
     return status
 
 
+def _replay(store: TicketStore, body: Mapping[str, Any]) -> Any:
+    by = check_name("by", body.get("by", ""))
+
+    def publish(dead: Record) -> None:
+        store.reopen(str(dead.get("guid", "")))
+        publish_again(app, dead)
+
+    ids = check_ids(body.get("ids"))
+    return {"done": [dead_id for dead_id in ids if app.dead.replay(dead_id, by, publish)]}
+
+
+def _discard(store: TicketStore, body: Mapping[str, Any]) -> Any:
+    by = check_name("by", body.get("by", ""))
+    return {"done": [dead_id for dead_id in check_ids(body.get("ids")) if app.dead.discard(dead_id, by)]}
+
+
 _VERBS: Mapping[str, Callable[[TicketStore, Mapping[str, Any]], Any]] = {
     "accept": _accept,
     "status": lambda store, body: store.status(body.get("guid")),
     "cancel": _cancel,
+    "replay": _replay,
+    "discard": _discard,
 }
 
 

@@ -11,13 +11,20 @@ from typing import Any
 
 import click
 from celery.apps.worker import Worker
-from celery.signals import after_setup_logger, worker_process_init, worker_process_shutdown, worker_ready
+from celery.signals import (
+    after_setup_logger,
+    worker_process_init,
+    worker_process_shutdown,
+    worker_ready,
+    worker_shutdown,
+)
 from click.core import ParameterSource
 
 from beds.broker.admin import GAUGES
 from beds.broker.app import app as beds_app
 from beds.broker.app import refuse_to_start
 from beds.broker.intake import Intake, refuse_compression
+from beds.broker.undertaker import Undertaker
 from beds.config import Settings
 from beds.config.sections import Broker
 from beds.domain.event import CALGON, RecordKind, Store
@@ -164,7 +171,11 @@ def _still_trying(error: BaseException, interval: float) -> None:
 
 
 @worker_ready.connect
-def _tell_ready(**_: Any) -> None:
+def _tell_ready(sender: Any, **_: Any) -> None:
+    if record_queue(RecordKind.AUDIT) in beds_app.amqp.queues.consume_from:
+        undertaker = Undertaker(beds_app)
+        undertaker.start()
+        worker_shutdown.connect(lambda **_: undertaker.stop(), weak=False)
     if named := os.environ.get(READY_FILE):
         Path(named).touch()
 

@@ -43,8 +43,9 @@ def task_for(store: Store, operation: Operation) -> str:
 
 
 CALGON = "calgon"
-"""The queue of questions about tickets; its tasks are `calgon.accept`, `calgon.status` and `calgon.cancel`."""
-CALGON_VERBS = ("accept", "status", "cancel")
+"""The queue of questions about tickets; its tasks are `calgon.accept`, `calgon.status`, `calgon.cancel`, and
+for dead events `calgon.replay` and `calgon.discard`."""
+CALGON_VERBS = ("accept", "status", "cancel", "replay", "discard")
 
 
 class RecordKind(StrEnum):

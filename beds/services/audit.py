@@ -33,7 +33,7 @@ def audit_record(
     """
     event = trace.lineage
     guid = str(uuid.uuid5(uuid.UUID(event.guid), "audit"))
-    record_id, fields, values = _changes(operation, template, trace.body)
+    record_id, fields, values = described(operation, template, trace.body)
     if isinstance(reply, Response) and reply.record_id and not _is_sensitive(template, template.key):
         record_id = reply.record_id
     return {
@@ -53,8 +53,9 @@ def audit_record(
     }
 
 
-def _changes(operation: Operation, template: Template, body: Mapping[str, Any]) -> tuple[str, list[str], Any]:
-    """The record's key, the fields that were given, and their values as the codec writes them."""
+def described(operation: Operation, template: Template, body: Mapping[str, Any]) -> tuple[str, list[str], Any]:
+    """What a write asks for: the record's key, the fields that were given, and their values as the codec writes them,
+    masked where the template says so."""
     if operation is Operation.DELETE:
         return _shown(template, template.key, body.get("record_id")), [template.key], {}
     if operation is Operation.CREATE_MANY:

@@ -27,7 +27,7 @@ from beds.errors import (
 )
 from beds.services.dispatch import Factory
 
-TEMPLATE, BEGIN = "msTickets", "msTicketsBegin"
+TEMPLATE, BEGIN, REOPEN = "msTickets", "msTicketsBegin", "msTicketsReopen"
 ACCEPT_FIELDS = frozenset({"guid", "event_id", "root_id", "parent_id", "summary", "queue"})
 ACCEPTANCE_SECONDS = 10.0
 """From a ticket's making to its acceptance, at most, on machines whose clocks agree."""
@@ -129,8 +129,14 @@ class TicketStore:
         progress = {"done": done, "total": total, "unit": unit}
         return self._change(guid, {"state": str(TicketState.PROGRESS), "progress": progress})
 
-    def end(self, guid: str, state: TicketState, outcome: bytes, by: str = "") -> None:
-        """Note the outcome; the reply's own JSON text. A ticket that ended before keeps its first outcome."""
+    def end(self, guid: str, state: TicketState, outcome: bytes, by: str = "", *, dead: bool = False) -> None:
+        """Note the outcome; the reply's own JSON text. A ticket that ended before keeps its first outcome.
+
+        Args:
+            guid, state, outcome: whose, which, and the reply.
+            by: who cancelled it.
+            dead: its event lies in msDead, and may be replayed.
+        """
         now = _now()
         changes: dict[str, Any] = {
             "state": str(state),
@@ -139,7 +145,14 @@ class TicketStore:
             "outcome": outcome.decode(),
         }
         try:
-            self._change(guid, changes | ({"cancelled_by": by} if by else {}))
+            self._change(guid, changes | ({"cancelled_by": by} if by else {}) | ({"dead": True} if dead else {}))
+        except NotFound:
+            return
+
+    def reopen(self, guid: str) -> None:
+        """Let the ticket of a dead event wait again, for its event is published once more. Others stay as they are."""
+        try:
+            self._factory.adapter(REOPEN).update_record({"guid": guid, "state": str(TicketState.PENDING)})
         except NotFound:
             return
 
