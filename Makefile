@@ -4,11 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3.11
 
-.PHONY: help setup demo test check bench clean
+.PHONY: help setup demo test check bench faults flower clean
 help:
 	@echo "make demo    set up, start the servers and workers, load the sample data, ask questions"
 	@echo "make test    set up, check, run all tests on real servers of their own"
-	@echo "make bench   round trip and throughput, beside raw Celery's, on the local stack"
+	@echo "make bench   round trip, throughput, logs and the ledger beside their peers, on the local stack"
+	@echo "make faults  kills and restarts under load, each many times, and what they cost (about 40 minutes)"
+	@echo "make flower  Flower on the local stack, on http://127.0.0.1:5555"
 	@echo "make check   ruff, mypy, import-linter"
 	@echo "make setup   install what is missing: Debian packages, the virtual environment, a mongod"
 	@echo "make clean   stop the stack and delete it, the environment and all caches"
@@ -33,6 +35,14 @@ test: check
 
 bench: setup
 	$(BIN)/python -m bench.rpc
+	$(BIN)/python -m bench.logs
+	$(BIN)/python -m bench.ledger
+
+faults: setup
+	$(BIN)/python -m tests.faults.storm
+
+flower: setup
+	eval "$$($(BIN)/beds stack env)" && $(BIN)/celery -A beds flower --address=127.0.0.1
 
 clean:
 	test ! -x $(BIN)/beds || $(BIN)/beds stack down --wipe

@@ -24,7 +24,7 @@ from beds.domain.lineage import Lineage
 from beds.domain.reply import Page, Reply, reply_from_wire
 from beds.domain.ticket import TicketState, TicketStatus
 from beds.domain.trace import spawn
-from beds.errors import BedsError, BrokerBlocked, BrokerUnavailable, CallTimeout, WrongType
+from beds.errors import BedsError, BrokerBlocked, BrokerUnavailable, CallTimeout, Overloaded, WrongType
 from beds.services.lineage import Node, read_tree
 from beds.templates.call import Call, as_calls, body_of, check_name, parse_operation
 from beds.templates.registry import TemplateRegistry
@@ -158,7 +158,7 @@ class Client:
         events = [self.event(call, ticket=True, timeout=timeout) for call in as_calls(calls)]
         # The acceptance goes first: whoever asks after a ticket later finds it, whether a worker has begun or not.
         acceptances = [
-            self._calgon("accept", {"tickets": [_acceptance(event) for event in some]})
+            self._calgon("accept", {"tickets": [event.acceptance for event in some]})
             for some in (events[i : i + TICKETS_AT_ONCE] for i in range(0, len(events), TICKETS_AT_ONCE))
         ]
         pendings = self._confirmed([*acceptances, *events], deadline)[len(acceptances) :]
@@ -167,7 +167,7 @@ class Client:
     def _submit_keyed(self, call: Call, key: str, timeout: float) -> Ticket:
         deadline = deadline_after(timeout)
         event = self.event(call, ticket=True, timeout=timeout)
-        question = {"tickets": [_acceptance(event)], "idempotency_key": key, "digest": call.digest}
+        question = {"tickets": [event.acceptance], "idempotency_key": key, "digest": call.digest}
         known = TicketStatus.from_wire(self.ask("accept", question, timeout=timeout))
         if known.state is not TicketState.PENDING:
             return Ticket(known.event_id, self)
@@ -284,17 +284,32 @@ class Client:
     def _confirmed(self, events: Sequence[Event], deadline: float) -> list[Pending]:
         """Publish all events, and wait until RabbitMQ has them safe."""
         pendings = [self._send(event, deadline) for event in events]
+        refused: list[tuple[Event, Overloaded]] = []
         # From the end: what is wrong with an operation says more than what is wrong with its acceptance.
         for index, pending in reversed(list(enumerate(pendings))):
             while True:
                 try:
                     self._wait(pending.confirmed, pending, deadline, "RabbitMQ did not confirm")
                     break
+                except Overloaded as full:
+                    refused.append((pending.event, full))
+                    break
                 except BrokerUnavailable:
                     if time.monotonic() >= deadline:
                         raise
                 pending = pendings[index] = self._send(pending.event, deadline)
+        if refused:
+            raise self._gave_up(refused, deadline)
         return pendings
+
+    def _gave_up(self, refused: Sequence[tuple[Event, Overloaded]], deadline: float) -> Overloaded:
+        """End the tickets of events that a full queue refused: they were accepted, and will never be carried out."""
+        guids = [event.lineage.guid for event, _ in refused if event.ticket]
+        for guid in guids:
+            self.requester.send(self._calgon("cancel", {"guid": guid, "by": "a full queue"}), deadline)
+        _, error = refused[0]
+        error.detail["refused"] = guids
+        return error
 
     def _wait(self, future: Future[Any], pending: Pending, deadline: float, what: str) -> Any:
         """The future's value; an error that says why there was none by the deadline."""
@@ -318,19 +333,6 @@ class Client:
             + ("" if event.is_read else "; the write may still be carried out"),
             **where,
         )
-
-
-def _acceptance(event: Event) -> dict[str, Any]:
-    """What the ticket store hears of an event before it is carried out."""
-    lineage = event.lineage
-    return {
-        "guid": lineage.guid,
-        "event_id": lineage.event_id,
-        "root_id": lineage.root_id,
-        "parent_id": lineage.parent_id,
-        "summary": event.summary[:300],
-        "queue": event.queue,
-    }
 
 
 _default: Client | None = None

@@ -48,7 +48,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(scope="session")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def project() -> Path:
+    return make_project()
+
+
+def make_project() -> Path:
     """A project folder: the repository's own files, and the test domain beside the sample domain."""
     folder = ROOT / ".beds" / "test"
     folder.mkdir(parents=True, exist_ok=True)
@@ -109,6 +113,12 @@ class OwnVhost:
 
 @pytest.fixture
 def own_vhost(settings: Settings, stack: Stack) -> Iterator[OwnVhost]:
+    with vhost_of_its_own(settings, stack) as found:
+        yield found
+
+
+@contextmanager
+def vhost_of_its_own(settings: Settings, stack: Stack) -> Iterator[OwnVhost]:
     stack.rabbitmq.control("add_vhost", "own")
     for user in ("beds_worker", "beds_app"):
         stack.rabbitmq.control("set_permissions", "-p", "own", user, ".*", ".*", ".*")

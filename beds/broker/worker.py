@@ -9,6 +9,7 @@ import secrets
 from pathlib import Path
 from typing import Any
 
+import amqp
 import click
 from celery.apps.worker import Worker
 from celery.signals import (
@@ -28,7 +29,7 @@ from beds.broker.undertaker import Undertaker
 from beds.config import Settings
 from beds.config.sections import Broker
 from beds.domain.event import CALGON, RecordKind, Store
-from beds.errors import BedsError, ConfigurationError, nearest
+from beds.errors import BedsError, ConfigurationError, PermissionDenied, nearest
 from beds.services.factory import AdapterFactory
 from beds.transport import topology
 from beds.transport.log_handler import LogHandler
@@ -53,7 +54,7 @@ class BedsWorker(Worker):
             queues = _queues(options.get("queues"), settings)
             size = _size(settings, queues)
             with app.connection_for_write() as connection:
-                connection.ensure_connection(errback=_still_trying, interval_step=1, interval_max=10)
+                _connect(connection)
                 topology.declare(topology.Topology.from_settings(settings.amqp), connection)
             _check_bindings(app, queues)
             _serve_metrics(settings, queues, size)
@@ -79,6 +80,17 @@ class BedsWorker(Worker):
         # Nodes do not need to know of each other, and thousands of them would talk a lot.
         options["without_gossip"] = options["without_mingle"] = True
         super().__init__(app=app, hostname=hostname if given("hostname") else _unique_name(settings, queues), **options)
+
+
+def _connect(connection: Any) -> None:
+    """Connect, however long RabbitMQ is away. Raises PermissionDenied: it refuses the user, which no patience mends."""
+    try:
+        connection.ensure_connection(errback=_still_trying, interval_step=1, interval_max=10)
+    except (amqp.AccessRefused, amqp.NotAllowed) as error:
+        raise PermissionDenied(
+            f"RabbitMQ at {connection.as_uri()} refuses the worker: {error.reply_text}",
+            hint="check user, password and vhost in [amqp] worker_url",
+        ) from None
 
 
 def _queues(named: Any, settings: Settings) -> list[str]:

@@ -14,6 +14,7 @@ from beds.cli.output import print_json, print_records
 from beds.cli.stack import folder_for
 from beds.client import Client
 from beds.config import load_settings
+from beds.config.settings import no_file_at
 from beds.demo import questions
 from beds.demo.data import COUNTS
 from beds.demo.load import Loaded, count, load
@@ -35,7 +36,9 @@ def demo(config: str | None, as_json: bool) -> None:
     """
     say = (lambda _line: None) if as_json else click.echo
     started = time.monotonic()
-    stack = Stack(folder_for(config))
+    if not (folder := folder_for(config)).with_name("beds.toml").is_file() and not config:
+        raise no_file_at(folder.with_name("beds.toml"))
+    stack = Stack(folder)
     say("— servers")
     stack.up(say)
     settings = load_settings(config)

@@ -9,8 +9,9 @@ import click
 
 from beds.cli.stack import EX_DOWN, folder_for
 from beds.config import Settings, load_settings
+from beds.errors import StackError
 from beds.node import supervisor
-from beds.stack.process import Daemon
+from beds.stack.process import Daemon, lock_holder
 from beds.stack.stack import NODE
 
 START_SECONDS = 60.0
@@ -48,13 +49,16 @@ def start(config: str | None) -> None:
 @node.command()
 @click.pass_obj
 def status(config: str | None) -> None:
-    """Whether workers run in the background. Exit code 3 when they do not.
+    """Whether this node's workers run. Exit code 3 when they do not.
 
     Workers that were started by hand are known to RabbitMQ: celery -A beds status
     """
-    process = _daemon(config).process()
-    click.echo(f"running (pid {process.pid})" if process else "not running; start them with `beds node start`")
-    if not process:
+    if process := _daemon(config).process():
+        click.echo(f"running in the background (pid {process.pid})")
+    elif pid := lock_holder(supervisor.lock_file(load_settings(config))):
+        click.echo(f"running in a terminal (pid {pid})")
+    else:
+        click.echo("not running; start them with `beds node start`")
         raise SystemExit(EX_DOWN)
 
 
@@ -84,12 +88,18 @@ def start_node(daemon: Daemon, settings: Settings, config: str | None) -> bool:
     """
     if daemon.process():
         return False
+    if lock_holder(supervisor.lock_file(settings)) is not None:
+        raise supervisor.already_runs(settings)
     files = [supervisor.ready_file(settings, queues) for queues in supervisor.pools_of(settings)]
     for file in files:
         file.unlink(missing_ok=True)
     option = ["--config", str(Path(config).resolve())] if config else []
     daemon.start([sys.executable, "-m", "beds.cli", *option, "node", "run"], cwd=settings.root)
-    daemon.wait_until(lambda: all(file.exists() for file in files), START_SECONDS)
+    try:
+        daemon.wait_until(lambda: all(file.exists() for file in files), START_SECONDS)
+    except StackError:
+        daemon.stop()  # what never served is not left behind, to try for ever
+        raise
     return True
 
 

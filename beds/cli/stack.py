@@ -48,7 +48,7 @@ def down(config: str | None, wipe: bool) -> None:
     folder = folder_for(config)
     existed = folder.is_dir()
     stopped = Stack.down(folder, wipe=wipe)
-    click.echo(f"stopped: {', '.join(stopped)}" if stopped else "nothing was running")
+    click.echo(f"stopped: {', '.join(stopped)}" if stopped else f"nothing was running under {folder}")
     if wipe and existed:
         click.echo(f"deleted: {folder}")
 
@@ -80,5 +80,6 @@ def status(config: str | None, as_json: bool) -> None:
 @click.pass_obj
 def env(config: str | None) -> None:
     """The BEDS_… variables as shell commands, with their passwords: eval "$(beds stack env)"."""
-    for name, value in Stack(folder_for(config)).plan.environment().items():
+    plan = Stack(folder_for(config)).plan
+    for name, value in {**plan.environment(), **plan.flower_environment()}.items():
         click.echo(f"export {name}={shlex.quote(value)}")

@@ -99,7 +99,7 @@ def tickets(config: str | None, state: str, limit: int, cursor: str, timeout: fl
     columns = ("guid", "summary", "state", "accepted_at", "started_at", "ended_at", "cancelled_by")
     print_table(columns, [[record.get(name) for name in columns] for record in page])
     more = f"; next page: --cursor {page.cursor}" if page.cursor else ""
-    click.echo(f"{len(page)} ticket{'' if len(page) == 1 else 's'}{more}")
+    click.echo(f"{len(page)} ticket{'' if len(page) == 1 else 's'} in state {state}{more}")
 
 
 def _wait(found: Any, timeout: float) -> TicketStatus:

@@ -100,6 +100,19 @@ class Event:
     body: bytes = field(default=b"", repr=False)
     submitted_at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
+    @property
+    def acceptance(self) -> dict[str, Any]:
+        """What the ticket store hears of the event before it is carried out."""
+        lineage = self.lineage
+        return {
+            "guid": lineage.guid,
+            "event_id": lineage.event_id,
+            "root_id": lineage.root_id,
+            "parent_id": lineage.parent_id,
+            "summary": self.summary[:300],
+            "queue": self.queue,
+        }
+
     @classmethod
     def of_operation(
         cls, store: Store, operation: Operation, template: str, body: Mapping[str, Any], lineage: Lineage, **more: Any

@@ -56,17 +56,32 @@ def pools_of(settings: Settings) -> list[str]:
 def _only_one(settings: Settings) -> Iterator[None]:
     """Hold this node's lock. Two supervisors of one node double its pools, and after a change of templates answer by
     turns as the old and the new one."""
-    folder = settings.root / ".beds" / "run"
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"{settings.node.name}.lock").open("w") as lock:
+    file = lock_file(settings)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ConfigurationError(
-                f"the workers of node {settings.node.name} run already",
-                hint="`beds node restart`; for more slots, raise instances in [brokers]",
-            ) from None
+            raise already_runs(settings) from None
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
         yield
+
+
+def lock_file(settings: Settings) -> Path:
+    """Held by the supervisor of this node, with its pid in it."""
+    return settings.root / ".beds" / "run" / f"{settings.node.name}.lock"
+
+
+def already_runs(settings: Settings) -> ConfigurationError:
+    """Why a second supervisor of this node is refused."""
+    pid = file.read_text().strip() if (file := lock_file(settings)).exists() else "?"
+    return ConfigurationError(
+        f"the workers of node {settings.node.name} run already (pid {pid})",
+        hint=f"in the background: `beds node restart`; in a terminal: Ctrl-C there, or kill {pid}; "
+        "for more slots, raise instances in [brokers]",
+    )
 
 
 def _supervise(pools: list[str], settings: Settings, tell: Callable[[str], None]) -> int:

@@ -83,6 +83,14 @@ class Plan:
             "BEDS_SCHEMA__DBA__REL__PASSWORD": self.passwords["rel_dba"],
         }
 
+    def flower_environment(self) -> dict[str, str]:
+        """Lets Flower's page of the broker show the queues, and its API answer on loopback."""
+        admin = f"beds_admin:{quote(self.passwords['amqp_admin'])}"
+        return {
+            "FLOWER_BROKER_API": f"http://{admin}@127.0.0.1:{self.management_port}/api/",
+            "FLOWER_UNAUTHENTICATED_API": "1",
+        }
+
     def save(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         data = {key: value for key, value in asdict(self).items() if key != "folder"}

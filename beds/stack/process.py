@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import signal
@@ -19,6 +20,19 @@ from beds.errors import StackError
 
 STOP_SECONDS = 30.0
 LOG_TAIL_LINES = 12
+
+
+def lock_holder(file: Path) -> int | None:
+    """The pid in a lock file that somebody holds; None for one that nobody does."""
+    try:
+        with file.open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        text = file.read_text().strip()
+        return int(text) if text.isdigit() else 0
+    except OSError:
+        return None
+    return None
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,11 +10,13 @@ from dataclasses import dataclass
 from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
 
+import psutil
+
 from beds.errors import StackError
 from beds.stack.mariadb import MariaDB
 from beds.stack.mongodb import MongoDB
 from beds.stack.plan import Plan, load_plan
-from beds.stack.process import Daemon
+from beds.stack.process import STOP_SECONDS, Daemon, lock_holder
 from beds.stack.rabbitmq import RabbitMQ
 from beds.stack.server import Server
 
@@ -86,7 +89,7 @@ class Stack:
             return []
         nowhere = Plan(folder)
         with _alone(folder):
-            stopped = [NODE] if Daemon(NODE, folder / "run").stop() else []
+            stopped = [NODE] if Daemon(NODE, folder / "run").stop() or _stop_terminals(folder / "run") else []
             stopped += [server.name for kind in SERVERS if (server := kind(nowhere)).down()]
         if wipe:
             shutil.rmtree(folder)
@@ -101,6 +104,18 @@ class Stack:
                 ServerStatus(server.name, process.pid if process else None, tuple(server.ports.values()), ready)
             )
         return found
+
+
+def _stop_terminals(folder: Path) -> bool:
+    """Ask `beds node run` in a terminal to drain, before its servers go. False when there is none."""
+    pids = [pid for file in folder.glob("*.lock") if (pid := lock_holder(file))]
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(pid)
+            process.terminate()
+            with contextlib.suppress(psutil.TimeoutExpired):
+                process.wait(STOP_SECONDS)
+    return bool(pids)
 
 
 @contextmanager

@@ -34,6 +34,8 @@ from beds.transport.message import sealed, to_message
 FIRST_DELAY = 0.05
 """Seconds before the second attempt to connect; doubled each time, at most `LONGEST_DELAY`."""
 LONGEST_DELAY = 1.0
+RETRY_AFTER = 1.0
+"""Seconds after which a full queue may have room again."""
 
 
 class Pending:
@@ -226,7 +228,8 @@ class _Conversation:
             if accepted:
                 pending.confirm()
             else:
-                pending.fail(Overloaded(f"RabbitMQ refused the message for {pending.event.queue}"))
+                detail = {"queue": pending.event.queue, "retry_after": RETRY_AFTER}
+                pending.fail(Overloaded(f"the queue {pending.event.queue} is full", detail=detail))
 
     def _on_return(self, guid: str, key: str) -> None:
         pending = self._waiting.get(guid)

@@ -298,7 +298,7 @@ def test_a_taken_port_and_a_broken_plan_are_told(tmp_path: Path, stack: Stack) -
     assert "is taken by" in done.stderr
     assert "--port-base" in done.stderr
     # A stack that never began has no ports of its own yet: the hint can be followed.
-    assert "port 29672" in run(tmp_path, "beds", "stack", "up", "--port-base", str(PORT_BASE)).stderr
+    assert f"port {PORT_BASE + 672}" in run(tmp_path, "beds", "stack", "up", "--port-base", str(PORT_BASE)).stderr
     assert not (tmp_path / ".beds" / "stack.json").exists()
     assert run(tmp_path, "beds", "stack", "up", "--port-base", "99999").returncode == 71
     assert run(tmp_path, "beds", "stack", "down").returncode == 0
@@ -332,9 +332,10 @@ def test_a_node_runs_once_and_its_workers_end_with_it(project: Path, stack: Stac
         twice = beds(project, "node", "run")
         assert twice.returncode == 78
         assert "run already" in twice.stderr
+        assert str(stack.node.process().pid) in twice.stderr  # type: ignore[union-attr]
         supervisor = stack.node.process()
         assert supervisor
-        workers = wait_for(lambda: found if len(found := supervisor.children()) == 5 else None, 30, "the workers")
+        workers = wait_for(lambda: found if len(found := supervisor.children()) == 6 else None, 30, "the workers")
         # Killed, it cannot stop them itself.
         supervisor.kill()
         _, alive = psutil.wait_procs(workers, timeout=60)
@@ -347,7 +348,7 @@ def test_a_node_runs_once_and_its_workers_end_with_it(project: Path, stack: Stac
 @pytest.mark.timeout(180)
 def test_a_killed_server_leaves_nothing_behind(tmp_path: Path, stack: Stack) -> None:
     """RabbitMQ's noted process is a script; killed alone, it leaves the Erlang VM serving."""
-    own = Stack(tmp_path / ".beds", 30000)
+    own = Stack(tmp_path / ".beds", PORT_BASE + 1000)
     own.up(lambda _line: None)
     try:
         for server in own.servers:
@@ -407,7 +408,7 @@ def test_the_demo_loads_everything_through_beds_beside_the_machines_own_servers(
         except OSError:
             pass  # the machine has a real one there: so much the better
         occupied.append(own)
-    made = Stack(tmp_path / ".beds", 26000)
+    made = Stack(tmp_path / ".beds", PORT_BASE - 3000)
     try:
         made.plan.save()
         started = time.monotonic()
@@ -423,9 +424,10 @@ def test_the_demo_loads_everything_through_beds_beside_the_machines_own_servers(
         again = run(tmp_path, "beds", "demo", seconds=120)
         assert again.stdout.count("were there already") == 5, again.stderr
     finally:
-        assert "rabbitmq" in run(tmp_path, "beds", "stack", "down", "--wipe").stdout
         for own in occupied:
             own.close()
+        stopped = run(tmp_path, "beds", "stack", "down", "--wipe").stdout
+    assert "rabbitmq" in stopped
     left = [
         p.info["cmdline"]
         for p in psutil.process_iter(["cmdline"])

@@ -13,7 +13,7 @@ from typing import Any
 import amqp
 import pytest
 
-from beds.client import Client, _acceptance
+from beds.client import Client
 from beds.domain.event import Event
 from beds.domain.identity import uuid7
 from beds.domain.reply import Page
@@ -51,7 +51,7 @@ def poison_event(client: Client, key: str, *, ticket: bool) -> Event:
 
 
 def submitted(client: Client, event: Event) -> Ticket:
-    accept = client._calgon("accept", {"tickets": [_acceptance(event)]})
+    accept = client._calgon("accept", {"tickets": [event.acceptance]})
     *_, pending = client._confirmed([accept, event], time.monotonic() + 30)
     return Ticket(event.lineage.event_id, client, pending)
 

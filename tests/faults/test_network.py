@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from beds.stack.stack import Stack
 from beds.templates.call import Call
 from beds.tickets import Ticket
 from tests.conftest import wait_for
+from tests.proxy import SilentProxy
 
 SLACK = 20.0
 USER, PASSWORD = "narrow", "narrow-password"
@@ -88,37 +88,6 @@ def test_an_event_that_expired_in_its_queue_is_a_timeout(client: Client) -> None
     pending = client.requester.send(late, time.monotonic() + 10)
     with pytest.raises(CallTimeout, match="expired"):
         pending.reply.result(30)
-
-
-class SilentProxy:
-    """Forwards bytes to a port until it is told to swallow them."""
-
-    def __init__(self, port: int) -> None:
-        self.silent = False
-        self._target = port
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._listener.getsockname()[1]
-        self._sockets = [self._listener]
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                near, _ = self._listener.accept()
-                far = socket.create_connection(("127.0.0.1", self._target))
-                self._sockets += [near, far]
-                for source, sink in ((near, far), (far, near)):
-                    threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
-
-    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(65536):
-                if not self.silent:
-                    sink.sendall(data)
-
-    def close(self) -> None:
-        for each in self._sockets:
-            each.close()
 
 
 def test_a_network_that_goes_silent_ends_each_wait_by_its_deadline(

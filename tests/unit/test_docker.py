@@ -10,7 +10,7 @@ import yaml
 
 from beds.config.settings import Settings
 from beds.domain.event import CALGON
-from beds.transport.topology import CRUD_QUEUES
+from beds.transport.topology import CRUD_QUEUES, LOG_QUEUES
 from tests.conftest import ROOT
 
 DOCKER = ROOT / "docker"
@@ -25,7 +25,7 @@ def compose() -> dict[str, Any]:
 
 def test_there_is_one_worker_for_each_queue_and_flower(compose: dict[str, Any]) -> None:
     commands = [" ".join(s.get("command") or []) + " " for s in compose["services"].values()]
-    for queue in (*CRUD_QUEUES, CALGON):
+    for queue in (*CRUD_QUEUES, CALGON, ",".join(LOG_QUEUES)):
         assert sum(f"-Q {queue} " in command for command in commands) == 1
     assert any("flower" in command for command in commands)
 
