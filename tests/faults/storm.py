@@ -161,10 +161,12 @@ def kill_a_worker(s: Storm) -> None:
 
 def restart_all_workers(s: Storm) -> None:
     """A rolling restart: each worker drains on SIGTERM, and the node starts it again."""
-    for worker in s.workers():
+    workers = s.workers()
+    for worker in workers:
         worker.terminate()
-        wait_for(lambda worker=worker: not worker.is_running() or worker.status() == "zombie", 60, "the drain")
-        time.sleep(3)
+        wait_for(lambda old=worker.pid: old not in {w.pid for w in s.workers()}, 60, "the drain")
+        wait_for(lambda: len(s.workers()) == len(workers), 60, "its successor")
+        time.sleep(1)
 
 
 def rabbitmq_restart(s: Storm) -> None:
@@ -288,6 +290,7 @@ class Reckoning:
     lost: int = 0
     doubled: int = 0
     unanswered: int = 0
+    failed: int = 0
     longest: float = 0.0
     notes: list[str] = field(default_factory=list)
 
@@ -320,6 +323,7 @@ def calm(s: Storm, fault: str, times: int) -> Reckoning:
                 except BedsError as error:
                     found.unanswered += 1
                     found.notes.append(f"ticket {event_id}: {error!r}")
+            found.failed += told not in ("ok", "")
             if told == "ok" and not done:
                 found.lost += 1
                 found.notes.append(f"lost: {event_id} {event}")
@@ -431,8 +435,8 @@ def main() -> None:
     apply_schema(project)
     settings = load_settings(project / "beds.toml")
     print(
-        "| fault | times | operations | lost | doubled | unanswered | longest pause (s) |\n"
-        "|---|---|---|---|---|---|---|"
+        "| fault | times | operations | lost | doubled | unanswered | told to try again | longest pause (s) |\n"
+        "|---|---|---|---|---|---|---|---|"
     )
     clean = True
     for fault in FAULTS:
@@ -440,8 +444,8 @@ def main() -> None:
             continue
         r = run_one(project, stack, settings, fault, options.times)
         clean = clean and r.is_clean
-        print(f"| {r.fault.replace('_', ' ')} | {r.times} | {r.operations} | {r.lost} | {r.doubled} | {r.unanswered} "
-              f"| {r.longest:.1f} |", flush=True)  # fmt: skip
+        cells = (r.fault.replace("_", " "), r.times, r.operations, r.lost, r.doubled, r.unanswered, r.failed)
+        print("".join(f"| {cell} " for cell in cells) + f"| {r.longest:.1f} |", flush=True)
         for line in r.notes:
             print(line, file=sys.stderr)
     raise SystemExit(not clean)

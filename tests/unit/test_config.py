@@ -115,7 +115,7 @@ def test_settings_are_frozen_and_picklable() -> None:
         settings.node = settings.node  # type: ignore[misc]
 
 
-def test_every_queue_dead_letters_and_counts_deliveries() -> None:
+def test_trap_16_every_queue_dead_letters_and_counts_deliveries() -> None:
     topology = Topology.from_settings(Settings().amqp)
     for queue in topology.queues:
         if queue.name == DEAD:

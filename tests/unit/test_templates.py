@@ -115,11 +115,13 @@ def test_the_sample_templates_load() -> None:
         "Planes",
         "Weather",
         "msAudit",
+        "msDead",
         "msLineage",
         "msLogs",
         "msMetrics",
         "msTickets",
         "msTicketsBegin",
+        "msTicketsReopen",
     ]
 
 

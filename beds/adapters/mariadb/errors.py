@@ -88,6 +88,11 @@ def _not_done(problem: str) -> Callable[[str], BedsError]:
 _BY_CODE: Mapping[int, Callable[[str], BedsError]] = {
     1020: _not_done("another transaction changed the record"),
     1021: _not_done("MariaDB has no disk space left"),
+    1030: lambda m: (
+        harmless(StoreUnavailable("MariaDB has no disk space left"))
+        if "28" in m
+        else StoreError("MariaDB's storage engine failed")
+    ),
     1040: _not_done("MariaDB has no connection to spare"),
     1044: _denied,
     1045: lambda m: StoreDenied(

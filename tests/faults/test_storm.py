@@ -1,0 +1,45 @@
+"""All faults, once each, under load: the short form of `make faults`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from beds.config import Settings
+from beds.stack.stack import Stack
+from tests.faults.storm import FAULTS, Reckoning, Storm, calm, restart_all_workers, storm
+
+
+@pytest.mark.timeout(600)
+def test_trap_7_nothing_is_lost_and_nothing_doubled_in_a_storm(
+    project: Path, stack: Stack, settings: Settings, tmp_path: Path
+) -> None:
+    with storm(project, stack, settings, tmp_path / "storm") as found:
+        for fault in FAULTS:
+            if fault is not restart_all_workers:
+                fault(found)
+        reckoning = calm(found, "all", 1)
+    assert reckoning.operations > 100
+    assert reckoning.is_clean, _told(reckoning)
+
+
+@pytest.mark.timeout(300)
+def test_a_rolling_restart_of_all_workers_fails_no_call(
+    project: Path, stack: Stack, settings: Settings, tmp_path: Path
+) -> None:
+    with storm(project, stack, settings, tmp_path / "rolling") as found:
+        restart_all_workers(found)
+        _sees_all_workers(found)
+        reckoning = calm(found, "restart", 1)
+    assert reckoning.operations > 50
+    assert reckoning.is_clean, _told(reckoning)
+    assert reckoning.failed == 0, _told(reckoning)
+
+
+def _sees_all_workers(found: Storm) -> None:
+    assert len(found.workers()) == 6
+
+
+def _told(reckoning: Reckoning) -> str:
+    return f"{reckoning}\n" + "\n".join(reckoning.notes)

@@ -1,0 +1,58 @@
+"""Workers that RabbitMQ cuts off, or that come back under their old name."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from beds.client import Client
+from beds.domain.ticket import TicketState
+from beds.stack.stack import Stack
+from tests.conftest import OwnVhost, run, running_worker, wait_for, wait_until_served
+
+
+@pytest.mark.timeout(240)
+def test_trap_6_a_worker_that_outlasts_the_consumer_timeout_is_replaced(
+    project: Path, own_vhost: OwnVhost, stack: Stack
+) -> None:
+    """RabbitMQ closes the channel of who does not acknowledge in time. The limits keep a pool below that (test_config);
+    where they are set wrong, the event comes back and the service goes on."""
+    for name, value in (("consumer_timeout", 3000), ("channel_tick_interval", 1000)):
+        stack.rabbitmq.control("eval", f"application:set_env(rabbit, {name}, {value}).")
+    try:
+        with (
+            running_worker(project, "rel.read,calgon", env=own_vhost.env) as worker,
+            Client(own_vhost.settings) as client,
+        ):
+            wait_until_served(client, ["SampleRows"])
+            ticket = client.submit("fetch_records", "SampleRows", {"seconds": 8.0}, using="sleep")
+            wait_for(lambda: _cut_off(project) or worker.poll() is not None, 60, "RabbitMQ's patience to end")
+    finally:
+        for name, value in (("consumer_timeout", 1_800_000), ("channel_tick_interval", 60_000)):
+            stack.rabbitmq.control("eval", f"application:set_env(rabbit, {name}, {value}).")
+    with running_worker(project, "rel.read,calgon", env=own_vhost.env), Client(own_vhost.settings) as client:
+        wait_until_served(client, ["SampleRows"])
+        assert client.ticket(ticket.guid).wait(90).state is TicketState.SUCCESS
+
+
+def _cut_off(project: Path) -> bool:
+    return "PRECONDITION_FAILED" in (project / "worker.log").read_text(errors="replace")[-20_000:]
+
+
+@pytest.mark.timeout(120)
+def test_trap_8_each_start_of_a_worker_has_a_name_of_its_own(project: Path, own_vhost: OwnVhost) -> None:
+    """Celery's control queue is exclusive: under the name of a worker that was killed it can be locked (405)."""
+    log = project / "worker.log"
+    begun = len(log.read_text(errors="replace")) if log.exists() else 0
+    for _ in range(2):
+        with running_worker(project, "rel.read", env=own_vhost.env) as worker, Client(own_vhost.settings) as client:
+            wait_until_served(client, ["SampleRows"])
+            worker.kill()
+            worker.wait()
+    names = re.findall(r"(rel\\.read\\.\\w+@ms) ready", log.read_text(errors="replace")[begun:])
+    assert len(set(names)) == 2
+    assert "RESOURCE_LOCKED" not in log.read_text(errors="replace")[begun:]
+    done = run(project, "celery", "-A", "beds", "status", env=own_vhost.env)
+    assert done.returncode != 0, "a worker that was killed still answers"
