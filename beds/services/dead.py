@@ -6,10 +6,11 @@ import json
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from beds.core.namaste import Query
+from beds.domain.clock import now
 from beds.domain.event import Operation, Store
 from beds.domain.reply import Record
 from beds.errors import MalformedEvent, NotFound, WrongType
@@ -77,7 +78,7 @@ class DeadStore:
         Raises:
             StoreUnavailable: MongoDB cannot be reached.
         """
-        now = _now()
+        at = now()
         death, header = message.death, message.beds_header
         record_id, values = self._asked(message)
         text = {
@@ -106,8 +107,8 @@ class DeadStore:
             "body": message.body,
             "size": len(message.body),
             "state": "dead",
-            "at": now,
-            "expires_at": now + self._ttl,
+            "at": at,
+            "expires_at": at + self._ttl,
         }
         checked = template.check_create(_as_text(document))
         self._factory.adapter(TEMPLATE).create_records([checked])
@@ -133,7 +134,7 @@ class DeadStore:
         return self._resolve(dead_id, "discarded", by)
 
     def _resolve(self, dead_id: str, state: str, by: str) -> bool:
-        changes = {"dead_id": dead_id, "state": state, "resolved_at": _now(), "resolved_by": by}
+        changes = {"dead_id": dead_id, "state": state, "resolved_at": now(), "resolved_by": by}
         try:
             self._factory.adapter(TEMPLATE).update_record(changes)
         except NotFound:
@@ -181,8 +182,3 @@ def _as_text(document: dict[str, Any]) -> dict[str, Any]:
         name: value.encode(errors="replace").decode().replace("\0", "�") if isinstance(value, str) else value
         for name, value in document.items()
     }
-
-
-def _now() -> datetime:
-    now = datetime.now(UTC)
-    return now.replace(microsecond=now.microsecond // 1000 * 1000)

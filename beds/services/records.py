@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from beds.domain.clock import now
 from beds.domain.event import RecordKind
 from beds.errors import MalformedEvent
 from beds.services.dispatch import Factory
@@ -47,7 +48,7 @@ class RecordStore:
         if not isinstance(common, Mapping) or not isinstance(records, list) or not 0 < len(records) <= MAX_RECORDS:
             raise MalformedEvent(f"records: takes 1 to {MAX_RECORDS} objects, and what they have in common")
         template = self._factory.registry[TEMPLATES[kind]]
-        expires = {} if kind is RecordKind.METRIC else {"expires_at": _now() + self._ttl}
+        expires = {} if kind is RecordKind.METRIC else {"expires_at": now() + self._ttl}
         documents = []
         for record in records:
             if not isinstance(record, Mapping):
@@ -71,8 +72,3 @@ def _instant(seconds: Any) -> datetime:
         return datetime.fromtimestamp(int(seconds * 1000) / 1000, UTC)
     except (TypeError, ValueError, OverflowError, OSError):
         raise MalformedEvent("at: takes Unix seconds", detail={"field": "at"}) from None
-
-
-def _now() -> datetime:
-    now = datetime.now(UTC)
-    return now.replace(microsecond=now.microsecond // 1000 * 1000)

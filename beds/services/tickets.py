@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from beds.core.namaste import NamasteCore, Query
+from beds.domain.clock import now
 from beds.domain.lineage import is_event_id
 from beds.domain.reply import Record
 from beds.domain.ticket import TicketState, TicketStatus, submitted_at
@@ -108,7 +109,7 @@ class TicketStore:
             the same event in hand.
         """
         guid = str(ticket["guid"])
-        changes = {"guid": guid, "state": str(TicketState.STARTED), "started_at": _now(), "worker": worker}
+        changes = {"guid": guid, "state": str(TicketState.STARTED), "started_at": now(), "worker": worker}
         adapter = self._adapter if again else self._factory.adapter(BEGIN)
         for _ in range(3):
             try:
@@ -137,11 +138,11 @@ class TicketStore:
             by: who cancelled it.
             dead: its event lies in msDead, and may be replayed.
         """
-        now = _now()
+        at = now()
         changes: dict[str, Any] = {
             "state": str(state),
-            "ended_at": now,
-            "expires_at": now + timedelta(seconds=self._ttl),
+            "ended_at": at,
+            "expires_at": at + timedelta(seconds=self._ttl),
             "outcome": outcome.decode(),
         }
         try:
@@ -209,7 +210,7 @@ class TicketStore:
             raise MalformedEvent("guid: a ticket's guid is a UUIDv7", detail={"field": "guid"})
         if not is_event_id(document.get("event_id"), document["guid"]):
             raise MalformedEvent("event_id: it is not node.env.guid", detail={"field": "event_id"})
-        return document | {"state": str(TicketState.PENDING), "accepted_at": _now()}
+        return document | {"state": str(TicketState.PENDING), "accepted_at": now()}
 
     def _change(self, guid: str, changes: Mapping[str, Any]) -> Record:
         return self._adapter.update_record({"guid": guid, **changes}).record
@@ -223,8 +224,3 @@ class TicketStore:
         outcome = found.get("outcome")
         known = {name: found[name] for name in TicketStatus.__slots__ if found.get(name) is not None}
         return TicketStatus.from_wire(known | {"result": json.loads(outcome) if outcome else None})
-
-
-def _now() -> datetime:
-    now = datetime.now(UTC)
-    return now.replace(microsecond=now.microsecond // 1000 * 1000)  # what MongoDB keeps

@@ -12,6 +12,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from beds.domain.clock import now, to_millisecond
 from beds.domain.identity import ObjectId, uuid7
 from beds.errors import InvalidPayload, MissingField, OutOfRange, TooLong, WrongType
 
@@ -43,7 +44,7 @@ _PYTHON_TYPES: Mapping[str, tuple[type, ...]] = {
 _GENERATORS: Mapping[str, Callable[[], Any]] = {
     "uuid7": uuid7,
     "object_id": ObjectId.generate,
-    "now": lambda: _to_millisecond(datetime.now(UTC)),
+    "now": now,
 }
 
 
@@ -143,7 +144,7 @@ class FieldSpec(BaseModel):
                 instant = value.astimezone(UTC)
             except OverflowError:
                 raise OutOfRange(f"field {name} lies outside the years 1 to 9999 in UTC", detail=_where(name)) from None
-            return _to_millisecond(instant) if self.precision == "millisecond" else instant
+            return to_millisecond(instant) if self.precision == "millisecond" else instant
         return list(value) if isinstance(value, tuple) else value
 
     def _check_type(self, name: str, value: Any) -> None:
@@ -249,10 +250,6 @@ def _check_text(path: str, text: str) -> None:
         raise WrongType(
             f"field {path} holds a lone surrogate, which is not text", detail=_where(path), hint="send it as bytes"
         ) from None
-
-
-def _to_millisecond(value: datetime) -> datetime:
-    return value.replace(microsecond=value.microsecond // 1000 * 1000)
 
 
 def _where(name: str, **more: Any) -> dict[str, Any]:
