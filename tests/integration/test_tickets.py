@@ -196,7 +196,7 @@ def test_an_event_delivered_again_after_its_end_has_no_second_effect(client: Cli
 
 
 @BOTH
-def test_a_queued_ticket_is_cancelled_for_good(project: Path, own_vhost: OwnVhost, template: str) -> None:
+def test_trap_13_a_queued_ticket_is_cancelled_for_good(project: Path, own_vhost: OwnVhost, template: str) -> None:
     key = new_id()
     declare_all(own_vhost.settings)
     with Client(own_vhost.settings) as alone:
