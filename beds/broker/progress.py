@@ -11,6 +11,7 @@ from celery import current_task
 from celery.exceptions import Ignore, Reject
 
 from beds.broker.telemetry import header_of
+from beds.domain.identity import uuid7
 from beds.domain.ticket import TicketState
 from beds.errors import NotFound, StoreUnavailable, TicketRevoked
 from beds.services.tickets import ACCEPT_FIELDS
@@ -50,9 +51,10 @@ def begin(app: Any, request: Any) -> Ended | None:
     again = bool((request.delivery_info or {}).get("redelivered"))
     patience = app.settings.broker(str((request.delivery_info or {}).get("routing_key", ""))).soft_limit / 2
     deadline = time.monotonic() + patience
+    claim = str(uuid7())  # an answer may be lost with its connection: asked once more, this delivery knows its own
     while True:
         try:
-            found = app.tickets.start(ticket, str(request.hostname or ""), again=again)
+            found = app.tickets.start(ticket, str(request.hostname or ""), claim, again=again)
             break
         except StoreUnavailable as error:
             if time.monotonic() >= deadline:

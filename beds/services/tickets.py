@@ -96,12 +96,13 @@ class TicketStore:
             return self._status(found)
         return self._status(document)
 
-    def start(self, ticket: Mapping[str, Any], worker: str, *, again: bool) -> Record | None:
+    def start(self, ticket: Mapping[str, Any], worker: str, claim: str, *, again: bool) -> Record | None:
         """Note that a worker begins.
 
         Args:
             ticket: the event's, as its header tells.
             worker: who begins.
+            claim: the same when the same delivery asks once more, since it has not heard the answer.
             again: RabbitMQ delivers the event once more, since whoever had it is gone.
 
         Returns:
@@ -109,7 +110,13 @@ class TicketStore:
             the same event in hand.
         """
         guid = str(ticket["guid"])
-        changes = {"guid": guid, "state": str(TicketState.STARTED), "started_at": now(), "worker": worker}
+        changes = {
+            "guid": guid,
+            "state": str(TicketState.STARTED),
+            "started_at": now(),
+            "worker": worker,
+            "claim": claim,
+        }
         adapter = self._adapter if again else self._factory.adapter(BEGIN)
         for _ in range(3):
             try:
@@ -118,7 +125,7 @@ class TicketStore:
                 found = self._first("by_guid", {"guid": guid})
             if found is None:  # the event was faster than its acceptance
                 self.accept([ticket])
-            elif TicketState(found["state"]).is_final:
+            elif TicketState(found["state"]).is_final or found.get("claim") == claim:
                 return found
             elif not again and found["state"] != TicketState.PENDING:
                 return None

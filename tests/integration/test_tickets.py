@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,11 @@ from beds.errors import (
     TicketRevoked,
     UnknownTicket,
 )
+from beds.services.factory import AdapterFactory
+from beds.services.tickets import TicketStore
 from beds.stack.stack import Stack
 from beds.templates.call import Call
+from beds.templates.registry import TemplateRegistry
 from beds.tickets import Ticket
 from beds.transport.topology import Topology, declare
 from tests.conftest import ROOT, OwnVhost, environment, run, running_worker, wait_for
@@ -442,3 +446,16 @@ def test_a_ticket_outlives_an_outage_of_its_store(client: Client, stack: Stack) 
         stack.server("mongodb").up()
     for ticket in tickets:
         assert client.ticket(ticket.guid).wait(90).state is TicketState.SUCCESS
+
+
+def test_a_worker_that_did_not_hear_that_it_may_begin_asks_again_and_begins(settings: Settings, stack: Stack) -> None:
+    """The answer to its beginning can be lost with its connection: it must not take itself for another worker."""
+    with closing(AdapterFactory(settings, TemplateRegistry.from_folder(settings.schema_path))) as factory:
+        store = TicketStore(factory, 3600)
+        guid = str(uuid7())
+        ticket = {"guid": guid, "event_id": f"ms.test.{guid}"}
+        first = store.start(ticket, "w1", "claim of w1", again=False)
+        assert first is not None
+        assert store.start(ticket, "w1", "claim of w1", again=False) is not None
+        assert store.start(ticket, "w2", "claim of w2", again=False) is None
+        assert store.start(ticket, "w2", "claim of w2", again=True) is not None  # RabbitMQ has taken it from w1
