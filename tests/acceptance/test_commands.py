@@ -129,7 +129,7 @@ def test_a_worker_by_hand_takes_its_size_from_beds_toml(project: Path, settings:
         assert stats["prefetch_count"] == 6
         queues = run(project, "celery", "-A", "beds", "inspect", "active_queues", "-d", "sized@test")
         assert "rec.write" in queues.stdout
-        flower_port = 26555
+        flower_port = PORT_BASE + 555
         flower = subprocess.Popen(
             ["celery", "-A", "beds", "flower", f"--port={flower_port}", "--address=127.0.0.1"],
             cwd=project,
