@@ -130,8 +130,8 @@ class BoundAdapter(NamasteCore):
             # time was up after the commit.
             if (found := self._recall(guid)) is not None:
                 return found
-            if isinstance(error, BedsError):
-                self._note_failure(guid, error)
+            if isinstance(error, BedsError) and (found := self.note_failure(guid, error)) is not None:
+                return found
             raise
 
     def _recall(self, guid: str) -> Response | None:
@@ -146,13 +146,18 @@ class BoundAdapter(NamasteCore):
         assert isinstance(reply, Response)
         return reply
 
-    def _note_failure(self, guid: str, error: BedsError) -> None:
-        """A refusal is an answer, too: delivered again, the event must not succeed after its caller was told of it."""
+    def note_failure(self, guid: str, error: BedsError) -> Response | None:
+        """A refusal is an answer, too: delivered again, the event must not succeed after its caller was told of it.
+
+        Returns:
+            What another copy of the event was answered, when that came first.
+        """
         text = codec.dumps({"error": error.to_wire()}).decode()
         try:
             self._try(lambda: self._store.note(guid, self._ledger_ttl, text), repeatable=True)
         except AlreadyDone:
-            return  # by a copy of the same event, at the same moment
+            return self._recall(guid)  # a copy of the same event had its end at the same moment
+        return None
 
     def _call(self, binding: Binding, values: Mapping[str, Any], once: Once | None = None) -> Outcome:
         for param in binding.target.params:

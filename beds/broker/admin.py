@@ -10,6 +10,7 @@ from typing import Any
 from celery import Task
 from celery.exceptions import Reject
 from celery.worker import state as worker_state
+from kombu.utils.url import parse_url
 
 from beds.broker.app import app
 from beds.broker.gauges import Gauges
@@ -52,9 +53,18 @@ class RecordTask(Task):
         kind = next((k for k, task in RECORD_TASKS.items() if task == self.name and str(k) == body.get("kind")), None)
         if kind is None:
             raise MalformedEvent(f"kind: {self.name} does not write it", detail={"field": "kind"})
+        if kind is not RecordKind.LOG:
+            self._check_sender()
         written = self.app.records.write(kind, body.get("common"), body.get("records"))
         if kind is RecordKind.METRIC:
             GAUGES.take(written)
+
+    def _check_sender(self) -> None:
+        """Only workers tell who did what: an application could tell anything. Raises MalformedEvent."""
+        sender = (self.request.properties or {}).get("user_id")
+        own = parse_url(self.app.settings.amqp.broker_url)["userid"] or "guest"
+        if sender != own:
+            raise MalformedEvent(f"{self.name} is taken from the workers' AMQP user only", detail={"field": "user_id"})
 
 
 def _make(name: str) -> Task:

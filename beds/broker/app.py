@@ -26,6 +26,9 @@ EX_CONFIG = 78
 class BedsApp(Celery):
     """Celery with what the tasks need: the node's settings, its templates, its adapters."""
 
+    socket_timeout: float | None = None
+    """Seconds; the worker sets it by the limits of its pool."""
+
     @cached_property
     def settings(self) -> Settings:
         return load_settings()
@@ -36,7 +39,7 @@ class BedsApp(Celery):
 
     @cached_property
     def factory(self) -> AdapterFactory:
-        return AdapterFactory(self.settings, self.registry)
+        return AdapterFactory(self.settings, self.registry, self.socket_timeout)
 
     @cached_property
     def tickets(self) -> TicketStore:

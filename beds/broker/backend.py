@@ -24,6 +24,7 @@ from celery.exceptions import TaskRevokedError
 from beds.broker.progress import STORE_PAUSE, Ended, ticket_of
 from beds.broker.telemetry import header_of, leave_unacknowledged
 from beds.client import default_client
+from beds.domain.event import RECORD_TASKS
 from beds.domain.reply import Page, Response, reply_from_wire
 from beds.domain.ticket import TicketState, TicketStatus
 from beds.domain.trace import OK
@@ -67,6 +68,8 @@ class ReplyBackend(BaseBackend):
         """
         if state not in states.READY_STATES or isinstance(result, HardTimeLimitExceeded):
             return result  # after its hard limit an event is delivered again: this is not its end
+        if getattr(request, "task", None) in RECORD_TASKS.values():
+            return result  # to tell of what was written down would never end
         audit = None
         if isinstance(result, Ended):
             body = result.outcome

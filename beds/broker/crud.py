@@ -16,6 +16,7 @@ from beds.broker.backend import as_beds_error
 from beds.broker.progress import Ended, begin
 from beds.domain.event import Operation, Store, task_for
 from beds.domain.reply import Reply
+from beds.domain.trace import Trace
 from beds.errors import BedsError, MalformedEvent, StoreUnavailable
 from beds.services.dispatch import carry_out
 from beds.transport import codec
@@ -44,14 +45,24 @@ class CrudTask(Task):
                 if ended := begin(self.app, self.request):
                     return ended
                 return carry_out(self.app.factory, self.store, self.operation, template, body)
-            except SoftTimeLimitExceeded as error:
-                raise as_beds_error(error) from None
+            except SoftTimeLimitExceeded as interrupted:
+                error = as_beds_error(interrupted)
+                if (found := self._noted(trace, error)) is not None:
+                    return found
+                raise error from None
             except StoreUnavailable as error:
                 if self.operation.is_read or is_harmless(error):
                     raise
                 # It may have happened. Delivered again, the ledger tells; an answer now could only be a guess.
                 logger.warning("%s is in doubt: %s; it will be delivered again", self.request.id, error.message)
                 raise Reject(error, requeue=True) from None
+
+    def _noted(self, trace: Trace, error: BedsError) -> Reply | None:
+        """Remember that a write ran out of time; what it was answered, when it had come to its end after all."""
+        if self.operation.is_read or trace.template not in self.app.registry:
+            return None
+        found: Reply | None = self.app.factory.adapter(trace.template).note_failure(trace.lineage.guid, error)
+        return found
 
 
 def arguments_of(kwargs: Mapping[str, Any]) -> dict[str, Any]:

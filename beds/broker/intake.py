@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from amqp.serialization import GenericContent
 from celery import states
 from celery.worker.consumer import Consumer
 from kombu import compression
@@ -183,6 +184,21 @@ def refuse_compression() -> None:
 
     for content_type in compression.encoders():
         compression.register(lambda body: body, refuse, content_type)
+
+
+def refuse_deep_headers() -> None:
+    """Let a message whose headers are nested beyond what Python follows arrive without any: py-amqp would end the whole
+    worker over it, before anybody could turn it away."""
+    load = GenericContent.load_properties
+
+    def guarded(self: Any, class_id: int, buffer: bytes, offset: int = 0) -> int:
+        try:
+            return int(load(self, class_id, buffer, offset) or 0)
+        except RecursionError:
+            self.properties = {}
+            return offset
+
+    GenericContent.load_properties = guarded
 
 
 def _check_depth(value: Any) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import struct
 from typing import Any
 
 import amqp
 from kombu.exceptions import OperationalError
 
+from beds.domain.identity import uuid7
 from beds.domain.reply import Record
 from beds.errors import BrokerUnavailable
+from beds.services.dead import REPLAYED
 
 CONFIRM_SECONDS = 10.0
 
@@ -20,9 +23,8 @@ def publish_again(app: Any, dead: Record) -> None:
     Raises:
         BrokerUnavailable: RabbitMQ did not confirm.
     """
-    message = amqp.Message(
-        dead["body"], delivery_mode=2, application_headers=json.loads(dead["headers"]), **dead["properties"]
-    )
+    headers = json.loads(dead["headers"]) | {REPLAYED: str(uuid7())}
+    message = amqp.Message(dead["body"], delivery_mode=2, application_headers=headers, **dead["properties"])
     connection = app.connection_for_write(transport_options={"confirm_publish": True})
     try:
         with connection:
@@ -30,6 +32,6 @@ def publish_again(app: Any, dead: Record) -> None:
             connection.default_channel.basic_publish_confirm(
                 message, dead["exchange"], dead["routing_key"], mandatory=True, confirm_timeout=CONFIRM_SECONDS
             )
-    except (OperationalError, amqp.AMQPError, OSError) as error:
+    except (OperationalError, amqp.AMQPError, OSError, struct.error, TypeError, ValueError) as error:
         connection.collect()  # which does not wait for an answer, as closing would
         raise BrokerUnavailable(f"the dead event could not be published: {type(error).__name__}") from None

@@ -14,7 +14,7 @@ from beds.domain.event import CALGON, RecordKind
 from beds.domain.lineage import Lineage
 from beds.domain.reply import Page, Reply, Response
 from beds.domain.trace import DatabaseCall, Trace, tracing
-from beds.errors import TransportError
+from beds.errors import BodyTooLarge, TransportError
 from beds.services.audit import audit_record
 from beds.services.metrics import Meter
 from beds.templates.registry import TemplateRegistry
@@ -69,14 +69,18 @@ class Telemetry:
         if store == CALGON and not trace.lineage.parent_id:
             return None  # a question from outside belongs to no request's story
         using = trace.body.get("using")
-        name = f"{template or '?'}.{verb}" + (f" using {using}" if using and isinstance(using, str) else "")
+        known = isinstance(using, str) and template and using in self._registry[template].fetch
+        name = f"{template or '?'}.{verb}" + (f" using {using}" if known else "")
         who = self._who(request)
         if self._settings.logging.lineage:
             rows = len(reply) if isinstance(reply, Page) else reply.affected if isinstance(reply, Response) else 0
             self._tell(trace, seconds, name if store != CALGON else str(request.task), queue, outcome, rows, who)
         if template and trace.operation and not trace.operation.is_read:
             record = audit_record(trace, trace.operation, self._registry[template], outcome, reply, who)
-            return self.shipper.send(RecordKind.AUDIT, [record])
+            try:
+                return self.shipper.send(RecordKind.AUDIT, [record])
+            except BodyTooLarge:  # many fields, and a small [amqp] max_body_bytes: who and which remain
+                return self.shipper.send(RecordKind.AUDIT, [record | {"values": "{}", "fields": []}])
         return None
 
     def confirm(self, audit: Sent) -> None:

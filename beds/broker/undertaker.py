@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable
 from typing import Any
 
 from celery import states
@@ -21,7 +22,7 @@ from beds.domain.event import RecordKind
 from beds.domain.lineage import Lineage
 from beds.domain.ticket import TicketState
 from beds.errors import DeadEvent, MalformedEvent, StoreUnavailable
-from beds.services.dead import DELIVERY_LIMIT, DeadMessage
+from beds.services.dead import DELIVERY_LIMIT, DeadMessage, Death
 from beds.services.tickets import ACCEPT_FIELDS
 from beds.transport.shipper import LINEAGE_RANK
 from beds.transport.topology import DEAD, Topology
@@ -47,7 +48,7 @@ class Undertaker(ConsumerMixin):
         self.connection = Connection(settings.broker_url, heartbeat=settings.heartbeat)
         self._queue = Topology.from_settings(settings).queue(DEAD).to_kombu()
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self.run, name="beds-undertaker", daemon=True)
+        self._thread = threading.Thread(target=self._serve, name="beds-undertaker", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
@@ -59,25 +60,40 @@ class Undertaker(ConsumerMixin):
     def get_consumers(self, consumer_class: Callable[..., Any], channel: Any) -> list[Any]:
         return [consumer_class([self._queue], on_message=self._on_message, prefetch_count=PREFETCH)]
 
-    def _on_message(self, message: Any) -> None:
-        dead = DeadMessage(_bytes(message.body), dict(message.headers or {}), dict(message.properties or {}))
+    def _serve(self) -> None:
+        """Consume, and begin again after whatever ends that: without an undertaker nobody is told of the dead."""
         while not self._ended.is_set():
             try:
+                self.run()
+            except Exception:  # a message, or a library, of a kind that nobody thought of
+                logger.exception("the undertaker stumbled, and begins again")
+            self._ended.wait(STORE_PAUSE)
+
+    def _on_message(self, message: Any) -> None:
+        while not self._ended.is_set():
+            try:
+                dead = DeadMessage(_bytes(message.body), _table(message.headers), _table(message.properties))
                 self._bury(message, dead)
                 message.ack()
                 return
             except StoreUnavailable as error:
                 logger.warning("the dead wait for MongoDB: %s", error.message)
+            except Exception:  # hostile beyond reading: that it was there is kept, and the others are not held up
+                logger.exception("a dead message cannot be read")
+                size = len(_bytes(message.body))
+                self._app.dead.bury(DeadMessage(b"", {}, {}), f"it could not be read; its body had {size} bytes", 1)
+                message.ack()
+                return
             self._ended.wait(STORE_PAUSE)
 
     def _bury(self, message: Any, dead: DeadMessage) -> None:
         death = dead.death
-        poison = death.get("reason") == DELIVERY_LIMIT
+        poison = death.reason == DELIVERY_LIMIT
         # RabbitMQ does not say how often it tried, but only that it was too often.
         deliveries = self._app.settings.amqp.delivery_limit + 1 if poison else 1
         why = self._why(message, dead, deliveries if poison else 0)
         self._app.dead.bury(dead, why, deliveries)
-        logger.error("buried %.64r of %s: %s", dead.guid, death.get("queue"), why)
+        logger.error("buried %.64r of %s: %s", dead.guid, death.queue, why)
         if not (poison and dead.guid):
             return  # it is no event, and whoever sent it was told by the worker that turned it away
         header = dead.beds_header
@@ -99,15 +115,15 @@ class Undertaker(ConsumerMixin):
             check(original, self._app.conf.task_routes, self._app.settings.amqp.max_body_bytes)
         except MalformedEvent as error:
             return error.message
-        return f"RabbitMQ says: {dead.death.get('reason', 'nothing')}"
+        return f"RabbitMQ says: {dead.death.reason or 'nothing'}"
 
-    def _tell(self, dead: DeadMessage, death: Mapping[str, Any]) -> None:
+    def _tell(self, dead: DeadMessage, death: Death) -> None:
         lineage = Lineage.from_header(dead.beds_header, dead.guid)
         record = {
             "event_id": lineage.event_id, "guid": lineage.guid, "parent_id": lineage.parent_id,
             "root_id": lineage.root_id, "depth": lineage.depth, "kind": "event",
-            "name": str(dead.headers.get("kwargsrepr", ""))[1:-1][:300], "queue": str(death.get("queue", "")),
-            "at": death["time"].timestamp() if hasattr(death.get("time"), "timestamp") else 0.0, "duration_ms": 0.0,
+            "name": str(dead.headers.get("kwargsrepr", ""))[1:-1][:300], "queue": death.queue,
+            "at": death.at.timestamp() if death.at else time.time(), "duration_ms": 0.0,
             "rows": 0, "outcome": DeadEvent.code, "user": str(dead.properties.get("user_id") or ""),
         }  # fmt: skip
         self._app.telemetry.shipper.add(RecordKind.LINEAGE, record, LINEAGE_RANK)
@@ -120,7 +136,7 @@ class _Original:
         self.headers = message.headers
         self.properties = message.properties
         self.body = message.body
-        self.delivery_info = {"routing_key": next(iter(dead.death.get("routing-keys") or ()), "")}
+        self.delivery_info = {"routing_key": dead.death.routing_key}
         self._message = message
 
     @property
@@ -130,3 +146,7 @@ class _Original:
 
 def _bytes(body: Any) -> bytes:
     return body if isinstance(body, bytes) else str(body or "").encode(errors="replace")
+
+
+def _table(found: Any) -> dict[str, Any]:
+    return dict(found) if isinstance(found, dict) else {}

@@ -24,7 +24,7 @@ from click.core import ParameterSource
 from beds.broker.admin import GAUGES
 from beds.broker.app import app as beds_app
 from beds.broker.app import refuse_to_start
-from beds.broker.intake import Intake, refuse_compression
+from beds.broker.intake import Intake, refuse_compression, refuse_deep_headers
 from beds.broker.undertaker import Undertaker
 from beds.config import Settings
 from beds.config.sections import Broker
@@ -76,7 +76,10 @@ class BedsWorker(Worker):
         }
         options |= {name: value for name, value in from_beds_toml.items() if not given(name)}
         options["consumer_cls"] = Intake
+        hard = float(options["time_limit"] or size.time_limit)
+        app.socket_timeout = max(1.0, min(float(options["soft_time_limit"] or size.soft_limit) + 1, hard - 1))
         refuse_compression()
+        refuse_deep_headers()
         # Nodes do not need to know of each other, and thousands of them would talk a lot.
         options["without_gossip"] = options["without_mingle"] = True
         super().__init__(app=app, hostname=hostname if given("hostname") else _unique_name(settings, queues), **options)

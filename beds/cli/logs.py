@@ -90,7 +90,7 @@ def logs(
             if not follow:
                 return
             shown |= {record["event_id"]: record["at"] for record in new}
-            last = max([start, *shown.values()]) - timedelta(seconds=LATE_SECONDS)
+            last = min(max([start, *shown.values()]), datetime.now(UTC)) - timedelta(seconds=LATE_SECONDS)
             shown = {event_id: at for event_id, at in shown.items() if at >= last}
             time.sleep(FOLLOW_SECONDS)
             first = list(_all(client, "msLogs", "since", {"since": last, "least": least, **of_node}, timeout))

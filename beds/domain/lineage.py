@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from beds.domain.identity import uuid7
 
+MAX_DEPTH = 10_000
+_NAME = re.compile(r"[A-Za-z0-9_-]+")
 MAX_CHARACTERS = 120
 """Of an event id: a node's name has at most 32, an environment's 16, a guid 36."""
 
@@ -57,7 +60,7 @@ class Lineage:
     @classmethod
     def from_header(cls, header: Mapping[str, Any], guid: str) -> Lineage:
         """Read the `beds` header of a message; what a foreign client left out is filled in as for a root."""
-        node, env = _text(header, "node", "unknown"), _text(header, "env", "unknown")
+        node, env = _name(header, "node", 32), _name(header, "env", 16)
         depth = header.get("depth", 0)
         own_id = f"{node}.{env}.{guid}"
         return cls(
@@ -66,7 +69,7 @@ class Lineage:
             guid,
             _text(header, "parent_id", ""),
             _text(header, "root_id", own_id),
-            depth if isinstance(depth, int) and not isinstance(depth, bool) and depth >= 0 else 0,
+            depth if isinstance(depth, int) and not isinstance(depth, bool) and 0 <= depth <= MAX_DEPTH else 0,
         )
 
 
@@ -79,6 +82,11 @@ def is_event_id(event_id: object, guid: str) -> bool:
     """Whether it is `node.env.guid`, with this guid."""
     parts = event_id.split(".") if isinstance(event_id, str) and len(event_id) <= MAX_CHARACTERS else []
     return len(parts) == 3 and all(parts) and parts[2] == guid
+
+
+def _name(header: Mapping[str, Any], key: str, characters: int) -> str:
+    value = header.get(key)
+    return value if isinstance(value, str) and _NAME.fullmatch(value) and len(value) <= characters else "unknown"
 
 
 def _text(header: Mapping[str, Any], key: str, default: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import uuid
 from collections.abc import Mapping
 from typing import Any
@@ -22,7 +23,7 @@ def audit_record(
 ) -> dict[str, Any]:
     """One audit record, as plain JSON.
 
-    Its id follows from the event's, so that an event carried out again is not audited twice.
+    Its id follows from the event and its outcome, so that an event delivered again is not audited twice.
 
     Args:
         trace: the write.
@@ -32,7 +33,9 @@ def audit_record(
         who: `user`, `actor` and where.
     """
     event = trace.lineage
-    guid = str(uuid.uuid5(uuid.UUID(event.guid), "audit"))
+    asked = hashlib.sha256(codec.dumps(trace.body)).hexdigest()
+    # Whoever uses a guid twice, for two writes, has two audits.
+    guid = str(uuid.uuid5(uuid.UUID(event.guid), f"audit {template.name} {operation} {outcome} {asked}"))
     record_id, fields, values = described(operation, template, trace.body)
     if isinstance(reply, Response) and reply.record_id and not _is_sensitive(template, template.key):
         record_id = reply.record_id

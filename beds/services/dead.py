@@ -6,7 +6,7 @@ import json
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from beds.core.namaste import Query
@@ -21,9 +21,29 @@ from beds.transport import codec
 TEMPLATE = "msDead"
 MAX_IDS = 1000
 KEPT_PROPERTIES = ("content_type", "content_encoding", "correlation_id", "priority", "message_id", "type", "app_id")
+LARGEST_BODY = 7 * 1024 * 1024
+"""Bytes kept of a body, and of the headers; a document of MongoDB holds 16 MiB. What is larger was no event."""
+REPLAYED = "x-beds-replay"
+"""The header that tells one death of an event from its next."""
 DELIVERY_LIMIT = "delivery_limit"
 """RabbitMQ's reason for an event that came back too often."""
 _RABBITMQS = ("x-death", "x-first-death", "x-last-death", "x-delivery-count", "x-acquired-count")
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """Where a message died, and why.
+
+    Args:
+        queue, reason, exchange, routing_key: as RabbitMQ has it; empty where it does not say.
+        at: when, to the second.
+    """
+
+    queue: str = ""
+    reason: str = ""
+    exchange: str = ""
+    routing_key: str = ""
+    at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +59,17 @@ class DeadMessage:
     properties: Mapping[str, Any] = field(repr=False)
 
     @property
-    def death(self) -> Mapping[str, Any]:
-        """What RabbitMQ says of its end; the first entry is the latest."""
+    def death(self) -> Death:
+        """What RabbitMQ says of its end. Whoever may publish to beds.dead can write anything there."""
         deaths = self.headers.get("x-death")
-        return deaths[0] if isinstance(deaths, list) and deaths and isinstance(deaths[0], Mapping) else {}
+        latest = deaths[0] if isinstance(deaths, list) and deaths and isinstance(deaths[0], Mapping) else {}
+        keys = latest.get("routing-keys")
+        at = latest.get("time")
+        return Death(
+            **{name: _word(latest.get(name)) for name in ("queue", "reason", "exchange")},
+            routing_key=_word(keys[0]) if isinstance(keys, list) and keys else "",
+            at=at if isinstance(at, datetime) else None,
+        )
 
     @property
     def guid(self) -> str:
@@ -87,14 +114,14 @@ class DeadStore:
             "root_id": header.get("root_id"),
             "task": message.headers.get("task"),
             "summary": str(message.headers.get("kwargsrepr", ""))[1:-1],
-            "queue": death.get("queue", "?"),
-            "reason": death.get("reason", "?"),
+            "queue": death.queue or "?",
+            "reason": death.reason or "?",
             "last_error": last_error,
             "user": message.properties.get("user_id"),
             "record_id": record_id,
             "values": values,
-            "exchange": death.get("exchange", ""),
-            "routing_key": next(iter(death.get("routing-keys") or ()), ""),
+            "exchange": death.exchange,
+            "routing_key": death.routing_key,
         }
         template = self._factory.registry[TEMPLATE]
         kept = {n: v for n, v in message.headers.items() if not str(n).startswith(_RABBITMQS)}
@@ -102,9 +129,13 @@ class DeadStore:
             "dead_id": str(_id_of(message)),
             **{name: str(value or "")[: template.fields[name].max_length] for name, value in text.items()},
             "deliveries": deliveries,
-            "headers": json.dumps(kept, default=str, ensure_ascii=True),
-            "properties": {n: str(v) for n, v in message.properties.items() if n in KEPT_PROPERTIES and v is not None},
-            "body": message.body,
+            "headers": headers if len(headers := json.dumps(kept, default=str)) <= LARGEST_BODY else "{}",
+            "properties": {
+                n: v if isinstance(v, int) else str(v)
+                for n, v in message.properties.items()
+                if n in KEPT_PROPERTIES and v is not None
+            },
+            "body": message.body if len(message.body) <= LARGEST_BODY else b"",
             "size": len(message.body),
             "state": "dead",
             "at": at,
@@ -171,9 +202,14 @@ def _id_of(message: DeadMessage) -> uuid.UUID:
     if not message.guid:
         return uuid.uuid4()
     try:
-        return uuid.uuid5(uuid.UUID(message.guid), f"{message.death.get('time')} {message.body!r}")
+        which = (message.death.at, message.headers.get(REPLAYED), message.body)
+        return uuid.uuid5(uuid.UUID(message.guid), repr(which))
     except ValueError:
         return uuid.uuid4()
+
+
+def _word(value: Any) -> str:
+    return value[:255] if isinstance(value, str) else ""
 
 
 def _as_text(document: dict[str, Any]) -> dict[str, Any]:

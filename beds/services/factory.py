@@ -27,10 +27,16 @@ class AdapterFactory:
 
     Sessions open at the first use, in the process that uses them: neither driver survives a fork, and mysqlclient
     allows no concurrent use of a connection.
+
+    Args:
+        settings, registry: what to connect to, and for which templates.
+        timeout: seconds after which a silent socket is given up. In a worker a moment after its soft limit: while a
+            driver waits in C nothing can interrupt it, and past the hard limit the whole process would be killed.
     """
 
-    def __init__(self, settings: Settings, registry: TemplateRegistry) -> None:
+    def __init__(self, settings: Settings, registry: TemplateRegistry, timeout: float | None = None) -> None:
         self.registry = registry
+        self._timeout = timeout
         self._settings = settings
         self._local = threading.local()
 
@@ -77,8 +83,8 @@ class AdapterFactory:
                     f"this node has no database for the {store} store", hint=f"add [databases.{store}] to beds.toml"
                 )
             package, prefix = _STORES[store]
-            # A socket must not outwait the pool's own limit.
-            timeout = max(self._settings.broker(f"{store}.{side}").soft_limit for side in ("read", "write"))
+            widest = max(self._settings.broker(f"{store}.{side}").soft_limit for side in ("read", "write"))
+            timeout = self._timeout or widest
             sessions[store] = getattr(_load(f"{package}.session", store), f"{prefix}Session")(config, timeout)
         return sessions[store]
 

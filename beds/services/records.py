@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from beds.domain.clock import now
 from beds.domain.event import RecordKind
-from beds.errors import MalformedEvent
+from beds.errors import BedsError, InvalidPayload, MalformedEvent
 from beds.services.dispatch import Factory
 
 TEMPLATES: Mapping[RecordKind, str] = {
@@ -17,6 +18,8 @@ TEMPLATES: Mapping[RecordKind, str] = {
     RecordKind.AUDIT: "msAudit",
     RecordKind.METRIC: "msMetrics",
 }
+AHEAD_SECONDS = 60.0
+"""How far in the future a record's time may lie; what is later counts as that."""
 MAX_RECORDS = 5000
 """In one message."""
 
@@ -42,21 +45,31 @@ class RecordStore:
             records: plain JSON objects.
 
         Raises:
-            MalformedEvent, InvalidPayload: one of them is not of the contract; nothing was written.
+            MalformedEvent, InvalidPayload: one of them is not of the contract; the others were written.
             StoreUnavailable: MongoDB cannot be reached.
         """
         if not isinstance(common, Mapping) or not isinstance(records, list) or not 0 < len(records) <= MAX_RECORDS:
             raise MalformedEvent(f"records: takes 1 to {MAX_RECORDS} objects, and what they have in common")
         template = self._factory.registry[TEMPLATES[kind]]
         expires = {} if kind is RecordKind.METRIC else {"expires_at": now() + self._ttl}
-        documents = []
+        good: list[dict[str, Any]] = []
+        bad: BedsError | None = None
         for record in records:
-            if not isinstance(record, Mapping):
-                raise MalformedEvent("a record is an object", detail={"field": "records"})
-            documents.append(_placed(kind, common, record) | {"at": _instant(record.get("at"))} | expires)
-        checked = template.check_create_many(documents)
-        self._factory.adapter(template.name).create_records(checked)
-        return checked
+            try:
+                good.append(template.check_create(_document(kind, common, record) | expires))
+            except (MalformedEvent, InvalidPayload) as error:
+                bad = error
+        if good:
+            self._factory.adapter(template.name).create_records(good)
+        if bad:
+            raise bad
+        return good
+
+
+def _document(kind: RecordKind, common: Mapping[str, Any], record: Any) -> dict[str, Any]:
+    if not isinstance(record, Mapping):
+        raise MalformedEvent("a record is an object", detail={"field": "records"})
+    return _placed(kind, common, record) | {"at": _instant(record.get("at"))}
 
 
 def _placed(kind: RecordKind, common: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
@@ -69,6 +82,7 @@ def _placed(kind: RecordKind, common: Mapping[str, Any], record: Mapping[str, An
 def _instant(seconds: Any) -> datetime:
     """A time of the wire, in Unix seconds, to the millisecond that MongoDB keeps."""
     try:
-        return datetime.fromtimestamp(int(seconds * 1000) / 1000, UTC)
+        # A clock that runs ahead must not hide what comes after it.
+        return datetime.fromtimestamp(int(min(seconds, time.time() + AHEAD_SECONDS) * 1000) / 1000, UTC)
     except (TypeError, ValueError, OverflowError, OSError):
         raise MalformedEvent("at: takes Unix seconds", detail={"field": "at"}) from None

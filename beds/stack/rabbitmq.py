@@ -90,6 +90,10 @@ class RabbitMQ(Server):
                 }
                 for role in rights
             ],
+            # An application logs; audit, lineage and metrics are the workers' word.
+            "topic_permissions": [
+                {"user": "beds_app", "vhost": VHOST, "exchange": "beds.logs", "write": r"^log\.", "read": "^$"}
+            ],
             "permissions": [{"user": f"beds_{role}", "vhost": VHOST, **right} for role, right in rights.items()],
         }
 

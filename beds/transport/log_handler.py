@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
+import time
 import traceback
 from typing import Any
 
@@ -23,6 +24,8 @@ OWN_LOGGERS = ("amqp", "kombu", "pymongo", "vine", "beds.transport")
 """What these write comes from sending records or writing them down: sent again, it would never end."""
 ROUTINE_LOGGERS = ("celery.worker.strategy", "celery.app.trace")
 """Two lines for each event at INFO, which lineage tells better; their warnings are sent."""
+LAST_SECOND = 2**32
+"""Unix seconds beyond which a record's time is a mistake."""
 MESSAGE_CHARACTERS, TRACEBACK_CHARACTERS, EXTRA_CHARACTERS = 8_000, 32_000, 1_000
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
@@ -42,9 +45,10 @@ class LogHandler(logging.Handler):
         self.shipper = shipper or Shipper(settings)
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if threading.current_thread().name == THREAD_NAME or _belongs_to(record.name, OWN_LOGGERS):
+        name = str(record.name)
+        if threading.current_thread().name == THREAD_NAME or _belongs_to(name, OWN_LOGGERS):
             return False
-        if record.levelno < logging.WARNING and _belongs_to(record.name, ROUTINE_LOGGERS):
+        if record.levelno < logging.WARNING and _belongs_to(name, ROUTINE_LOGGERS):
             return False
         return bool(super().filter(record))
 
@@ -57,17 +61,17 @@ class LogHandler(logging.Handler):
                 "parent_id": trace.lineage.event_id if trace else "",
                 "root_id": trace.lineage.root_id if trace else event_id,
                 "depth": trace.lineage.depth + 1 if trace else 0,
-                "at": record.created,
-                "level": record.levelname,
-                "levelno": record.levelno,
-                "logger": record.name,
+                "at": record.created if 0 < record.created < LAST_SECOND else time.time(),
+                "level": _text(str(record.levelname), 20),
+                "levelno": (levelno := min(max(int(record.levelno), 0), 1000)),
+                "logger": _text(str(record.name), 300),
                 "message": _text(record.getMessage(), MESSAGE_CHARACTERS),
             }
             if record.exc_info and record.exc_info[0]:
                 wire["exception"] = _text("".join(traceback.format_exception(*record.exc_info)), TRACEBACK_CHARACTERS)
             if more := vars(record).keys() - _STANDARD:
                 wire["extra"] = {_text(name, 100): _plain(getattr(record, name)) for name in sorted(more)}
-            self.shipper.add(RecordKind.LOG, wire, record.levelno)
+            self.shipper.add(RecordKind.LOG, wire, levelno)
         except Exception:  # noqa: BLE001 — what logging's own handlers do: a log line never breaks the application
             self.handleError(record)
 

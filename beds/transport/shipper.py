@@ -10,6 +10,7 @@ import atexit
 import logging
 import os
 import socket
+import sys
 import threading
 import time
 import weakref
@@ -17,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
+from multiprocessing.util import Finalize
 from typing import Any
 
 from beds.config import Settings
@@ -75,6 +77,9 @@ class Shipper:
                 newest first, and the next log record that is sent says how many.
         """
         with self._lock:
+            if self._over:
+                logger.warning("a record came after the end, and is lost")
+                return
             if kind is RecordKind.LOG:
                 self._sequence += 1
                 record["seq"] = self._sequence
@@ -150,6 +155,7 @@ class Shipper:
             thread.join(timeout + 1)
             if self._held:
                 logger.warning("%d records did not reach RabbitMQ by the end", self._held)
+        self._over = True
         self._requester.close()
 
     def after_fork(self) -> None:
@@ -163,7 +169,7 @@ class Shipper:
         self._buffers: dict[tuple[int, RecordKind], deque[Record]] = {}
         self._held = self._dropped = self._sequence = 0
         """Records not confirmed yet; records dropped since a log record told; the last log record's number."""
-        self._hurry = False
+        self._hurry = self._over = False
         self._oldest = 0.0
         self._give_up_at = float("inf")
         self._next_metrics = time.monotonic() + self._settings.metrics.interval
@@ -172,10 +178,15 @@ class Shipper:
         self._common = {"node": node.name, "env": node.environment, "host": self._host, "pid": os.getpid()}
 
     def _start(self) -> None:
+        if sys.is_finalizing():
+            return  # Python starts no thread any more, and waits for ever for one that it began to start
         with self._lock:
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name=THREAD_NAME, daemon=True)
-                self._thread.start()
+            if self._thread is not None:
+                return
+            self._thread = thread = threading.Thread(target=self._run, name=THREAD_NAME, daemon=True)
+        # A child of multiprocessing ends without atexit, and forgets what its parent registered.
+        Finalize(None, self.close, exitpriority=0)
+        thread.start()
 
     def _make_room(self, rank: int) -> bool:
         """Drop the newest of the lowest rank, or say that the new record itself is to be dropped."""
@@ -191,7 +202,12 @@ class Shipper:
     def _run(self) -> None:
         while (batch := self._next_batch()) is not None:
             kind, level, records = batch
-            self._deliver(kind, level, records)
+            try:
+                self._deliver(kind, level, records)
+            except Exception:  # whatever a record is, the next ones are not held up by it
+                logger.exception("%d records cannot be sent", len(records))
+                with self._lock:
+                    self._dropped += len(records)
             if kind is not RecordKind.METRIC:
                 with self._lock:
                     self._held -= len(records)
@@ -229,7 +245,7 @@ class Shipper:
         if self._dropped and kind is RecordKind.LOG:
             batch[0]["dropped"] = self._dropped
             self._dropped = 0
-        return kind, logging.getLevelName(rank).lower(), batch
+        return kind, _word_for(rank), batch
 
     def _deliver(self, kind: RecordKind, level: str, records: list[Record]) -> None:
         """Publish one batch until RabbitMQ has it; in halves where it is too large for one message."""
@@ -250,6 +266,19 @@ class Shipper:
         node = self._settings.node
         lineage = Lineage.root(node.name, node.environment)
         return Event.of_records(kind, level, self._common, records, lineage)
+
+
+_WORDS = (
+    (logging.CRITICAL, "critical"),
+    (logging.ERROR, "error"),
+    (logging.WARNING, "warning"),
+    (logging.INFO, "info"),
+)
+
+
+def _word_for(levelno: int) -> str:
+    """The level in a routing key: one of five, whatever levels an application has made up."""
+    return next((word for least, word in _WORDS if levelno >= least), "debug")
 
 
 _live: weakref.WeakSet[Shipper] = weakref.WeakSet()

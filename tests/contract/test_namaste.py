@@ -24,6 +24,7 @@ from beds.errors import (
     MissingField,
     NotFound,
     OutOfRange,
+    TimeLimitExceeded,
     TooLong,
     UnknownFetch,
     UnknownField,
@@ -381,3 +382,12 @@ def test_a_failed_write_leaves_nothing_behind_but_its_answer(subject: Subject, k
         with tracing(Trace(lineage)), pytest.raises(DuplicateKey):
             subject.do(Operation.CREATE_MANY, payloads=rows)
     assert not any(len(subject.by_id(row["id"])) for row in rows[:3])
+
+
+def test_an_event_that_ran_out_of_time_does_not_succeed_later(subject: Subject, key: str) -> None:
+    lineage = Lineage.root("test", "contract")
+    adapter = subject.factory.adapter(subject.template)
+    assert adapter.note_failure(lineage.guid, TimeLimitExceeded("too long")) is None  # type: ignore[attr-defined]
+    with tracing(Trace(lineage)), pytest.raises(TimeLimitExceeded):
+        subject.create(id=key)
+    assert not subject.by_id(key)

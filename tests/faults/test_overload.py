@@ -20,16 +20,18 @@ def test_a_full_queue_is_overload_and_not_a_hang(project: Path, own_vhost: OwnVh
     env = own_vhost.env | {"BEDS_AMQP__MAX_QUEUE_LENGTH": "20"}
     with running_worker(project, "calgon,rel.read", env=env), Client(own_vhost.settings) as client:
         wait_until_served(client, ["SampleRows"])
-        # Nobody consumes rel.write: what fits in it waits, and the rest is refused.
-        calls = [Call("create_record", "SampleRows", {"id": str(uuid7())}) for _ in range(100)]
+        # Nobody consumes rel.write: what fits in it waits, and the rest is refused. RabbitMQ notices that a quorum queue
+        # is full a moment late, so a burst may go through.
         started = time.monotonic()
         with pytest.raises(Overloaded) as caught:
-            client.submit_many(calls, timeout=60)
-        assert time.monotonic() - started < 30
+            for _ in range(50):
+                calls = [Call("create_record", "SampleRows", {"id": str(uuid7())}) for _ in range(100)]
+                client.submit_many(calls, timeout=60)
+        assert time.monotonic() - started < 60
         assert caught.value.retryable
         assert caught.value.detail["retry_after"] > 0
         refused = caught.value.detail["refused"]
-        assert 0 < len(refused) < 100
+        assert 0 < len(refused) <= 100
 
         def ended(guid: str) -> bool:
             try:

@@ -300,3 +300,91 @@ def test_help_of_each_command_has_an_example() -> None:
     for command in ("lineage", "logs", "audit"):
         shown = CliRunner().invoke(cli, [command, "--help"]).output
         assert "Example" in shown
+
+
+ENDINGS = """
+import atexit, logging, multiprocessing, os, sys, time
+import beds
+logger = logging.getLogger(sys.argv[1])
+def work():
+    logger.error("from a child")
+class Last:
+    def __del__(self):
+        logger.error("from the very end")
+if sys.argv[2] == "del":
+    keep = Last()
+logger.addHandler(beds.LogHandler())
+if sys.argv[2] == "child":
+    child = multiprocessing.get_context("fork").Process(target=work)
+    child.start()
+    child.join(60)
+"""
+
+
+@pytest.mark.parametrize("how", ["child", "del"])
+def test_a_process_ends_with_its_records_sent_and_never_hangs(
+    database: Any, project: Path, workers: None, how: str
+) -> None:
+    name = f"tests.{uuid7().hex}"
+    done = run(project, sys.executable, "-W", "ignore", "-c", ENDINGS, name, how, seconds=60)
+    assert done.returncode == 0, done.stderr
+    if how == "child":
+        (record,) = stored(database, name, 1)
+        assert record["message"] == "from a child"
+
+
+def test_one_odd_record_costs_no_other(marked: Any, database: Any) -> None:
+    logger, handler = marked
+    logger.info("before")
+    odd = logging.makeLogRecord({"msg": "x", "levelno": 2**70, "levelname": "L" * 300, "created": float("nan")})
+    for change in ({}, {"name": "n" * 500}, {"created": 1e300}, {"name": None}):
+        record = logging.makeLogRecord({**vars(odd), **change})
+        handler.handle(record)
+    logger.info("after")
+    assert handler.shipper.flush(30)
+    assert len(stored(database, logger.name, 2)) == 2
+
+
+def test_a_record_that_is_none_is_left_out_and_the_others_are_kept(database: Any, store: RecordStore) -> None:
+    name = f"tests.{uuid7().hex}"
+    good = [
+        {"event_id": str(uuid7()), "root_id": "r", "parent_id": "", "depth": 0, "at": 9e11, "level": "INFO",
+         "levelno": 20, "logger": name, "message": "m", "seq": n}
+        for n in range(3)
+    ]  # fmt: skip
+    with pytest.raises(BedsError):
+        store.write(RecordKind.LOG, {"node": "n", "env": "e", "host": "h", "pid": 1}, [*good, {"surplus": 1}])
+    found = list(database.msLogs.find({"logger": name}))
+    assert len(found) == 3
+    assert found[0]["at"] < datetime.now(UTC) + timedelta(minutes=5)  # a clock that runs ahead hides nothing
+
+
+def test_an_application_cannot_tell_who_did_what(
+    client: Client, database: Any, settings: Settings, stack: Stack
+) -> None:
+    """RabbitMQ refuses the key, and the admin worker the sender."""
+    forged = {"kind": "audit", "common": {}, "records": [{
+        "event_id": f"forged-{uuid7()}", "root_id": "r", "at": time.time(), "template": "Airlines",
+        "operation": "create_record", "outcome": "ok", "user": "alice",
+    }]}  # fmt: skip
+    for user, exchange_key in (("app", "audit"), ("app", "log.info"), ("admin", "audit")):
+        guid = str(uuid7())
+        with amqp.Connection(
+            f"127.0.0.1:{stack.plan.amqp_port}", f"beds_{user}", stack.plan.passwords[f"amqp_{user}"],
+            virtual_host="beds",
+        ) as connection:  # fmt: skip
+            channel = connection.channel()
+            message = amqp.Message(
+                json.dumps([[], forged, {}]), content_type="application/json", content_encoding="utf-8",
+                correlation_id=guid, user_id=f"beds_{user}",
+                application_headers={"task": "admin.write_audit", "id": guid, "lang": "py"},
+            )  # fmt: skip
+            channel.basic_publish(message, "beds.logs", exchange_key)
+    time.sleep(3)
+    assert not database.msAudit.count_documents({"user": "alice", "template": "Airlines"})
+
+
+def test_an_idle_system_tells_nothing_of_itself(client: Client, database: Any) -> None:
+    client.call("create_record", "SampleRows", {"id": str(uuid7())})
+    time.sleep(4)
+    assert database.msLineage.count_documents({"name": {"$regex": "write_"}}) == 0

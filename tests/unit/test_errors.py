@@ -149,3 +149,16 @@ def test_the_words_hold_hint_code_and_event() -> None:
 def test_nearest_names_one_or_none() -> None:
     assert errors.nearest("Flihgts", ["Flights", "Planes"]) == "; did you mean 'Flights'?"
     assert errors.nearest("zzz", ["Flights"]) == ""
+
+
+def test_a_value_in_a_drivers_words_is_not_taken_for_a_name() -> None:
+    secret = "column secret1 for key 'x.secret2' at row 9"
+    wrong = from_mariadb(
+        MySQLdb.DataError(1366, f"Incorrect integer value: '{secret}' for column `b`.`t`.`c` at row 1")
+    )
+    assert wrong.detail["field"] == "c"
+    double = from_mariadb(MySQLdb.IntegrityError(1062, f"Duplicate entry '{secret}' for key 'one_pin'"))
+    assert double.detail["field"] == "one_pin"
+    for code in (2, 9, 14, 52, 241):
+        failed = from_server(code, f"Failed to parse '{secret}'", {"codeName": "Failed"})
+        assert "secret" not in str(failed.to_wire())

@@ -30,13 +30,16 @@ from beds.errors import (
 
 
 def _field_in(message: str) -> str:
-    """The column or parameter that a message names: "column 'name' at row 1", "column ``.``.`p_name` at row 0"."""
-    found = re.search(r"column ([`'\w.]+)", message, re.IGNORECASE)
-    return found[1].replace("`", "").replace("'", "").rsplit(".", 1)[-1].removeprefix(PREFIX) if found else ""
+    """The column or parameter that a message names: "column 'name' at row 1", "column ``.``.`p_name` at row 0".
+
+    The last one: what stands before it may be a value, which may hold anything.
+    """
+    found = re.findall(r"column ([`'\w.]+)", message, re.IGNORECASE)
+    return found[-1].replace("`", "").replace("'", "").rsplit(".", 1)[-1].removeprefix(PREFIX) if found else ""
 
 
 def _key_in(message: str) -> str:
-    found = re.search(r"for key '(?:\w+\.)?([^']+)'", message)
+    found = re.search(r"for key '(?:\w+\.)?(\w+)'$", message)
     return found[1] if found else ""
 
 

@@ -28,17 +28,18 @@ from beds.errors import (
 
 # Server codes: https://github.com/mongodb/mongo, src/mongo/base/error_codes.yml
 _BY_CODE: Mapping[int, Callable[[str, Mapping[str, Any]], BedsError]] = {
-    2: lambda m, d: SchemaMismatch(f"the stored command is refused: {m}"),
-    9: lambda m, d: SchemaMismatch(f"the stored command is refused: {m}"),
+    # MongoDB's words may repeat a value, so they go no further: the DBA finds them in its log.
+    2: lambda m, d: SchemaMismatch("MongoDB refuses the stored command (BadValue)"),
+    9: lambda m, d: SchemaMismatch("MongoDB refuses the stored command (FailedToParse)"),
     13: lambda m, d: StoreDenied("the broker's MongoDB user may not do this"),
-    14: lambda m, d: InvalidPayload(f"a value has a type the operation cannot take: {m}"),
+    14: lambda m, d: InvalidPayload("a value has a type that the operation cannot take"),
     18: lambda m, d: StoreDenied(
         "MongoDB refuses the user or password", hint="check [databases.rec] uri, or [schema.dba.rec] for `beds schema`"
     ),
     20: lambda m, d: harmless(StoreUnavailable("MongoDB is no replica set", hint="start mongod with --replSet")),
     26: lambda m, d: SchemaMismatch(f"the collection does not exist: {m}"),
     50: lambda m, d: TimeLimitExceeded("the operation ran longer than MongoDB was told to allow"),
-    52: lambda m, d: InvalidPayload(f"MongoDB refuses a field name: {m}", hint="rename the key"),
+    52: lambda m, d: InvalidPayload("MongoDB refuses the name of a key", hint="rename it"),
     59: lambda m, d: SchemaMismatch(f"MongoDB does not know the command: {m}"),
     112: lambda m, d: harmless(StoreUnavailable("another operation writes the same document")),
     121: lambda m, d: _validation(d),
@@ -74,7 +75,7 @@ def translate(error: Exception) -> BedsError:
     if isinstance(error, mongo.ConfigurationError):
         return StoreUnavailable(f"MongoDB: {error}", hint="check [databases.rec] uri")
     if isinstance(error, (BSONError, OverflowError)):
-        return InvalidPayload(f"MongoDB cannot keep a value: {error}")
+        return InvalidPayload(f"MongoDB cannot keep a value ({type(error).__name__})")
     return StoreError(f"MongoDB: {type(error).__name__}")
 
 
@@ -83,7 +84,11 @@ def from_server(code: int, message: str, details: Mapping[str, Any] | None) -> B
     if code in _NOT_RUN:
         return harmless(StoreUnavailable("MongoDB is changing its primary"))
     make = _BY_CODE.get(code)
-    found = make(message, details or {}) if make else StoreError(f"MongoDB error {code}: {message}")
+    found = (
+        make(message, details or {})
+        if make
+        else StoreError(f"MongoDB error {code} ({(details or {}).get('codeName', 'unknown')})")
+    )
     found.detail.setdefault("store_code", code)
     return found
 
