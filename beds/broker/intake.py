@@ -189,7 +189,7 @@ def refuse_compression() -> None:
 def refuse_deep_headers() -> None:
     """Let a message whose headers are nested beyond what Python follows arrive without any: py-amqp would end the whole
     worker over it, before anybody could turn it away."""
-    load = GenericContent.load_properties
+    load = GenericContent._load_properties
 
     def guarded(self: Any, class_id: int, buffer: bytes, offset: int = 0) -> int:
         try:
@@ -198,7 +198,7 @@ def refuse_deep_headers() -> None:
             self.properties = {}
             return offset
 
-    GenericContent.load_properties = guarded
+    GenericContent._load_properties = guarded
 
 
 def _check_depth(value: Any) -> None:

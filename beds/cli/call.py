@@ -67,7 +67,7 @@ def call(
 
 @click.command()
 @_options
-@click.option("--idempotency-key", default="", help="Submitted again with the same key and data: the same ticket.")
+@click.option("--idempotency-key", help="Submitted again with the same key and data: the same ticket.")
 @click.pass_obj
 def submit(
     config: str | None, /, what: str, fields: tuple[str, ...], as_json: bool, timeout: float, **options: Any

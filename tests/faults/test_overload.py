@@ -20,8 +20,8 @@ def test_a_full_queue_is_overload_and_not_a_hang(project: Path, own_vhost: OwnVh
     env = own_vhost.env | {"BEDS_AMQP__MAX_QUEUE_LENGTH": "20"}
     with running_worker(project, "calgon,rel.read", env=env), Client(own_vhost.settings) as client:
         wait_until_served(client, ["SampleRows"])
-        # Nobody consumes rel.write: what fits in it waits, and the rest is refused. RabbitMQ notices that a quorum queue
-        # is full a moment late, so a burst may go through.
+        # Nobody consumes rel.write: what fits in it waits, and the rest is refused. RabbitMQ notices a moment late that
+        # a quorum queue is full, so a burst may go through.
         started = time.monotonic()
         with pytest.raises(Overloaded) as caught:
             for _ in range(50):
