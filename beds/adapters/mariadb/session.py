@@ -49,7 +49,8 @@ def connect(config: RelDatabase, timeout: float, *, multi_statements: bool = Fal
             connect_timeout=max(1, int(config.connect_timeout)),
             read_timeout=max(1, int(timeout)),
             write_timeout=max(1, int(timeout)),
-            init_command=SESSION_SETUP,
+            # The server ends a statement, and gives its locks back, before the driver gives up on the socket.
+            init_command=f"{SESSION_SETUP}, max_statement_time = {max(1.0, timeout - 1):.1f}",
             autocommit=False,
             client_flag=CLIENT.FOUND_ROWS,  # an update that finds a record but changes nothing counts it
             local_infile=0,
