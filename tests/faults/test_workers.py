@@ -51,7 +51,7 @@ def test_trap_8_each_start_of_a_worker_has_a_name_of_its_own(project: Path, own_
             wait_until_served(client, ["SampleRows"])
             worker.kill()
             worker.wait()
-    names = re.findall(r"(rel\\.read\\.\\w+@ms) ready", log.read_text(errors="replace")[begun:])
+    names = re.findall(r"(rel\.read\.\w+@ms) ready", log.read_text(errors="replace")[begun:])
     assert len(set(names)) == 2
     assert "RESOURCE_LOCKED" not in log.read_text(errors="replace")[begun:]
     done = run(project, "celery", "-A", "beds", "status", env=own_vhost.env)
