@@ -65,7 +65,7 @@ def test_one_request_and_all_that_it_set_off(spawning_worker: OwnVhost) -> None:
         ("audit", "SampleRows.update_record", "ok", []), ("call", "samples_update", "ok", []),
     ])  # fmt: skip
     delete: Any = ("event", "SampleRows.delete_record", "not_found", [
-        ("audit", "SampleRows.delete_record", "not_found", []), ("call", "samples_delete", "ok", []),
+        ("audit", "SampleRows.delete_record", "not_found", []), ("call", "samples_delete", "not_found", []),
     ])  # fmt: skip
     assert shape(tree) == (
         "event", "SampleDocs.spawning", "ok", sorted([

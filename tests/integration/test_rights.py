@@ -110,7 +110,7 @@ def test_the_brokers_mongodb_user_may_use_its_collections(broker_database: Any) 
         lambda c: c.queue_delete("rec.read"),
         lambda c: c.queue_purge("rec.read"),
         lambda c: c.basic_get("rec.read"),
-        lambda c: c.basic_publish_confirm(amqp.Message("x"), "beds.logs", "log.info"),
+        lambda c: c.basic_publish_confirm(amqp.Message("x"), "beds.logs", "audit"),
         lambda c: c.basic_publish_confirm(amqp.Message("x"), "", "rec.read"),
     ],
 )
