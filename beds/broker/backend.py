@@ -75,8 +75,14 @@ class ReplyBackend(BaseBackend):
             body = result.outcome
         else:
             ticket = ticket_of(request)
-            state, body, error = self._meta(task_id, result, state, request, is_ticket=ticket is not None)
-            audit = self.app.telemetry.ended(request, error.code if error else OK, None if error else result)
+            settled = getattr(request, "settled", None)
+            if settled is None:
+                state, body, error = self._meta(task_id, result, state, request, is_ticket=ticket is not None)
+                audit = self.app.telemetry.ended(request, error.code if error else OK, None if error else result)
+                request.settled = state, body, audit, result
+            else:
+                # The soft time limit struck while the end was being told: it is the same end, and the rest is told now.
+                state, body, audit, result = settled
             if ticket is not None:
                 if audit:
                     # A ticket that has ended is not carried out again, so its audit has to be safe by then.
