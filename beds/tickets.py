@@ -142,7 +142,7 @@ class Ticket:
         """
         if not isinstance(by, str):
             raise WrongType(f"by takes a name, not {type(by).__name__}", detail={"field": "by"})
-        who = by or f"{_user()}@{socket.gethostname()}"
+        who = by or f"{user_name()}@{socket.gethostname()}"
         return TicketStatus.from_wire(self._client.ask("cancel", {"guid": self.guid, "by": who}, timeout=timeout))
 
     def pauses(self, deadline: float) -> Iterator[float]:
@@ -183,7 +183,8 @@ class Ticket:
         return _unpickled, (self.event_id,)
 
 
-def _user() -> str:
+def user_name() -> str:
+    """Who runs this process, as a ticket or a dead event will tell."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import getpass
 import json
 from collections.abc import Iterator
 from typing import Any
 
 import click
 
-from beds.cli.output import print_json, print_table
+from beds.cli.output import how_many, print_json, print_table
 from beds.client import Client
 from beds.config import load_settings
 from beds.domain.event import Operation
 from beds.domain.reply import Page, Record
 from beds.errors import NotFound
+from beds.tickets import user_name
 
 AT_ONCE = 100
 """Ids in one order."""
@@ -61,8 +61,7 @@ def list_(
         return
     columns = ("dead_id", "at", "queue", "reason", "summary", "guid", "last_error")
     print_table(columns, [[record.get(name) for name in columns] for record in page])
-    more = f"; next page: --cursor {page.cursor}" if page.cursor else ""
-    click.echo(f"{len(page)} dead event{'' if len(page) == 1 else 's'}{more}")
+    click.echo(how_many(page, "dead event"))
 
 
 @dead.command()
@@ -103,7 +102,7 @@ def _order(verb: str, what: str) -> Any:
         with Client(load_settings(config)) as client:
             wanted = list(ids) if ids else list(_waiting(client, _filters(queue, reason, "dead"), timeout))
             for start in range(0, len(wanted), AT_ONCE):
-                some = {"ids": wanted[start : start + AT_ONCE], "by": getpass.getuser()}
+                some = {"ids": wanted[start : start + AT_ONCE], "by": user_name()}
                 done += client.ask(verb, some, timeout=timeout)["done"]
         if as_json:
             print_json({verb: done})

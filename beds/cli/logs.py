@@ -14,7 +14,7 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from beds.cli.output import print_json, print_table, printable
+from beds.cli.output import how_many, print_json, print_table, printable
 from beds.client import Client
 from beds.config import load_settings
 from beds.domain.event import Operation
@@ -133,8 +133,7 @@ def audit(
         return
     columns = ("at", "template", "operation", "record_id", "outcome", "user", "actor", "values")
     print_table(columns, [[_values(r) if name == "values" else r.get(name) or None for name in columns] for r in page])
-    more = f"; next page: --cursor {page.cursor}" if page.cursor else ""
-    click.echo(f"{len(page)} change{'' if len(page) == 1 else 's'}{more}")
+    click.echo(how_many(page, "change"))
 
 
 def _page(

@@ -27,13 +27,18 @@ def print_reply(reply: Reply, *, as_json: bool) -> None:
         print_json(reply.to_wire())
     elif isinstance(reply, Page):
         print_records(reply.records)
-        more = f"; next page: --cursor {reply.cursor}" if reply.cursor else ""
-        click.echo(f"{len(reply)} record{'' if len(reply) == 1 else 's'}{more}")
+        click.echo(how_many(reply, "record"))
     else:
         if reply.record:
             print_records([reply.record])
         key = f" {reply.record_id}" if reply.record_id else ""
         click.echo(f"ok:{key} ({reply.affected} affected)")
+
+
+def how_many(page: Page, noun: str, which: str = "") -> str:
+    """The line under a page: how many there are, and how to see the next ones."""
+    more = f"; next page: --cursor {page.cursor}" if page.cursor else ""
+    return f"{len(page)} {noun}{'' if len(page) == 1 else 's'}{which}{more}"
 
 
 def print_records(records: Sequence[Mapping[str, Any]]) -> None:

@@ -8,7 +8,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from beds.cli.output import print_json, print_reply, print_table
+from beds.cli.output import how_many, print_json, print_reply, print_table
 from beds.client import Client
 from beds.config import load_settings
 from beds.domain.reply import Page, reply_from_wire
@@ -98,8 +98,7 @@ def tickets(config: str | None, state: str, limit: int, cursor: str, timeout: fl
         return
     columns = ("guid", "summary", "state", "accepted_at", "started_at", "ended_at", "cancelled_by")
     print_table(columns, [[record.get(name) for name in columns] for record in page])
-    more = f"; next page: --cursor {page.cursor}" if page.cursor else ""
-    click.echo(f"{len(page)} ticket{'' if len(page) == 1 else 's'} in state {state}{more}")
+    click.echo(how_many(page, "ticket", f" in state {state}"))
 
 
 def _wait(found: Any, timeout: float) -> TicketStatus:
