@@ -5,14 +5,17 @@ beds.toml when it knows its queues (beds/broker/worker.py).
 """
 
 from beds.config import load_settings
-from beds.domain.event import CALGON, CALGON_VERBS, RECORD_TASKS, Operation, Store, queue_for, task_for
-from beds.transport.topology import DEAD, Topology, record_queue
+from beds.domain.event import CALGON, CALGON_VERBS, RECORD_TASKS, Operation, Store, probe_for, queue_for, task_for
+from beds.transport.connection import tls_options
+from beds.transport.topology import DEAD, EVENT_QUEUES, Topology, record_queue
 
 _settings = load_settings()
 _topology = Topology.from_settings(_settings.amqp)
 
 # --- Where -----------------------------------------------------------------------------------------------------------
 broker_url = _settings.amqp.broker_url
+# TLS for amqps, with the server's name checked, which py-amqp does not do by itself.
+broker_use_ssl = tls_options(_settings.amqp, broker_url)
 broker_heartbeat = _settings.amqp.heartbeat
 broker_connection_timeout = _settings.amqp.connect_timeout
 # A worker outlives any restart of RabbitMQ.
@@ -38,6 +41,7 @@ task_routes = (
     {task_for(store, operation): {"queue": queue_for(store, operation)} for store in Store for operation in Operation}
     | {f"{CALGON}.{verb}": {"queue": CALGON} for verb in CALGON_VERBS}
     | {task: {"queue": record_queue(kind)} for kind, task in RECORD_TASKS.items()}
+    | {probe_for(queue): {"queue": queue} for queue in EVENT_QUEUES}
 )
 # Whatever has no route ends where no task is executed.
 task_default_queue = DEAD
@@ -70,7 +74,7 @@ result_extended = True
 worker_send_task_events = True
 
 # --- The process -----------------------------------------------------------------------------------------------------
-imports = ("beds.broker.crud", "beds.broker.calgon", "beds.broker.admin")
+imports = ("beds.broker.crud", "beds.broker.calgon", "beds.broker.admin", "beds.broker.probe")
 # Celery must not take over the root logger of an application that embeds a worker.
 worker_hijack_root_logger = False
 worker_prefetch_multiplier = 1

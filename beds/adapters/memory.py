@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from beds.adapters.bound import BoundAdapter
-from beds.adapters.store import AlreadyDone, Once, Outcome
+from beds.adapters.store import AlreadyDone, Health, Once, Outcome
 from beds.config.sections import Retry
 from beds.domain.event import Operation, Store
 from beds.domain.reply import Record
@@ -96,6 +97,9 @@ class MemoryStore:
                 return Outcome([], int(record is not None))
             case Operation.DELETE:
                 return Outcome([], int(self.records.pop(values[self._template.key], None) is not None))
+
+    def examine(self) -> Health:
+        return Health(datetime.now(UTC), transactions=True, surplus=())
 
     def close(self) -> None:
         self.records.clear()

@@ -38,6 +38,21 @@ class Once:
     answer: Callable[[Outcome], str]
 
 
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What a database says of itself before a node serves.
+
+    Args:
+        clock: its time.
+        transactions: whether it has them.
+        surplus: rights of this user that a broker does not need, in the database's words.
+    """
+
+    clock: datetime
+    transactions: bool
+    surplus: tuple[str, ...]
+
+
 class AlreadyDone(Exception):
     """The event was carried out before; the transaction that found out was rolled back."""
 
@@ -63,6 +78,10 @@ class ObjectStore(Protocol):
 
     def note(self, guid: str, ttl: int, answer: str) -> None:
         """Note the answer of an event that changed nothing. Raises AlreadyDone."""
+        ...
+
+    def examine(self) -> Health:
+        """What the database says of itself and of this user's rights."""
         ...
 
     def close(self) -> None: ...

@@ -18,6 +18,7 @@ from beds.services.factory import AdapterFactory
 from beds.services.records import RecordStore
 from beds.services.tickets import TicketStore
 from beds.templates.registry import TemplateRegistry
+from beds.transport.connection import tls_options
 
 EX_CONFIG = 78
 """sysexits.h: what a supervisor reads as "do not start it again, it cannot work"."""
@@ -70,6 +71,7 @@ def _celery_settings(settings: Settings) -> Any:
     if not file.is_file() or spec is None or spec.loader is None:
         return {
             "broker_url": settings.amqp.client_url,
+            "broker_use_ssl": tls_options(settings.amqp, settings.amqp.client_url),
             "result_backend": "beds.broker.backend:ReplyBackend",
             "task_serializer": "json",
             "accept_content": ["json"],

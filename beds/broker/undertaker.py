@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import Any
 
 from celery import states
-from kombu import Connection
 from kombu.mixins import ConsumerMixin
 
 from beds.broker.backend import outcome
@@ -24,6 +23,7 @@ from beds.domain.ticket import TicketState
 from beds.errors import DeadEvent, MalformedEvent, StoreUnavailable
 from beds.services.dead import DELIVERY_LIMIT, DeadMessage, Death
 from beds.services.tickets import ACCEPT_FIELDS
+from beds.transport.connection import connect_to
 from beds.transport.shipper import LINEAGE_RANK
 from beds.transport.topology import DEAD, Topology
 
@@ -45,7 +45,7 @@ class Undertaker(ConsumerMixin):
         self._app = app
         settings = app.settings.amqp
         # kombu's mixin asks for this name.
-        self.connection = Connection(settings.broker_url, heartbeat=settings.heartbeat)
+        self.connection = connect_to(settings, settings.broker_url)
         self._queue = Topology.from_settings(settings).queue(DEAD).to_kombu()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="beds-undertaker", daemon=True)

@@ -55,7 +55,7 @@ class BedsWorker(Worker):
             size = _size(settings, queues)
             with app.connection_for_write() as connection:
                 _connect(connection)
-                topology.declare(topology.Topology.from_settings(settings.amqp), connection)
+                _declare(settings, queues, connection)
             _check_bindings(app, queues)
             _serve_metrics(settings, queues, size)
         except BedsError as error:
@@ -85,6 +85,18 @@ class BedsWorker(Worker):
         super().__init__(app=app, hostname=hostname if given("hostname") else _unique_name(settings, queues), **options)
 
 
+def _declare(settings: Settings, queues: list[str], connection: Any) -> None:
+    """Declare the topology. In development a queue of others that is not as it should be is theirs to mend.
+
+    Raises:
+        TopologyMismatch, PermissionDenied: what this worker needs cannot be declared; in production, anything.
+    """
+    for name, problem in topology.declare_each(topology.Topology.from_settings(settings.amqp), connection).items():
+        if settings.node.is_production or name in queues or name not in topology.QUEUES:
+            raise problem
+        logger.error("%s", problem)
+
+
 def _connect(connection: Any) -> None:
     """Connect, however long RabbitMQ is away. Raises PermissionDenied: it refuses the user, which no patience mends."""
     try:
@@ -104,7 +116,7 @@ def _queues(named: Any, settings: Settings) -> list[str]:
         named = [queue for pool in topology.local_pools(settings.services) for queue in pool]
     if not named:
         raise ConfigurationError("no queue to consume", hint="give -Q, or set is_local for a service in beds.toml")
-    known = [*topology.EVENT_QUEUES, *topology.LOG_QUEUES]
+    known = topology.QUEUES
     for name in named:
         if name not in known:
             raise ConfigurationError(

@@ -21,7 +21,8 @@ from beds.demo.load import Loaded, count, load
 from beds.domain.reply import Record
 from beds.errors import CallTimeout, StackError, TransportError
 from beds.schema_tools.apply import changes
-from beds.stack.stack import Stack
+from beds.stack.process import Daemon
+from beds.stack.stack import Stack, node_daemon
 
 WORKERS_SECONDS = 60.0
 
@@ -48,9 +49,10 @@ def demo(config: str | None, as_json: bool) -> None:
             change.apply()
     say(f"{len(pending)} changes applied")
     say("— workers")
-    start_node(stack.node, settings, config)
+    workers = node_daemon(folder, settings.node.name)
+    start_node(workers, settings, config)
     with Client(settings) as client:
-        _wait_for_workers(client, stack)
+        _wait_for_workers(client, workers)
         say("ready")
         say("— data, through BEDS: every batch one event over RabbitMQ")
         loaded = _load_all(client, show=not as_json)
@@ -92,7 +94,7 @@ _HOW_TO_GO_ON = """How to go on: the servers and workers keep running.
 Before these, once in a terminal: source .venv/bin/activate"""
 
 
-def _wait_for_workers(client: Client, stack: Stack) -> None:
+def _wait_for_workers(client: Client, workers: Daemon) -> None:
     """Until a worker of each queue answers. Raises StackError with the end of the workers' log."""
     deadline = time.monotonic() + WORKERS_SECONDS
     while True:
@@ -101,9 +103,9 @@ def _wait_for_workers(client: Client, stack: Stack) -> None:
                 client.call("fetch_records", template, using="count", timeout=5)
             return
         except (CallTimeout, TransportError):
-            if stack.node.process() is None or time.monotonic() > deadline:
+            if workers.process() is None or time.monotonic() > deadline:
                 raise StackError(
-                    f"the workers do not answer:\n{stack.node.tail()}", hint=f"the whole log: {stack.node.log}"
+                    f"the workers do not answer:\n{workers.tail()}", hint=f"the whole log: {workers.log}"
                 ) from None
 
 

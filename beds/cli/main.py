@@ -31,7 +31,9 @@ _COMMANDS: Mapping[str, tuple[str, str]] = {
     "template": ("beds.cli.template:template", "List and show templates."),
     "schema": ("beds.cli.schema:schema", "Apply, compare and check the databases' schema."),
     "topology": ("beds.cli.topology:topology", "Declare and show exchanges and queues."),
+    "amqp": ("beds.cli.amqp:amqp", "Print the users and rights that RabbitMQ needs."),
     "node": ("beds.cli.node:node", "Run this node's workers."),
+    "doctor": ("beds.cli.doctor:doctor", "Test the running system by probes."),
     "stack": ("beds.cli.stack:stack", "Start and stop a local RabbitMQ, MariaDB and MongoDB."),
     "demo": ("beds.cli.demo:demo", "Load the sample data through BEDS and ask it questions."),
 }

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
+
 import click
 
 from beds.cli.output import print_json
@@ -66,6 +69,25 @@ def check(config: str | None, as_json: bool) -> None:
     elif not found:
         click.echo("every template fits")
     _report(found, as_json=as_json)
+
+
+@schema.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_obj
+def grants(config: str | None, as_json: bool) -> None:
+    """Print what gives the brokers' users the least they need: SQL, then the role for mongosh.
+
+    `apply` grants it as well; this is for a DBA who reads it first, or makes the users elsewhere.
+    """
+    found = tools.grants(load_settings(config))
+    if as_json:
+        print_json(asdict(found))
+        return
+    for statement in found.rel:
+        click.echo(f"{statement};")
+    if found.rec:
+        role = {"createRole": found.role, "privileges": found.rec, "roles": []}
+        click.echo(f"-- in mongosh, on the same database:\n-- db.runCommand({json.dumps(role)})")
 
 
 def _report(problems: list[str], *, as_json: bool) -> None:

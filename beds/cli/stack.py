@@ -11,7 +11,7 @@ import click
 
 from beds.cli.output import print_json, print_table
 from beds.config.settings import CONFIG_VARIABLE, no_file_at
-from beds.stack.stack import Stack
+from beds.stack.stack import Stack, node_daemons
 
 EX_DOWN = 3
 """As of LSB `status`: not running."""
@@ -60,7 +60,9 @@ def status(config: str | None, as_json: bool) -> None:
     """Which servers run, and where, and the workers in the background. Exit code 3 when a server does not."""
     stack = Stack(folder_for(config))
     found = stack.status()
-    node = stack.node.process()
+    nodes = [
+        f"{daemon.name} (pid {process.pid})" for daemon in node_daemons(stack.folder) if (process := daemon.process())
+    ]
     if as_json:
         print_json([asdict(server) for server in found])
     else:
@@ -71,7 +73,7 @@ def status(config: str | None, as_json: bool) -> None:
                 for s in found
             ),
         )
-        click.echo(f"workers: running (pid {node.pid})" if node else "workers: none; start them with `beds node start`")
+        click.echo(f"workers: {', '.join(nodes) or 'none; start them with `beds node start`'}")
     if not all(server.ready for server in found):
         raise SystemExit(EX_DOWN)
 

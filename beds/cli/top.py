@@ -21,6 +21,7 @@ from beds.domain.event import Operation
 from beds.domain.reply import Page
 from beds.domain.trace import OK
 from beds.services.metrics import BOUNDS_MS, percentile
+from beds.transport.connection import connect_to
 from beds.transport.topology import DEAD, EVENT_QUEUES, LOG_QUEUES, Depth, depths
 
 PERCENTS = (50, 95, 99)
@@ -61,7 +62,7 @@ def top(config: str | None, window: float, once: bool, timeout: float, as_json: 
     a worker's time for one event, without its wait in the queue.
     """
     settings = load_settings(config)
-    with Client(settings) as client, Connection(settings.amqp.client_url) as connection:
+    with Client(settings) as client, connect_to(settings.amqp, settings.amqp.client_url) as connection:
 
         def look() -> dict[str, dict[str, Any]]:
             rows = _rows(client, settings, connection, window, timeout)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import click
-from kombu import Connection
 
 from beds.cli.output import print_json, print_table
 from beds.config import load_settings
+from beds.transport.connection import connect_to
 from beds.transport.topology import Topology, declare
 
 
@@ -21,7 +21,7 @@ def declare_all(config: str | None) -> None:
     """Declare every exchange and queue. Workers do it, too, when they start; it does no harm to repeat."""
     settings = load_settings(config)
     wanted = Topology.from_settings(settings.amqp)
-    with Connection(settings.amqp.broker_url, connect_timeout=settings.amqp.connect_timeout) as connection:
+    with connect_to(settings.amqp, settings.amqp.broker_url) as connection:
         declare(wanted, connection)
     click.echo(f"{len(wanted.exchanges)} exchanges and {len(wanted.queues)} queues are as declared")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 from urllib.parse import urlsplit
@@ -38,6 +39,22 @@ AmqpUrl = Annotated[SecretStr, _url_of("amqp", "amqps")]
 MongoUri = Annotated[SecretStr, _url_of("mongodb", "mongodb+srv")]
 
 
+ROOT: ContextVar[Path] = ContextVar("ROOT", default=Path())
+"""The folder of the beds.toml that is being read; relative paths of files start there."""
+
+
+def _existing(file: Path) -> Path:
+    found = ROOT.get() / file
+    try:
+        found.open("rb").close()
+    except OSError as error:
+        raise ValueError(f"{found} cannot be read: {error.strerror}") from None
+    return found
+
+
+ReadableFile = Annotated[Path, AfterValidator(_existing)]
+
+
 class Section(BaseModel):
     """Base of all sections: an unknown key is an error, a secret never shows in one."""
 
@@ -55,11 +72,30 @@ class Node(Section):
         return self.environment == "production"
 
 
+class Tls(Section):
+    """TLS to one server. The server's name is always checked against its certificate."""
+
+    ca: ReadableFile | None = None
+    """PEM file of the authorities to trust; those of the machine when absent."""
+    certificate: ReadableFile | None = None
+    """PEM file of the client's own certificate, where the server asks for one. For MongoDB with its key in it."""
+    key: ReadableFile | None = None
+    """PEM file of the certificate's key, when it lies in another file."""
+
+    @model_validator(mode="after")
+    def _key_has_a_certificate(self) -> Tls:
+        if self.key and not self.certificate:
+            raise ValueError("key is of no use without certificate")
+        return self
+
+
 class Amqp(Section):
     url: AmqpUrl = SecretStr("amqp://guest:guest@127.0.0.1:5672//")
     """Where clients publish. Its user needs no configure right."""
     worker_url: AmqpUrl | None = None
     """Where workers consume and declare the topology; `url` when absent."""
+    tls: Tls | None = None
+    """For URLs that begin with `amqps://`."""
     queue_type: Literal["quorum", "classic"] = "quorum"
     delivery_limit: Annotated[int, Field(ge=1, le=100)] = 5
     """Deliveries of one message before it goes to beds.dead (quorum queues only)."""
@@ -74,6 +110,12 @@ class Amqp(Section):
     rabbitmq.conf). A pool's time limit must lie below, or the whole worker would end."""
     max_queue_length: Annotated[int, Field(ge=0)] = 0
     """Events that may wait in one queue; more are refused with Overloaded. No limit when 0."""
+
+    @model_validator(mode="after")
+    def _tls_over_amqps(self) -> Amqp:
+        if self.tls and not all(url.startswith("amqps://") for url in (self.client_url, self.broker_url)):
+            raise ValueError("with [amqp.tls], url and worker_url begin with amqps://")
+        return self
 
     @property
     def client_url(self) -> str:
@@ -94,6 +136,9 @@ class Services(Section):
     rel: Service = Service()
     jobs: Service = Service()
     admin: Service = Service()
+    calgon: Service | None = None
+    """Tickets; where `rec` is local when absent, since they lie in MongoDB."""
+    flower: Service = Service()
 
 
 class Broker(Section):
@@ -127,8 +172,15 @@ class Broker(Section):
 class RecDatabase(Section):
     uri: MongoUri
     database: Text = "beds"
+    tls: Tls | None = None
     connect_timeout: Annotated[float, Field(gt=0, le=60)] = 3.0
     """Seconds to find a server."""
+
+    @model_validator(mode="after")
+    def _one_file_for_both(self) -> RecDatabase:
+        if self.tls and self.tls.key:
+            raise ValueError("MongoDB's driver reads the key from the file of the certificate: append it there")
+        return self
 
 
 class RelDatabase(Section):
@@ -137,6 +189,7 @@ class RelDatabase(Section):
     database: Text = "beds"
     user: Text = "beds_broker"
     password: SecretStr = SecretStr("")
+    tls: Tls | None = None
     connect_timeout: Annotated[float, Field(gt=0, le=60)] = 3.0
     """Seconds for one attempt to connect."""
 
@@ -189,6 +242,23 @@ class Metrics(Section):
     """Seconds between two flushes of a process."""
     prometheus: Annotated[str, Field(pattern=r"^$|^[^:\s]+:\d{1,5}$")] = ""
     """`host:port` of the Prometheus endpoint of this node's admin worker; none when empty."""
+
+
+class Flower(Section):
+    """The monitor, where the service `flower` is local."""
+
+    address: Text = "127.0.0.1"
+    port: Annotated[int, Field(ge=1, le=65535)] = 5555
+    basic_auth: SecretStr = SecretStr("")
+    """`user:password`, several with commas; needed on any address but loopback."""
+    broker_api: SecretStr = SecretStr("")
+    """RabbitMQ's management API with a user that has the tag `monitoring`: http://user:password@host:15672/api/"""
+
+    @model_validator(mode="after")
+    def _no_open_door(self) -> Flower:
+        if self.address not in ("127.0.0.1", "::1", "localhost") and not self.basic_auth.get_secret_value():
+            raise ValueError("basic_auth is needed where Flower listens on another address than loopback")
+        return self
 
 
 class Schema(Section):

@@ -18,11 +18,13 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from beds.config.sections import (
     BROKER_NAMES,
+    ROOT,
     Amqp,
     Broker,
     BrokerName,
     Calgon,
     Databases,
+    Flower,
     Ledger,
     Logging,
     Metrics,
@@ -35,6 +37,9 @@ from beds.errors import ConfigurationError, nearest
 
 CONFIG_VARIABLE = "BEDS_CONFIG"
 """Environment variable that names the configuration file; `beds.toml` in the working folder when unset."""
+
+
+DEFAULT_FILE = "beds.toml"
 
 
 class Settings(BaseSettings):
@@ -61,9 +66,10 @@ class Settings(BaseSettings):
     calgon: Calgon = Calgon()
     logging: Logging = Logging()
     metrics: Metrics = Metrics()
+    flower: Flower = Flower()
     # The TOML key is `schema`, a name that pydantic's own classes use.
     schema_: Schema = Field(default=Schema(), alias="schema")
-    _root: Path = PrivateAttr(default_factory=Path.cwd)
+    _file: Path = PrivateAttr(default_factory=lambda: Path.cwd() / DEFAULT_FILE)
 
     @field_validator("brokers", mode="before")
     @classmethod
@@ -95,9 +101,14 @@ class Settings(BaseSettings):
         return self.brokers.get(name, default)  # type: ignore[call-overload,no-any-return]
 
     @property
+    def file(self) -> Path:
+        """The beds.toml that was read, or would have been."""
+        return self._file
+
+    @property
     def root(self) -> Path:
         """The folder of beds.toml; relative paths start here."""
-        return self._root
+        return self._file.parent
 
     @property
     def schema_path(self) -> Path:
@@ -127,7 +138,7 @@ def load_settings(path: Path | str | None = None, environ: Mapping[str, str] | N
         ConfigurationError: the file cannot be read, or a key or value is wrong; names the file, the key and the remedy.
     """
     named = path or (os.environ if environ is None else environ).get(CONFIG_VARIABLE)
-    file = Path(named or "beds.toml").resolve()
+    file = Path(named or DEFAULT_FILE).resolve()
     data = _read(file, must_exist=named is not None)
     known = _keys_at(())
     # Asked here, too: pydantic-settings takes some arguments of its own, and a key must not reach one of those.
@@ -140,6 +151,7 @@ def load_settings(path: Path | str | None = None, environ: Mapping[str, str] | N
         raise _refused(file, ["env_file: takes the path of a file, as text"])
     if "BEDS_ENV_FILE" in os.environ and env_file and not (file.parent / env_file).is_file():
         raise _refused(file, [f"BEDS_ENV_FILE: there is no file {env_file}"])
+    ROOT.set(file.parent)
     try:
         settings = Settings(_env_file=file.parent / env_file if env_file else None, **data)
     except ValidationError as failed:
@@ -152,7 +164,7 @@ def load_settings(path: Path | str | None = None, environ: Mapping[str, str] | N
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise _refused(file, [f"env_file {env_file} cannot be read: {type(error).__name__}"]) from None
-    settings._root = file.parent
+    settings._file = file
     return settings
 
 

@@ -48,6 +48,14 @@ for dead events `calgon.replay` and `calgon.discard`."""
 CALGON_VERBS = ("accept", "status", "cancel", "replay", "discard")
 
 
+PROBE = "probe"
+
+
+def probe_for(queue: str) -> str:
+    """The Celery task that answers the doctor from a queue's pool: `rec.read.probe`, …"""
+    return f"{queue}.{PROBE}"
+
+
 class RecordKind(StrEnum):
     """What goes to the exchange beds.logs, many in one message."""
 
@@ -152,3 +160,9 @@ class Event:
     def of_calgon(cls, verb: str, arguments: Mapping[str, Any], lineage: Lineage, **more: Any) -> Event:
         """A question about tickets. All of them may be repeated."""
         return cls(f"{CALGON}.{verb}", CALGON, arguments, f"{CALGON}.{verb}", lineage, is_read=True, **more)
+
+    @classmethod
+    def of_probe(cls, queue: str, lineage: Lineage, *, retry: bool) -> Event:
+        """A question to a queue's pool whether it answers; with `retry` only after the task has tried again once."""
+        task = probe_for(queue)
+        return cls(task, queue, {"retry": retry}, task, lineage, is_read=True)

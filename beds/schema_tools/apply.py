@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 from beds.config import Settings
 from beds.errors import ConfigurationError, SchemaMismatch
 from beds.schema_tools.change import Change
-from beds.schema_tools.rec import RecSchema
+from beds.schema_tools.rec import BROKER_ROLE, RecSchema
 from beds.schema_tools.rel import RelSchema
 from beds.services.factory import AdapterFactory
 from beds.templates.registry import SYSTEM, TemplateRegistry
@@ -22,22 +24,32 @@ def changes(settings: Settings) -> Iterator[list[Change]]:
         ConfigurationError: no DBA credentials.
         SchemaError, SchemaDrift: a file is wrong or was changed after it was applied.
     """
-    dba = settings.schema_.dba
-    if dba.rel is None and dba.rec is None:
-        raise ConfigurationError(
-            "no DBA credentials", hint="set BEDS_SCHEMA__DBA__REL__… and BEDS_SCHEMA__DBA__REC__URI in the environment"
-        )
-    if not settings.schema_path.is_dir():
-        raise ConfigurationError(f"{settings.schema_path} does not exist", hint="set [schema] path in beds.toml")
     found: list[Change] = []
-    with contextlib.ExitStack() as stack:
-        if dba.rel is not None:
-            found += _rel(settings).changes()
-        if dba.rec is not None:
-            rec = RecSchema([SYSTEM / "rec", settings.schema_path / "rec"], dba.rec)
-            stack.callback(rec.close)
+    with _sides(settings) as (rel, rec):
+        if rel is not None:
+            found += rel.changes()
+        if rec is not None:
             found += rec.changes()
         yield found
+
+
+@dataclass(frozen=True)
+class Grants:
+    """What gives the brokers the least they need: SQL statements, and the privileges of MongoDB's role."""
+
+    rel: list[str]
+    rec: list[dict[str, Any]]
+    role: str = BROKER_ROLE
+
+
+def grants(settings: Settings) -> Grants:
+    """The brokers' rights, as `beds schema apply` gives them.
+
+    Raises:
+        ConfigurationError: no DBA credentials.
+    """
+    with _sides(settings) as (rel, rec):
+        return Grants(rel.grants() if rel else [], rec.privileges() if rec else [])
 
 
 def problems(settings: Settings) -> list[str]:
@@ -55,6 +67,24 @@ def problems(settings: Settings) -> list[str]:
             for name in _rel(settings).procedures_that_commit()
         ]
     return found
+
+
+@contextlib.contextmanager
+def _sides(settings: Settings) -> Iterator[tuple[RelSchema | None, RecSchema | None]]:
+    """The schema of each store for which there are DBA credentials."""
+    dba = settings.schema_.dba
+    if dba.rel is None and dba.rec is None:
+        raise ConfigurationError(
+            "no DBA credentials", hint="set BEDS_SCHEMA__DBA__REL__… and BEDS_SCHEMA__DBA__REC__URI in the environment"
+        )
+    if not settings.schema_path.is_dir():
+        raise ConfigurationError(f"{settings.schema_path} does not exist", hint="set [schema] path in beds.toml")
+    with contextlib.ExitStack() as stack:
+        rec = None
+        if dba.rec is not None:
+            rec = RecSchema([SYSTEM / "rec", settings.schema_path / "rec"], dba.rec)
+            stack.callback(rec.close)
+        yield (_rel(settings) if dba.rel is not None else None), rec
 
 
 def _rel(settings: Settings) -> RelSchema:

@@ -148,16 +148,21 @@ class RecSchema:
         self._database[OBJECTS].delete_many({"file": key})
         self._database[HISTORY].delete_one({"_id": key})
 
-    def _grant(self, _key: str) -> None:
+    def privileges(self) -> list[Document]:
+        """What the brokers' role needs, as MongoDB's createRole takes it."""
+
         def on(collection: str, *actions: str) -> Document:
             return {"resource": {"db": self._database.name, "collection": collection}, "actions": list(actions)}
 
         views = [name for name, source in self._objects.items() if source["kind"] == "view"]
-        privileges = [
+        return [
             on(OBJECTS, "find"),
             *(on(name, "find", "insert", "update", "remove") for name in self._collections),
             *(on(name, "find") for name in views),
         ]
+
+    def _grant(self, _key: str) -> None:
+        privileges = self.privileges()
         # updateRole would need rights on every database of the server; granting and revoking need them on this one.
         (role,) = self._database.command("rolesInfo", BROKER_ROLE, showPrivileges=True)["roles"] or [None]
         if role is None:

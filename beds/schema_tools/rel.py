@@ -94,6 +94,11 @@ class RelSchema:
             found = [row["name"] for row in cursor.fetchall() if ends_transaction(row["body"] or "")]
             return [name for name in found if name != LEDGER_COMMIT]
 
+    def grants(self) -> list[str]:
+        """The statements that give the brokers' account what it needs, and no more."""
+        with self._connected() as cursor:
+            return [f"GRANT {right} TO {self._broker}" for right in self._grantable(cursor)]
+
     def _refuse_drift(self, applied: dict[str, dict[str, Any]]) -> None:
         for name, row in applied.items():
             if not _VERSIONED.match(name.removeprefix(OWN)):
@@ -152,12 +157,14 @@ class RelSchema:
         )
         routines = [f"EXECUTE ON {r['kind']} `{r['name']}`" for r in cursor.fetchall() if r["name"] not in forbidden]
         cursor.execute("SELECT TABLE_NAME AS name FROM information_schema.VIEWS WHERE TABLE_SCHEMA = DATABASE()")
-        return routines + [f"SELECT ON `{row['name']}`" for row in cursor.fetchall()]
+        rights = routines + [f"SELECT ON `{row['name']}`" for row in cursor.fetchall()]
+        return [right.replace("`", f"`{self._dba.database}`.`", 1) for right in rights]
 
     def _grant(self) -> None:
+        statements = self.grants()
         with self._connected() as cursor:
-            for right in self._grantable(cursor):
-                cursor.execute(f"GRANT {right} TO {self._broker}")
+            for statement in statements:
+                cursor.execute(statement)
 
     @contextlib.contextmanager
     def _connected(self) -> Iterator[Any]:

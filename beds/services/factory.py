@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from beds.adapters.bound import BoundAdapter
-from beds.adapters.store import ObjectStore
+from beds.adapters.store import Health, ObjectStore
 from beds.config import Settings
 from beds.domain.event import Store
 from beds.errors import ConfigurationError
@@ -60,6 +60,15 @@ class AdapterFactory:
                 self._settings.ledger.ttl,
             )
         return adapters[template.name]  # type: ignore[no-any-return]
+
+    def examine(self, store: Store) -> Health:
+        """What a store's database says of itself, for a start-up check.
+
+        Raises:
+            ConfigurationError: as `adapter`.
+            StoreUnavailable: it cannot be reached, or refuses the user.
+        """
+        return self._session(store).examine()
 
     def close(self) -> None:
         for session in self._mine().sessions.values():

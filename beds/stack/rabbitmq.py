@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import os
-import secrets
 import subprocess
 import urllib.request
 from typing import Any
 
+from pydantic import SecretStr
+
+from beds.config.sections import Amqp
 from beds.errors import StackError
 from beds.stack.plan import VHOST, Plan
 from beds.stack.process import Daemon, accepts
 from beds.stack.server import Server
+from beds.transport.rights import ADMINISTRATOR, User, definitions, users_of
 
 
 class RabbitMQ(Server):
@@ -72,30 +74,9 @@ class RabbitMQ(Server):
         )
 
     def _definitions(self) -> dict[str, object]:
-        rights = {
-            # The pid boxes, event exchanges and delayed-delivery queues of Celery are the workers' own business.
-            "worker": {"configure": ".*", "write": ".*", "read": ".*"},
-            # Direct reply-to needs no right at all; events are published to one exchange.
-            "app": {"configure": "^$", "write": r"^beds\.(events|logs)$", "read": "^$"},
-            "admin": {"configure": ".*", "write": ".*", "read": ".*"},
-        }
-        return {
-            "vhosts": [{"name": VHOST}],
-            "users": [
-                {
-                    "name": f"beds_{role}",
-                    "password_hash": _rabbit_hash(self.plan.passwords[f"amqp_{role}"]),
-                    "hashing_algorithm": "rabbit_password_hashing_sha256",
-                    "tags": "administrator" if role == "admin" else "",
-                }
-                for role in rights
-            ],
-            # An application logs; audit, lineage and metrics are the workers' word.
-            "topic_permissions": [
-                {"user": "beds_app", "vhost": VHOST, "exchange": "beds.logs", "write": r"^log\.", "read": "^$"}
-            ],
-            "permissions": [{"user": f"beds_{role}", "vhost": VHOST, **right} for role, right in rights.items()],
-        }
+        url = {role: SecretStr(self.plan.amqp_url(role)) for role in ("app", "worker")}
+        users = users_of(Amqp(url=url["app"], worker_url=url["worker"]))
+        return definitions(VHOST, [*users, User.of(self.plan.amqp_url("admin"), ADMINISTRATOR, "administrator")])
 
     def start(self) -> None:
         if self.epmd.process() is None:
@@ -147,9 +128,3 @@ class RabbitMQ(Server):
         if done.returncode:
             raise StackError(f"rabbitmqctl {arguments[0]} failed: {done.stderr.strip() or done.stdout.strip()}")
         return done.stdout
-
-
-def _rabbit_hash(password: str) -> str:
-    """RabbitMQ's salted SHA-256: https://www.rabbitmq.com/docs/passwords"""
-    salt = secrets.token_bytes(4)
-    return base64.b64encode(salt + hashlib.sha256(salt + password.encode()).digest()).decode()

@@ -23,8 +23,21 @@ from beds.stack.server import Server
 NEEDED_BYTES = 1_500_000_000
 """Free disk that a new stack and the sample data need, with room to spare."""
 SERVERS: tuple[type[Server], ...] = (RabbitMQ, MariaDB, MongoDB)
-NODE = "node"
-"""The daemon that runs the workers, when `beds node start` or `beds demo` started one."""
+
+
+def node_daemon(folder: Path, name: str) -> Daemon:
+    """What runs the workers of a node, when `beds node start` or `beds demo` started one.
+
+    Args:
+        folder: `.beds` beside the node's configuration file.
+        name: the node's.
+    """
+    return Daemon(f"node.{name}", folder / "run")
+
+
+def node_daemons(folder: Path) -> list[Daemon]:
+    """Those that run, or were left behind."""
+    return [Daemon(file.stem, file.parent) for file in sorted((folder / "run").glob("node.*.pid"))]
 
 
 @dataclass(frozen=True)
@@ -47,7 +60,6 @@ class Stack:
         self.folder = folder.resolve()
         self.plan: Plan = load_plan(self.folder, base)
         self.servers: tuple[Server, ...] = tuple(kind(self.plan) for kind in SERVERS)
-        self.node = Daemon(NODE, self.folder / "run")
 
     def server(self, name: str) -> Server:
         """The server of that name."""
@@ -89,7 +101,8 @@ class Stack:
             return []
         nowhere = Plan(folder)
         with _alone(folder):
-            stopped = [NODE] if Daemon(NODE, folder / "run").stop() or _stop_terminals(folder / "run") else []
+            nodes = [daemon.stop() for daemon in node_daemons(folder)]
+            stopped = ["workers"] if _stop_terminals(folder / "run") or any(nodes) else []
             stopped += [server.name for kind in SERVERS if (server := kind(nowhere)).down()]
         if wipe:
             shutil.rmtree(folder)

@@ -16,10 +16,10 @@ from collections.abc import Callable
 from typing import Any
 
 import amqp
-from kombu import Connection
 
 from beds.config.sections import Amqp
 from beds.errors import BedsError, BrokerUnavailable, PermissionDenied, Unroutable
+from beds.transport.connection import connect_to
 from beds.transport.message import REPLY_TO
 
 OnReply = Callable[[str, Any], None]
@@ -65,9 +65,9 @@ class Link:
         self._lock = threading.Lock()
         self._closed = False
         self._published = 0
-        parameters = Connection(
+        parameters = connect_to(
+            settings,
             settings.client_url,
-            heartbeat=settings.heartbeat,
             connect_timeout=timeout,
             transport_options={
                 "on_blocked": self._block,

@@ -14,6 +14,9 @@ from beds.config.sections import Amqp, Services
 from beds.domain.event import CALGON, RecordKind
 from beds.errors import BrokerUnavailable, PermissionDenied, TopologyMismatch
 
+UNLIMITED = 1_000_000_000
+"""Deliveries. RabbitMQ 4 drops a message after 20 where a quorum queue names no limit; 3.x knows no word for none."""
+
 EVENTS = "beds.events"
 LOGS = "beds.logs"
 DEAD = "beds.dead"
@@ -27,19 +30,26 @@ LOG_QUEUES: Mapping[str, tuple[str, ...]] = {
     "beds.audit": ("audit",),
     "beds.metrics": ("metric",),
 }
+QUEUES = (*EVENT_QUEUES, *LOG_QUEUES)
+"""All that a worker may consume."""
 
 
 def local_pools(services: Services) -> list[tuple[str, ...]]:
-    """The pools that a node runs, each by its queues: one for each queue of its stores, one for the tickets where their
-    store is at hand, and one for all that comes through beds.logs."""
+    """The pools that a node runs, each by its queues: one for each queue of its stores, one for tickets, one for all
+    that comes through beds.logs."""
     found: list[tuple[str, ...]] = [
         (queue,) for queue in CRUD_QUEUES if getattr(services, queue.split(".")[0]).is_local
     ]
-    if services.rec.is_local:
+    if (services.calgon or services.rec).is_local:
         found.append((CALGON,))
     if services.admin.is_local:
         found.append(tuple(LOG_QUEUES))
     return found
+
+
+def node_queue(name: str) -> str:
+    """The exclusive queue that a running node holds, so that no other takes its name."""
+    return f"beds.node.{name}"
 
 
 def record_queue(kind: RecordKind) -> str:
@@ -70,11 +80,15 @@ class QueueSpec:
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def to_kombu(self) -> Queue:
-        """The queue as Celery consumes it, with its own name as routing key."""
+        """The queue as Celery consumes it.
+
+        Its routing key has no wildcard: Celery binds the queue's exchange to its own delayed delivery by that key, and
+        `#` would bring a copy of every task that is tried again.
+        """
         return Queue(
             self.name,
             Exchange(self.exchange, type="topic", durable=True),
-            routing_key=self.keys[0],
+            routing_key=self.name,
             durable=True,
             queue_arguments=dict(self.arguments),
         )
@@ -89,10 +103,10 @@ class Topology:
 
     @classmethod
     def from_settings(cls, amqp_settings: Amqp) -> Topology:
-        arguments: dict[str, Any] = {"x-queue-type": amqp_settings.queue_type}
-        if amqp_settings.queue_type == "quorum":
-            arguments["x-delivery-limit"] = amqp_settings.delivery_limit
-        dead_lettered = arguments | {"x-dead-letter-exchange": DEAD}
+        kind = {"x-queue-type": amqp_settings.queue_type}
+        is_quorum = amqp_settings.queue_type == "quorum"
+        limit = {"x-delivery-limit": amqp_settings.delivery_limit} if is_quorum else {}
+        dead_lettered: dict[str, Any] = kind | limit | {"x-dead-letter-exchange": DEAD}
         # A full queue says so to who publishes, instead of dropping what waits longest.
         full = {"x-max-length": amqp_settings.max_queue_length, "x-overflow": "reject-publish"}
         limited = dead_lettered | (full if amqp_settings.max_queue_length else {})
@@ -101,8 +115,8 @@ class Topology:
             queues=(
                 *(QueueSpec(name, EVENTS, (name,), limited) for name in EVENT_QUEUES),
                 *(QueueSpec(name, LOGS, keys, dead_lettered) for name, keys in LOG_QUEUES.items()),
-                # The last stop has no delivery limit: it is read as raw messages and never dead-letters further.
-                QueueSpec(DEAD, DEAD, ("#",), {"x-queue-type": amqp_settings.queue_type}),
+                # The last stop: it is read as raw messages, and never dead-letters further.
+                QueueSpec(DEAD, DEAD, ("#",), kind | ({"x-delivery-limit": UNLIMITED} if is_quorum else {})),
             ),
         )
 
@@ -110,8 +124,12 @@ class Topology:
         return next(q for q in self.queues if q.name == name)
 
 
+Problems = dict[str, TopologyMismatch | PermissionDenied]
+"""What cannot be declared, by the name of the exchange or queue."""
+
+
 def declare(topology: Topology, connection: Connection) -> None:
-    """Declare everything, in an order in which nothing can be lost. Harmless to repeat.
+    """Declare everything. Harmless to repeat.
 
     Args:
         topology: what is to exist.
@@ -122,18 +140,31 @@ def declare(topology: Topology, connection: Connection) -> None:
         PermissionDenied: the AMQP user may not configure it.
         BrokerUnavailable: RabbitMQ cannot be reached.
     """
+    for problem in declare_each(topology, connection).values():
+        raise problem
+
+
+def declare_each(topology: Topology, connection: Connection) -> Problems:
+    """Declare what can be, in an order in which nothing can be lost, and say what keeps the rest from it, by name.
+
+    Raises:
+        BrokerUnavailable: RabbitMQ cannot be reached.
+    """
+    problems: Problems = {}
     try:
         connection.connect()
         for name in topology.exchanges:
-            with connection.channel() as channel, _explained(f"exchange {name}", {"type": "topic", "durable": True}):
+            asked = {"type": "topic", "durable": True}
+            with _explained("exchange", name, asked, problems), connection.channel() as channel:
                 channel.exchange_declare(name, "topic", durable=True, auto_delete=False)
         for queue in topology.queues:
-            with connection.channel() as channel, _explained(f"queue {queue.name}", queue.arguments):
+            with _explained("queue", queue.name, queue.arguments, problems), connection.channel() as channel:
                 channel.queue_declare(queue.name, durable=True, auto_delete=False, arguments=dict(queue.arguments))
                 for key in queue.keys:
                     channel.queue_bind(queue.name, queue.exchange, key)
     except connection.connection_errors as error:
         raise BrokerUnavailable(f"RabbitMQ at {connection.as_uri()} cannot be reached: {error}") from None
+    return problems
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,27 +197,32 @@ def depths(names: Iterable[str], connection: Connection) -> dict[str, Depth | No
 
 
 class _explained:
-    """Turns RabbitMQ's refusal of a declaration into an error that names both sides and the way out."""
+    """Turns RabbitMQ's refusal of a declaration into an error that names both sides and the way out, and notes it."""
 
-    def __init__(self, what: str, wanted: Mapping[str, Any]) -> None:
-        self._what = what
+    def __init__(self, kind: str, name: str, wanted: Mapping[str, Any], problems: Problems) -> None:
+        self._what = f"{kind} {name}"
+        self._name = name
         self._wanted = dict(wanted)
+        self._problems = problems
 
     def __enter__(self) -> None: ...
 
-    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> bool:
         if isinstance(error, amqp.PreconditionFailed):
-            raise TopologyMismatch(
+            self._problems[self._name] = TopologyMismatch(
                 f"{self._what} exists with other arguments; RabbitMQ says: {error.reply_text}",
                 detail={"what": self._what, "wanted": self._wanted, "existing": _existing(error.reply_text)},
                 hint=f"either set [amqp] in beds.toml to what exists, or empty it and delete it "
-                f"(`rabbitmqctl delete_queue {self._what.split()[-1]}`); wanted were {self._wanted}",
-            ) from None
-        if isinstance(error, amqp.AccessRefused):
-            raise PermissionDenied(
+                f"(`rabbitmqctl delete_queue {self._name}`); wanted were {self._wanted}",
+            )
+        elif isinstance(error, amqp.AccessRefused):
+            self._problems[self._name] = PermissionDenied(
                 f"the AMQP user may not declare {self._what}",
-                hint="give the worker's user configure rights (see docs/howto/operate.md), or set [amqp] worker_url",
-            ) from None
+                hint="give the worker's user the rights that `beds amqp definitions` prints, or set [amqp] worker_url",
+            )
+        else:
+            return False
+        return True
 
 
 def _existing(reply_text: str) -> dict[str, str]:

@@ -20,7 +20,7 @@ from beds.adapters.mariadb.session import connect
 from beds.client import Client
 from beds.config import Settings, load_settings
 from beds.stack.process import port_is_free
-from beds.stack.stack import Stack
+from beds.stack.stack import Stack, node_daemon
 from tests.conftest import PORT_BASE, ROOT, OwnVhost, environment, run, running_worker, wait_for
 
 STANDARD_PORTS = (5672, 15672, 25672, 4369, 3306, 27017)
@@ -328,13 +328,13 @@ def test_a_node_runs_once_and_its_workers_end_with_it(project: Path, stack: Stac
         assert served.returncode == 0, served.stderr
         assert beds(project, "node", "status").returncode == 0
         assert "was running" in beds(project, "node", "start").stdout
-        assert "workers: running" in beds(project, "stack", "status").stdout
+        assert "workers: node.ms (pid" in beds(project, "stack", "status").stdout
         twice = beds(project, "node", "run")
         assert twice.returncode == 78
         assert "run already" in twice.stderr
-        assert str(stack.node.process().pid) in twice.stderr  # type: ignore[union-attr]
-        supervisor = stack.node.process()
+        supervisor = node_daemon(stack.folder, "ms").process()
         assert supervisor
+        assert str(supervisor.pid) in twice.stderr
         workers = wait_for(lambda: found if len(found := supervisor.children()) == 6 else None, 30, "the workers")
         # Killed, it cannot stop them itself.
         supervisor.kill()

@@ -12,10 +12,10 @@ import MySQLdb
 import MySQLdb.cursors
 from MySQLdb.constants import CLIENT, ER
 
-from beds.adapters.mariadb import signatures
+from beds.adapters.mariadb import health, signatures
 from beds.adapters.mariadb.errors import is_client_side, translate, translated
 from beds.adapters.mariadb.values import bulk_to_json, from_sql, to_sql
-from beds.adapters.store import AlreadyDone, Once, Outcome
+from beds.adapters.store import AlreadyDone, Health, Once, Outcome
 from beds.config.sections import RelDatabase
 from beds.domain.event import Operation
 from beds.domain.reply import Record
@@ -38,8 +38,12 @@ def connect(config: RelDatabase, timeout: float, *, multi_statements: bool = Fal
         timeout: seconds after which a silent socket is given up.
         multi_statements: whether one query may hold several; for schema files only.
     """
+    files = (config.tls.model_dump(exclude_none=True) if config.tls else {}).items()
+    names = {"ca": "ca", "certificate": "cert", "key": "key"}
+    tls = {"ssl": {names[n]: str(file) for n, file in files}, "ssl_mode": "VERIFY_IDENTITY"} if config.tls else {}
     with translated():
         return MySQLdb.connect(
+            **tls,
             host=config.host,
             port=config.port,
             user=config.user,
@@ -114,6 +118,10 @@ class MariaDBSession:
     def note(self, guid: str, ttl: int, answer: str) -> None:
         with self._transaction(commit=False) as cursor:
             self._commit_noted(cursor, guid, ttl, answer)
+
+    def examine(self) -> Health:
+        with self._transaction() as cursor:
+            return health.examine(cursor)
 
     def close(self) -> None:
         if self._connection is not None:

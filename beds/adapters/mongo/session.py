@@ -13,10 +13,10 @@ from pymongo.client_session import ClientSession
 from pymongo.database import Database
 from pymongo.errors import DuplicateKeyError
 
-from beds.adapters.mongo import stored_commands
+from beds.adapters.mongo import health, stored_commands
 from beds.adapters.mongo.errors import from_server, translated
 from beds.adapters.mongo.values import document_from_bson, document_to_bson, to_bson
-from beds.adapters.store import AlreadyDone, Once, Outcome
+from beds.adapters.store import AlreadyDone, Health, Once, Outcome
 from beds.config.sections import RecDatabase
 from beds.domain.event import Operation
 from beds.templates.binding import BULK_NAMES, Binding
@@ -44,6 +44,10 @@ def connect(config: RecDatabase, timeout: float) -> MongoClient[Document]:
         config: where to connect.
         timeout: seconds after which a silent socket is given up.
     """
+    tls: dict[str, Any] = {}
+    if config.tls:
+        files = {"tlsCAFile": config.tls.ca, "tlsCertificateKeyFile": config.tls.certificate}
+        tls = {"tls": True, **{name: str(file) for name, file in files.items() if file}}
     with translated():
         return MongoClient(
             config.uri.get_secret_value(),
@@ -54,6 +58,7 @@ def connect(config: RecDatabase, timeout: float) -> MongoClient[Document]:
             socketTimeoutMS=int(timeout * 1000),
             maxPoolSize=1,
             appname="beds",
+            **tls,
         )
 
 
@@ -106,6 +111,10 @@ class MongoSession:
             self._database[LEDGER].insert_one(entry, session=session)
         except DuplicateKeyError:
             raise AlreadyDone from None
+
+    def examine(self) -> Health:
+        with translated():
+            return health.examine(self._database, OBJECTS)
 
     def close(self) -> None:
         self._client.close()

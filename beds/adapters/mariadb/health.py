@@ -1,0 +1,47 @@
+"""What a start-up check asks of MariaDB: its clock, and what this user may do beyond calling named objects."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from datetime import UTC
+from typing import Any
+
+from beds.adapters.store import Health
+
+VIEWS = "SELECT TABLE_SCHEMA AS schema_name, TABLE_NAME AS name FROM information_schema.VIEWS"
+_GRANT = re.compile(r"GRANT (?P<rights>.+) ON (?P<kind>PROCEDURE |FUNCTION )?(?P<target>\S+) TO .*?(?P<more>WITH .*)?$")
+
+
+def examine(cursor: Any) -> Health:
+    """Ask over an open cursor."""
+    cursor.execute("SELECT UTC_TIMESTAMP(6) AS now")
+    clock = cursor.fetchone()["now"].replace(tzinfo=UTC)
+    cursor.execute(VIEWS)
+    views = {f"`{row['schema_name']}`.`{row['name']}`" for row in cursor.fetchall()}
+    cursor.execute("SHOW GRANTS")
+    grants = [str(next(iter(row.values()))) for row in cursor.fetchall()]
+    return Health(clock, transactions=True, surplus=tuple(surplus(grants, views)))
+
+
+def surplus(grants: Iterable[str], views: set[str]) -> list[str]:
+    """The rights that a broker does not need, as MariaDB's `SHOW GRANTS` words them.
+
+    It needs EXECUTE on single procedures and functions, and SELECT on single views. A password's hash is left out.
+    """
+    found = []
+    for grant in grants:
+        said = re.sub(r" IDENTIFIED BY PASSWORD '[^']*'", "", grant)
+        parts = _GRANT.match(said)
+        if parts is None:  # a role, for example
+            found.append(said)
+            continue
+        rights, target = parts["rights"], parts["target"]
+        needed = (
+            rights == "USAGE"
+            or (rights == "EXECUTE" and parts["kind"])
+            or (rights == "SELECT" and not parts["kind"] and target in views)
+        )
+        if not needed or "GRANT OPTION" in (parts["more"] or ""):
+            found.append(f"{rights} ON {parts['kind'] or ''}{target}" + (" with grant option" if parts["more"] else ""))
+    return found

@@ -1,0 +1,59 @@
+"""What a start-up check asks of MongoDB: its clock, whether it has transactions, and what this user may do too much."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import UTC
+from typing import Any
+
+from pymongo.database import Database
+
+from beds.adapters.store import Health
+
+BROKERS = frozenset({"find", "insert", "update", "remove"})
+"""What a broker may do with the application's collections."""
+READ_ONLY = frozenset({"find"})
+
+
+def examine(database: Database[dict[str, Any]], objects: str) -> Health:
+    """Ask over an open database; `objects` is the collection of stored commands."""
+    hello = database.command("hello")
+    # Without showPrivileges=True a role's rights stay hidden; a user may always see its own.
+    status = database.command("connectionStatus", showPrivileges=True)
+    privileges = status["authInfo"]["authenticatedUserPrivileges"]
+    views = {entry["name"] for entry in database[objects].find({"kind": "view"}, {"name": "$_id", "_id": 0})}
+    read_only = views | {objects}
+    clock = hello["localTime"]
+    return Health(
+        clock if clock.tzinfo else clock.replace(tzinfo=UTC),
+        transactions="setName" in hello or hello.get("msg") == "isdbgrid",
+        surplus=tuple(surplus(privileges, database.name, read_only)),
+    )
+
+
+def surplus(privileges: Iterable[Mapping[str, Any]], database: str, read_only: set[str]) -> list[str]:
+    """The privileges that a broker does not need.
+
+    Args:
+        privileges: as `connectionStatus` lists them.
+        database: the application's.
+        read_only: collections and views that brokers may only read.
+    """
+    found = []
+    for privilege in privileges:
+        resource, actions = privilege["resource"], set(privilege["actions"])
+        collection = resource.get("collection")
+        if resource.get("db") != database or not collection:
+            needed: frozenset[str] = frozenset()
+        else:
+            needed = READ_ONLY if collection in read_only else BROKERS
+        if more := sorted(actions - needed):
+            shown = ", ".join(more[:6]) + (f" and {len(more) - 6} more" if len(more) > 6 else "")
+            found.append(f"{shown} on {_name_of(resource)}")
+    return found
+
+
+def _name_of(resource: Mapping[str, Any]) -> str:
+    if "db" not in resource:
+        return "the whole cluster"
+    return f"{resource['db'] or 'every database'}.{resource.get('collection') or '*'}"

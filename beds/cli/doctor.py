@@ -1,0 +1,27 @@
+"""`beds doctor`: does the running system work, from one end to the other?"""
+
+from __future__ import annotations
+
+import click
+
+from beds.cli.node import print_checks
+from beds.config import load_settings
+from beds.node.doctor import examine
+
+EX_UNWELL = 1
+
+
+@click.command()
+@click.option("--timeout", type=click.FloatRange(1, 300), default=15.0, show_default=True, help="Seconds for a probe.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_obj
+def doctor(config: str | None, timeout: float, as_json: bool) -> None:
+    """Send probes through the running system, as any client: each pool must answer, also after a retry; an unroutable
+    event must be refused, a dead one must reach msDead, and lineage must arrive. Exit code 1 when something is wrong.
+
+    It writes no data but what the probes leave in msDead, msLineage and msMetrics.
+    """
+    checks = list(examine(load_settings(config), timeout))
+    print_checks(checks, as_json=as_json)
+    if any(check.failed for check in checks):
+        raise SystemExit(EX_UNWELL)

@@ -1,0 +1,190 @@
+"""What RabbitMQ says to a node before it serves: that it is there, as declared, without alarm, and that both users have
+the rights they need and no more.
+
+Rights are found out by trying: the names are made up for the purpose, nothing is consumed, and nothing is left behind.
+What a user may read is not tried, since that could take an event.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import amqp
+from kombu import Connection
+
+from beds.config import Settings
+from beds.node.check import Check, failed, of_error, ok, skipped
+from beds.transport.connection import connect_to
+from beds.transport.topology import EVENTS, Topology, declare_each, local_pools, node_queue
+
+UNROUTABLE = "probe.unroutable"
+"""A routing key that no queue is bound to."""
+ALARM_SECONDS = 3.0
+"""How long RabbitMQ gets to say what becomes of a probe."""
+_DEFINITIONS = "give it what `beds amqp definitions` prints, and nothing else"
+
+
+def amqp_checks(settings: Settings, *, runs_here: bool) -> Iterator[Check]:
+    """The workers' side first, since it declares what clients publish to.
+
+    Args:
+        settings: which services are local decides what is looked at.
+        runs_here: whether this node's own supervisor runs, and holds the node's name.
+    """
+
+    def look(connection: Connection) -> Iterator[Check]:
+        yield from _worker(connection, settings, runs_here)
+
+    if local_pools(settings.services):
+        yield from _connected("RabbitMQ, as worker", settings, settings.amqp.broker_url, "worker_url", look)
+    else:
+        yield skipped("RabbitMQ, as worker", "no worker runs on this node")
+    yield from client_checks(settings)
+
+
+def client_checks(settings: Settings) -> Iterator[Check]:
+    """That the client's user can publish, and can do nothing else."""
+    yield from _connected("RabbitMQ, as client", settings, settings.amqp.client_url, "url", _client)
+
+
+Look = Callable[[Connection], Iterator[Check]]
+
+
+def _connected(name: str, settings: Settings, url: str, key: str, look: Look) -> Iterator[Check]:
+    """Connect, and look around; one failed check when there is no connection."""
+    connection = connect_to(settings.amqp, url)
+    try:
+        connection.connect()
+        yield ok(name, f"connected to {connection.as_uri()}")
+        yield from look(connection)
+    except (amqp.AccessRefused, amqp.NotAllowed) as error:
+        yield failed(name, f"{connection.as_uri()} refuses the user: {error.reply_text}",
+                     f"check user, password and vhost in [amqp] {key}")  # fmt: skip
+    except (OSError, amqp.AMQPError) as error:
+        yield failed(name, f"{connection.as_uri()} cannot be reached: {error}",
+                     f"start RabbitMQ, or mend [amqp] {key}")  # fmt: skip
+    finally:
+        connection.collect()  # without waiting for the peer's word: a blocked one gives none
+
+
+def _worker(connection: Connection, settings: Settings, runs_here: bool) -> Iterator[Check]:
+    topology = Topology.from_settings(settings.amqp)
+    problems = declare_each(topology, connection)
+    for name, problem in problems.items():
+        yield of_error(f"topology of {name}", problem)
+    if not problems:
+        yield ok("topology", f"{len(topology.exchanges)} exchanges and {len(topology.queues)} queues are as declared")
+    yield _limits(settings)
+    yield _alarm(connection)
+    too_much = [
+        what
+        for what, act in {
+            "declare queues of any name": _declare_another,
+            "publish to any exchange": lambda channel: _publish(channel, "amq.topic"),
+        }.items()
+        if _may(connection, act)
+    ]
+    yield _rights("worker's AMQP rights", too_much, "declares, consumes and replies")
+    yield _name(connection, settings, runs_here)
+
+
+def _client(connection: Connection) -> Iterator[Check]:
+    try:
+        with connection.channel() as channel:
+            _publish(channel, EVENTS)
+    except amqp.NotFound:
+        yield failed("client's AMQP rights", f"there is no exchange {EVENTS} yet",
+                     "start a node with workers first, or `beds topology declare` with the workers' user")  # fmt: skip
+        return
+    except amqp.AccessRefused as error:
+        if "topic" not in error.reply_text:  # a client of a few keys is refused another one, which is as it should be
+            yield failed("client's AMQP rights", f"it may not publish to {EVENTS}", _DEFINITIONS)
+            return
+    too_much = [
+        what
+        for what, act in {
+            "declare queues": _declare_another,
+            "publish to any queue": lambda channel: _publish(channel, ""),
+        }.items()
+        if _may(connection, act)
+    ]
+    yield _rights("client's AMQP rights", too_much, f"publishes to {EVENTS}")
+
+
+def _rights(name: str, too_much: list[str], needed: str) -> Check:
+    if too_much:
+        return failed(name, f"its user may also {' and '.join(too_much)}", _DEFINITIONS)
+    return ok(name, f"{needed}, and no more")
+
+
+def _limits(settings: Settings) -> Check:
+    amqp_settings = settings.amqp
+    if amqp_settings.queue_type != "quorum":
+        return failed("limits", "classic queues count no deliveries: an event that ends its worker comes back for ever",
+                      'set queue_type = "quorum" in [amqp]')  # fmt: skip
+    longest = max((broker.time_limit for broker in settings.brokers.values()), default=0)
+    return ok(
+        "limits",
+        f"{amqp_settings.delivery_limit} deliveries; longest time limit {longest} s, "
+        f"consumer timeout {amqp_settings.consumer_timeout} s",
+    )
+
+
+def _alarm(connection: Connection) -> Check:
+    """Whether RabbitMQ takes messages: it tells of an alarm when somebody publishes."""
+    reasons: list[str] = []
+    peer = connection.connection
+    peer.on_blocked = reasons.append
+    try:
+        with connection.channel() as channel:
+            _publish(channel, EVENTS)
+    except (TimeoutError, amqp.NotFound, amqp.AccessRefused) as error:
+        if not reasons and not isinstance(error, TimeoutError):
+            return skipped("RabbitMQ's alarms", "the topology is in the way")
+        reasons = reasons or ["it does not say why"]
+    if reasons:
+        return failed("RabbitMQ's alarms", f"it takes no messages: {reasons[0]}",
+                      "give it memory or disk: `rabbitmqctl status` shows the alarm")  # fmt: skip
+    return ok("RabbitMQ's alarms", "none")
+
+
+def _name(connection: Connection, settings: Settings, runs_here: bool) -> Check:
+    """Whether another node has this one's name. A running node holds an exclusive queue of its name."""
+    name = settings.node.name
+    if runs_here:
+        return ok("node's name", f"{name} is held by the supervisor that runs here")
+    try:
+        with connection.channel() as channel:
+            channel.queue_declare(node_queue(name), passive=True)
+    except amqp.NotFound:
+        return ok("node's name", f"no other node is named {name}")
+    except amqp.ResourceLocked:
+        pass
+    return failed("node's name", f"another node is named {name}", "give each node a name of its own in [node]")
+
+
+def _may(connection: Connection, act: Callable[[Any], None]) -> bool:
+    try:
+        with connection.channel() as channel:
+            act(channel)
+    except amqp.AccessRefused:
+        return False
+    return True
+
+
+def _declare_another(channel: Any) -> None:
+    name = f"surplus.{secrets.token_hex(4)}"
+    channel.queue_declare(name, exclusive=True, auto_delete=True)
+    with contextlib.suppress(amqp.AMQPError):
+        channel.queue_delete(name)
+
+
+def _publish(channel: Any, exchange: str) -> None:
+    """Publish a message that no queue takes, and wait until RabbitMQ says so."""
+    message = amqp.Message("probe", content_type="text/plain")
+    channel.basic_publish_confirm(
+        message, exchange, UNROUTABLE, mandatory=False, timeout=ALARM_SECONDS, confirm_timeout=ALARM_SECONDS
+    )

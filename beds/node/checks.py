@@ -1,0 +1,166 @@
+"""Initial program load: what a node looks at before it serves. In production any failure is fatal."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import shutil
+import stat
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import psutil
+
+from beds.broker.app import EX_CONFIG
+from beds.config import Settings
+from beds.domain.event import CALGON, Store
+from beds.errors import BedsError
+from beds.node.amqp_checks import amqp_checks
+from beds.node.check import Check, failed, of_error, ok, skipped
+from beds.services.factory import AdapterFactory
+from beds.templates.registry import TemplateRegistry
+from beds.transport.topology import ADMIN, LOG_QUEUES, broker_of, local_pools
+
+__all__ = ["EX_CONFIG", "initial_program_load"]
+
+SKEW_SECONDS = 5.0
+"""By how much two clocks may differ. A client's clock decides when its question expires, a worker's whether it has."""
+FREE_DISK_BYTES = 200_000_000
+BYTES_PER_SLOT = 30 * 1024 * 1024
+"""What a slot's process has for itself; the rest it shares with its parent."""
+SERVERS = {Store.REC: "MongoDB", Store.REL: "MariaDB"}
+
+
+def initial_program_load(settings: Settings, *, runs_here: bool = False) -> Iterator[Check]:
+    """All checks of this node, one after another.
+
+    Args:
+        settings: read and found valid, which is the first check.
+        runs_here: whether this node's own supervisor runs already.
+    """
+    node = settings.node
+    local = [name for name, service in settings.services if service and service.is_local]
+    yield ok("configuration", f"node {node.name}, {node.environment}; local: {', '.join(local) or 'nothing'}")
+    yield _secrets(settings)
+    yield _disk(settings)
+    yield _memory(settings, runs_here)
+    if settings.services.flower.is_local:
+        yield _flower()
+    yield from amqp_checks(settings, runs_here=runs_here)
+    yield from _stores(settings)
+
+
+def _secrets(settings: Settings) -> Check:
+    """That passwords are there, and that no other user of this machine can read them."""
+    if settings.node.is_production and "guest:guest@" in settings.amqp.client_url:
+        return failed("secrets", "RabbitMQ's default user guest in production", "set BEDS_AMQP__URL and …__WORKER_URL")
+    for file in _secret_files(settings):
+        if file.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH | stat.S_IWGRP | stat.S_IWOTH):
+            return failed("secrets", f"{file} can be read by others", f"chmod 600 {file}")
+    rel = settings.databases.rel
+    if settings.services.rel.is_local and rel and not rel.password.get_secret_value():
+        return failed("secrets", f"no password for MariaDB's user {rel.user}", "set BEDS_DATABASES__REL__PASSWORD")
+    return ok("secrets", "are set, and are this user's alone")
+
+
+def _secret_files(settings: Settings) -> Iterator[Path]:
+    named = [settings.env_file]
+    for part in (settings.amqp, settings.databases.rec, settings.databases.rel):
+        if part and part.tls:
+            named.append(part.tls.key or part.tls.certificate)
+    for file in named:
+        if file and (found := settings.root / file).is_file():
+            yield found
+
+
+def _disk(settings: Settings) -> Check:
+    free = shutil.disk_usage(settings.root).free
+    if free < FREE_DISK_BYTES:
+        return failed("disk", f"{free / 1e6:,.0f} MB are free at {settings.root}", "free some space: logs need it")
+    return ok("disk", f"{free / 1e9:,.1f} GB are free")
+
+
+def _memory(settings: Settings, runs_here: bool) -> Check:
+    slots = sum(
+        settings.broker(name).instances
+        for pool in local_pools(settings.services)
+        for name in dict.fromkeys(map(broker_of, pool))
+        if settings.broker(name).pool == "prefork"
+    )
+    available = psutil.virtual_memory().available
+    if not runs_here and slots * BYTES_PER_SLOT > available:
+        return failed(
+            "memory",
+            f"{slots} slots need about {slots * BYTES_PER_SLOT / 1e6:,.0f} MB, {available / 1e6:,.0f} MB are available",
+            "lower instances in [brokers], or give the machine more",
+        )
+    return ok("memory", f"{available / 1e6:,.0f} MB are available for {slots} slots")
+
+
+def _flower() -> Check:
+    if importlib.util.find_spec("flower") is None:
+        return failed("flower", "it is not installed", "pip install 'beds[ops]'")
+    return ok("flower", "is installed")
+
+
+def _stores(settings: Settings) -> Iterator[Check]:
+    """The databases of the services that are local."""
+    services = {pool[0].split(".")[0] for pool in local_pools(settings.services)}
+    needed = [store for store in Store if store in services]
+    # Tickets, logs and the rest of BEDS's own data lie in MongoDB.
+    if Store.REC not in needed and services & {CALGON, next(iter(LOG_QUEUES)).split(".")[0], ADMIN}:
+        needed.insert(0, Store.REC)
+    try:
+        registry = TemplateRegistry.from_folder(settings.schema_path)
+    except BedsError as error:
+        yield of_error("templates", error)
+        return
+    with contextlib.closing(AdapterFactory(settings, registry)) as factory:
+        for store in Store:
+            if store in needed:
+                yield from _store(factory, store)
+            else:
+                yield skipped(SERVERS[store], "no service of this node uses it")
+
+
+def _store(factory: AdapterFactory, store: Store) -> Iterator[Check]:
+    server = SERVERS[store]
+    asked = datetime.now(UTC)
+    try:
+        health = factory.examine(store)
+        heard = datetime.now(UTC)
+    except BedsError as error:
+        yield failed(server, error.message, error.hint or f"start it, or mend [databases.{store}]")
+        return
+    yield ok(server, f"answered in {(heard - asked) / timedelta(milliseconds=1):.0f} ms")
+    # What the way there and back took is nobody's fault.
+    skew = max((asked - health.clock).total_seconds(), (health.clock - heard).total_seconds(), 0.0)
+    if skew > SKEW_SECONDS:
+        yield failed(f"clock against {server}", f"they differ by {skew:,.0f} s", "let both run NTP (chrony)")
+    else:
+        yield ok(f"clock against {server}", f"within {SKEW_SECONDS:.0f} s")
+    if not health.transactions:
+        yield failed(f"{server} transactions", "it is no replica set, and has none",
+                     "start mongod with --replSet, and rs.initiate() once; one member is enough")  # fmt: skip
+    if health.surplus:
+        yield failed(f"{server} rights", f"the brokers' user has more than it needs: {'; '.join(health.surplus)}",
+                     "revoke it; `beds schema grants` prints what is needed")  # fmt: skip
+    else:
+        yield ok(f"{server} rights", "named objects and collections, and no more")
+    yield from _templates(factory, store)
+
+
+def _templates(factory: AdapterFactory, store: Store) -> Iterator[Check]:
+    found = 0
+    for name, template in factory.registry.items():
+        if template.store != store:
+            continue
+        try:
+            problems: list[BedsError] = list(factory.adapter(name).check_bindings())
+        except BedsError as error:
+            problems = [error]
+        found += not problems
+        for problem in problems:
+            yield failed(f"template {name}", problem.message, problem.hint or "`beds schema diff`, then `apply`")
+    yield ok(f"{SERVERS[store]} templates", f"{found} fit the named objects")

@@ -1,0 +1,180 @@
+"""Tests the running system from one end to the other, by probes of its own, over AMQP as any client."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import TimeoutError as FutureTimeout
+from typing import Any, TypeVar
+
+from beds.client import Client
+from beds.config import Settings
+from beds.domain.event import Event, Operation
+from beds.domain.lineage import Lineage
+from beds.errors import BedsError, MalformedEvent, NotFound, PermissionDenied, Unroutable
+from beds.node.amqp_checks import UNROUTABLE, client_checks
+from beds.node.check import Check, failed, of_error, ok, skipped
+from beds.transport.connection import connect_to
+from beds.transport.requester import Pending
+from beds.transport.topology import CRUD_QUEUES, DEAD, EVENT_QUEUES, LOG_QUEUES, Depth, broker_of, depths
+
+ARRIVAL_SECONDS = 0.3
+"""How often to look whether something has arrived."""
+JOBS = "job."
+T = TypeVar("T")
+
+
+def examine(settings: Settings, timeout: float) -> Iterator[Check]:
+    """Probe the system that this node's client sees.
+
+    Args:
+        settings: of any node; only `[node]`, `[amqp]` and the templates are used.
+        timeout: seconds for each probe.
+    """
+    with Client(settings) as client:
+        doctor = Doctor(client, timeout)
+        yield from client_checks(settings)
+        try:
+            yield doctor.unroutable()
+            with connect_to(settings.amqp, settings.amqp.client_url) as connection:
+                found = depths((*EVENT_QUEUES, *LOG_QUEUES, DEAD), connection)
+        except BedsError as error:
+            yield of_error("RabbitMQ", error)
+            return
+        yield from doctor.pools(found)
+        yield from _consumers(found)
+        yield doctor.dead(found)
+        yield doctor.lineage()
+
+
+class Doctor:
+    """The probes of one examination."""
+
+    def __init__(self, client: Client, timeout: float) -> None:
+        self._client = client
+        self._timeout = timeout
+        self._answered: list[Lineage] = []
+
+    def unroutable(self) -> Check:
+        name = "an unroutable event"
+        event = Event("doctor.probe", UNROUTABLE, {}, "doctor.probe", self._lineage())
+        try:
+            self._answer(self._send(event))
+        except (Unroutable, PermissionDenied) as refused:
+            return ok(name, f"is refused: {refused.code}")
+        except BedsError as error:
+            return of_error(name, error)
+        return failed(name, f"was taken by something bound to {UNROUTABLE}", "see who bound a queue to beds.events")
+
+    def pools(self, found: dict[str, Depth | None]) -> Iterator[Check]:
+        """Ask each queue's pool at once. The task tries again once before it answers, which must not lose its way."""
+        asked: dict[str, Pending | BedsError] = {}
+        for queue in EVENT_QUEUES:
+            depth = found[queue]
+            if depth is None:
+                yield failed(f"pool {queue}", "there is no such queue", "start a node with workers; it declares it")
+            elif depth.consumers:
+                event = Event.of_probe(queue, self._lineage(), retry=queue in CRUD_QUEUES)
+                try:
+                    asked[queue] = self._send(event)
+                except BedsError as error:
+                    asked[queue] = error
+            elif queue.startswith(JOBS):
+                yield skipped(f"pool {queue}", "nobody consumes it; no template has jobs")
+            else:
+                yield failed(f"pool {queue}", f"nobody consumes it; {depth.messages} events wait",
+                             f"start a node whose beds.toml has the service of {queue}")  # fmt: skip
+        for queue, pending in asked.items():
+            yield self._pool(queue, pending)
+
+    def _pool(self, queue: str, pending: Pending | BedsError) -> Check:
+        name = f"pool {queue}"
+        begun = time.monotonic()
+        try:
+            if isinstance(pending, BedsError):
+                raise pending
+            answer = self._answer(pending)
+        except PermissionDenied:
+            return skipped(name, "this node's client may not publish there")
+        except BedsError as error:
+            return of_error(name, error)
+        # A worker turns away what came by another queue's key: an answer after a retry says it came back to its own.
+        worker, retries = str(answer["worker"]), int(answer["retries"])
+        if queue in CRUD_QUEUES:  # a question about tickets leaves no lineage
+            self._answered.append(pending.event.lineage)
+        again = ", after a retry on its own queue" if retries else ""
+        return ok(name, f"{worker} answered within {(time.monotonic() - begun) * 1000:.0f} ms{again}")
+
+    def dead(self, found: dict[str, Depth | None]) -> Check:
+        """Send what no worker can carry out; it must be buried in msDead, and can be discarded there."""
+        name = "a dead event"
+        queue = next((queue for queue in CRUD_QUEUES if (depth := found[queue]) and depth.consumers), None)
+        if queue is None:
+            return skipped(name, "no pool to end it")
+        lineage = self._lineage()
+        try:
+            self._answer(self._send(Event("doctor.dead", queue, {}, "doctor.dead", lineage, is_read=True)))
+            return failed(name, f"was carried out by {queue}", "a task doctor.dead is registered; remove it")
+        except MalformedEvent:
+            pass
+        except BedsError as error:
+            return of_error(name, error)
+        try:
+            record = self._arrival(lambda: self._buried(lineage.guid))
+            if record is None:
+                return failed(name, "did not reach msDead", "see that an admin worker runs: beds.logs,beds.audit,…")
+            self._client.ask("discard", {"ids": [record["dead_id"]], "by": "beds doctor"}, timeout=self._timeout)
+        except BedsError as error:
+            return of_error(name, error)
+        return ok(name, f"of {queue} reached msDead, its caller was told, and it was discarded")
+
+    def lineage(self) -> Check:
+        """What a probe set off must be known."""
+        name = "lineage"
+        if not self._answered:
+            return skipped(name, "no pool answered")
+        if self._arrival(lambda: self._known(self._answered[-1].guid)) is None:
+            return failed(name, "of a probe did not arrive in msLineage",
+                          "see that an admin worker runs, and that [logging] lineage is true")  # fmt: skip
+        return ok(name, "of a probe arrived in msLineage")
+
+    def _send(self, event: Event) -> Pending:
+        return self._client.requester.send(event, time.monotonic() + self._timeout)
+
+    def _answer(self, pending: Pending) -> Any:
+        try:
+            return pending.reply.result(self._timeout)
+        except FutureTimeout:
+            raise self._client.why_late(pending, "no reply") from None
+
+    def _arrival(self, look: Callable[[], T | None]) -> T | None:
+        """What `look` finds within the time for a probe."""
+        deadline = time.monotonic() + self._timeout
+        while (found := look()) is None and time.monotonic() < deadline:
+            time.sleep(ARRIVAL_SECONDS)
+        return found
+
+    def _buried(self, guid: str) -> dict[str, Any] | None:
+        page = self._client.call(Operation.FETCH, "msDead", {"dead_id": guid}, using="by_id", timeout=self._timeout)
+        return next(iter(page), None)  # type: ignore[arg-type]
+
+    def _known(self, guid: str) -> Any:
+        try:
+            return self._client.lineage(guid, timeout=self._timeout)
+        except NotFound:
+            return None
+
+    def _lineage(self) -> Lineage:
+        node = self._client.settings.node
+        return Lineage.root(node.name, node.environment)
+
+
+def _consumers(found: dict[str, Depth | None]) -> Iterator[Check]:
+    """The queues that a client may not publish to."""
+    for queue in (*LOG_QUEUES, DEAD):
+        depth = found[queue]
+        service = broker_of(queue) if queue in LOG_QUEUES else "admin"
+        if depth is None or not depth.consumers:
+            yield failed(f"pool {queue}", "nobody consumes it", f"start a node whose beds.toml has services.{service}")
+        else:
+            yield ok(f"pool {queue}", f"{depth.consumers} consumers, {depth.messages} messages wait")

@@ -1,0 +1,52 @@
+"""Holds a node's name: an exclusive queue on RabbitMQ, which no second node can declare, wherever it runs."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+
+import amqp
+from kombu import Connection
+
+from beds.config import Settings
+from beds.transport.connection import connect_to
+from beds.transport.topology import node_queue
+
+RETRY_SECONDS = 2.0
+logger = logging.getLogger("beds.node")
+
+
+class NameHold(threading.Thread):
+    """A thread with one connection, opened anew when it is lost."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(name="beds-name", daemon=True)
+        self._settings = settings
+        self._ended = threading.Event()
+
+    def run(self) -> None:
+        while not self._ended.is_set():
+            with connect_to(self._settings.amqp, self._settings.amqp.broker_url) as connection:
+                self._hold(connection)
+            self._ended.wait(RETRY_SECONDS)
+
+    def close(self) -> None:
+        self._ended.set()
+
+    def _hold(self, connection: Connection) -> None:
+        name = self._settings.node.name
+        try:
+            with connection.channel() as channel:
+                channel.queue_declare(node_queue(name), exclusive=True, auto_delete=True)
+                while not self._ended.is_set():
+                    with contextlib.suppress(TimeoutError):
+                        connection.drain_events(timeout=1.0)
+                    connection.heartbeat_check()
+        except amqp.ResourceLocked:
+            logger.error("another node is named %s: give each a name of its own in [node]", name)
+        except connection.connection_errors as error:
+            logger.debug("the node's name is not held: %s", error)
+        except amqp.AccessRefused:
+            logger.error("the node's name cannot be held: the worker's AMQP user may not declare %s", node_queue(name))
+            self._ended.set()
