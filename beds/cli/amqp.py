@@ -8,7 +8,7 @@ import click
 
 from beds.config import load_settings
 from beds.transport.rights import definitions as definitions_of
-from beds.transport.rights import users_of, vhost_of
+from beds.transport.rights import monitor_of, users_of, vhost_of
 
 
 @click.group()
@@ -22,7 +22,8 @@ def amqp() -> None:
 def definitions(config: str | None, keys: tuple[str, ...]) -> None:
     """Print a definitions file: the vhost, the client's and the workers' users, and the least they need.
 
-    Users, vhost and passwords are those of [amqp] url and worker_url; only salted hashes are printed.
+    Users, vhost and passwords are those of [amqp] url and worker_url, and of [flower] broker_api where it is set. Only
+    salted hashes of the passwords are printed.
 
     \b
     Examples:
@@ -30,5 +31,5 @@ def definitions(config: str | None, keys: tuple[str, ...]) -> None:
       beds amqp definitions --key rec.read --key rel.read --key calgon     a client that reads
     """
     settings = load_settings(config)
-    users = users_of(settings.amqp, keys)
+    users = [*users_of(settings.amqp, keys), *monitor_of(settings.flower)]
     click.echo(json.dumps(definitions_of(vhost_of(settings.amqp.client_url), users), indent=2))

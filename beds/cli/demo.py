@@ -9,20 +9,15 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from beds.cli.node import start_node
 from beds.cli.output import print_json, print_records
-from beds.cli.stack import folder_for
+from beds.cli.up import bring_up
 from beds.client import Client
-from beds.config import load_settings
-from beds.config.settings import no_file_at
 from beds.demo import questions
 from beds.demo.data import COUNTS
 from beds.demo.load import Loaded, count, load
 from beds.domain.reply import Record
 from beds.errors import CallTimeout, StackError, TransportError
-from beds.schema_tools.apply import changes
 from beds.stack.process import Daemon
-from beds.stack.stack import Stack, node_daemon
 
 WORKERS_SECONDS = 60.0
 
@@ -37,20 +32,7 @@ def demo(config: str | None, as_json: bool) -> None:
     """
     say = (lambda _line: None) if as_json else click.echo
     started = time.monotonic()
-    if not (folder := folder_for(config)).with_name("beds.toml").is_file() and not config:
-        raise no_file_at(folder.with_name("beds.toml"))
-    stack = Stack(folder)
-    say("— servers")
-    stack.up(say)
-    settings = load_settings(config)
-    say("— schema (with the DBA's credentials)")
-    with changes(settings) as pending:
-        for change in pending:
-            change.apply()
-    say(f"{len(pending)} changes applied")
-    say("— workers")
-    workers = node_daemon(folder, settings.node.name)
-    start_node(workers, settings, config)
+    settings, workers = bring_up(config, say)
     with Client(settings) as client:
         _wait_for_workers(client, workers)
         say("ready")

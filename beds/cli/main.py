@@ -19,6 +19,9 @@ from beds.errors import BedsError, ConfigurationError
 
 # By name, so that `beds call` runs where no database driver is installed.
 _COMMANDS: Mapping[str, tuple[str, str]] = {
+    "init": ("beds.cli.init:init", "Make a new project."),
+    "up": ("beds.cli.up:up", "Start servers, schema and workers on this machine."),
+    "down": ("beds.cli.up:down", "Stop the workers and the servers."),
     "call": ("beds.cli.call:call", "Carry out one operation and print the reply."),
     "submit": ("beds.cli.call:submit", "Hand one operation over and print its ticket."),
     "ticket": ("beds.cli.ticket:ticket", "Ask after, wait for and cancel a ticket."),

@@ -91,9 +91,10 @@ def start(config: str | None) -> None:
 
 
 @node.command("status")
+@click.option("--ready", is_flag=True, help="Exit code 3 as well when a pool is not ready; for a health check.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
-def show_status(config: str | None, as_json: bool) -> None:
+def show_status(config: str | None, ready: bool, as_json: bool) -> None:
     """This node's pools: slots, processes, restarts, events done. Exit code 3 when it does not run.
 
     Workers that were started by hand are known to RabbitMQ: celery -A beds status
@@ -115,7 +116,7 @@ def show_status(config: str | None, as_json: bool) -> None:
         )
     else:
         click.echo("not running; start them with `beds node start`")
-    if not pid:
+    if not pid or (ready and any(found.state != "ready" for found in pools)):
         raise SystemExit(EX_DOWN)
 
 

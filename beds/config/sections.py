@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
 
 BrokerName = Literal[
     "rec.read", "rec.write", "rel.read", "rel.write", "job.aggregate", "job.migrate", "job.warehouse", "calgon", "admin"
@@ -61,9 +62,14 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
+def _with_host(name: Any) -> Any:
+    """Containers of one image share their beds.toml, and each needs a name of its own."""
+    return name.replace("{host}", socket.gethostname().split(".")[0]) if isinstance(name, str) else name
+
+
 class Node(Section):
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,32}$")] = "ms"
-    """First part of every event id: letters, digits, `_` and `-`, at most 32."""
+    name: Annotated[str, BeforeValidator(_with_host), Field(pattern=r"^[A-Za-z0-9_-]{1,32}$")] = "ms"
+    """First part of every event id: letters, digits, `_` and `-`, at most 32. `{host}` in it is the machine's name."""
     environment: Annotated[str, Field(pattern=r"^[a-z]{1,16}$")] = "development"
     """`development`, `production`, or a word of your own; a failed check is fatal in `production` only."""
 

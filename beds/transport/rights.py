@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from beds.config.sections import Amqp
+from beds.config.sections import Amqp, Flower
 from beds.errors import ConfigurationError, nearest
 from beds.transport.topology import EVENT_QUEUES, EVENTS, LOGS
 
@@ -42,6 +42,8 @@ WORKER = Rights(WORKERS, rf"{WORKERS}|^amq\.default$", WORKERS)
 CLIENT = Rights(NOTHING, rf"^({re.escape(EVENTS)}|{re.escape(LOGS)})$", NOTHING, ((LOGS, r"^log\."),))
 """Publishes events and its own logs; the rest of beds.logs is the workers' word. Direct reply-to needs no right."""
 ADMINISTRATOR = Rights(".*", ".*", ".*")
+MONITOR = Rights(NOTHING, NOTHING, NOTHING)
+"""Looks at queues through the management API (tag `monitoring`), and touches none."""
 
 
 def client_for(keys: Sequence[str]) -> Rights:
@@ -79,8 +81,8 @@ class User:
         parts = urlsplit(url)
         if not parts.username or not parts.password:
             raise ConfigurationError(
-                f"the AMQP URL of {parts.hostname} has no user and password",
-                hint="set BEDS_AMQP__URL and BEDS_AMQP__WORKER_URL to amqp://user:password@host:port/vhost",
+                f"the URL of {parts.hostname} has no user and password",
+                hint="set BEDS_AMQP__URL, BEDS_AMQP__WORKER_URL and BEDS_FLOWER__BROKER_API with both",
             )
         return cls(unquote(parts.username), _hashed(unquote(parts.password)), rights, tags)
 
@@ -102,6 +104,12 @@ def users_of(amqp: Amqp, keys: Sequence[str] = ()) -> list[User]:
             hint="give workers a user of their own in [amqp] worker_url",
         )
     return [client, worker]
+
+
+def monitor_of(flower: Flower) -> list[User]:
+    """The user with whom Flower asks RabbitMQ about queues; none where `[flower] broker_api` is not set."""
+    url = flower.broker_api.get_secret_value()
+    return [User.of(url, MONITOR, "monitoring")] if url else []
 
 
 def definitions(vhost: str, users: Sequence[User]) -> dict[str, Any]:

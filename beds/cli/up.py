@@ -1,0 +1,68 @@
+"""`beds up` and `beds down`: a whole system on one machine, for a first look and for development."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import click
+
+from beds.cli.node import start_node
+from beds.cli.stack import down as stack_down
+from beds.cli.stack import folder_for
+from beds.config import Settings, load_settings
+from beds.config.settings import no_file_at
+from beds.schema_tools.apply import changes
+from beds.stack.process import Daemon
+from beds.stack.stack import Stack, node_daemon
+
+
+def bring_up(config: str | None, say: Callable[[str], None], port_base: int | None = None) -> tuple[Settings, Daemon]:
+    """Start what does not run: servers, then the schema, then this node's workers.
+
+    Args:
+        config: as `--config`.
+        say: hears what is done.
+        port_base: first port of a new stack.
+
+    Returns:
+        The node's settings, and the daemon of its workers.
+
+    Raises:
+        ConfigurationError: there is no beds.toml.
+        StackError: something did not come up.
+    """
+    if not (folder := folder_for(config)).with_name("beds.toml").is_file() and not config:
+        raise no_file_at(folder.with_name("beds.toml"))
+    say("— servers")
+    Stack(folder, port_base).up(say)
+    settings = load_settings(config)
+    say("— schema (with the DBA's credentials)")
+    with changes(settings) as pending:
+        for change in pending:
+            change.apply()
+    say(f"{len(pending)} changes applied")
+    say("— workers")
+    workers = node_daemon(folder, settings.node.name)
+    say("started" if start_node(workers, settings, config) else "were running")
+    return settings, workers
+
+
+@click.command()
+@click.option("--port-base", type=int, help="First port of a new stack (23000 when absent).")
+@click.pass_obj
+def up(config: str | None, port_base: int | None) -> None:
+    """Start a local RabbitMQ, MariaDB and MongoDB, apply the schema, and start this node's workers.
+
+    It may be repeated: what runs is left running. In production these three are three people's work: the servers are
+    there, the DBA runs `beds schema apply`, and `beds node run` starts a node.
+    """
+    bring_up(config, click.echo, port_base)
+    click.echo("next: beds template list; beds call TEMPLATE.OPERATION …; beds doctor; beds down")
+
+
+@click.command()
+@click.option("--wipe", is_flag=True, help="Delete all data and passwords as well.")
+@click.pass_context
+def down(ctx: click.Context, wipe: bool) -> None:
+    """Stop the workers and the three servers."""
+    ctx.invoke(stack_down, wipe=wipe)

@@ -1,0 +1,1 @@
+../../../docker/mariadb-users.sh

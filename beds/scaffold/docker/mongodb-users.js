@@ -1,0 +1,1 @@
+../../../docker/mongodb-users.js
