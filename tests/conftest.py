@@ -25,6 +25,7 @@ from beds.config import Settings, load_settings
 from beds.errors import CallTimeout, StackError, TransportError
 from beds.schema_tools.apply import changes
 from beds.stack.stack import Stack
+from beds.transport.rights import CLIENT, NOTHING, WORKER
 
 ROOT = Path(__file__).parent.parent
 PORT_BASE = int(os.environ.get("TEST_PORT_BASE", "29000"))
@@ -125,9 +126,12 @@ def own_vhost(settings: Settings, stack: Stack) -> Iterator[OwnVhost]:
 
 @contextmanager
 def vhost_of_its_own(settings: Settings, stack: Stack) -> Iterator[OwnVhost]:
-    stack.rabbitmq.control("add_vhost", "own")
-    for user in ("beds_worker", "beds_app"):
-        stack.rabbitmq.control("set_permissions", "-p", "own", user, ".*", ".*", ".*")
+    control = stack.rabbitmq.control
+    control("add_vhost", "own")
+    for user, rights in (("beds_worker", WORKER), ("beds_app", CLIENT)):
+        control("set_permissions", "-p", "own", user, rights.configure, rights.write, rights.read)
+        for exchange, keys in rights.topics:
+            control("set_topic_permissions", "-p", "own", user, exchange, keys, NOTHING)
     client_url = settings.amqp.client_url.removesuffix("beds") + "own"
     worker_url = settings.amqp.broker_url.removesuffix("beds") + "own"
     amqp = settings.amqp.model_copy(update={"url": SecretStr(client_url), "worker_url": SecretStr(worker_url)})
@@ -135,7 +139,7 @@ def vhost_of_its_own(settings: Settings, stack: Stack) -> Iterator[OwnVhost]:
         settings.model_copy(update={"amqp": amqp}),
         {"BEDS_AMQP__URL": client_url, "BEDS_AMQP__WORKER_URL": worker_url},
     )
-    stack.rabbitmq.control("delete_vhost", "own")
+    control("delete_vhost", "own")
 
 
 def apply_schema(project: Path) -> None:
