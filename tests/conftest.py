@@ -5,6 +5,7 @@ The servers run on ports and data of their own (`.beds/test`), so that a develop
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -25,7 +26,7 @@ from beds.config import Settings, load_settings
 from beds.errors import CallTimeout, StackError, TransportError
 from beds.schema_tools.apply import changes
 from beds.stack.stack import Stack
-from beds.transport.rights import CLIENT, NOTHING, WORKER
+from beds.transport.rights import definitions, users_of
 
 ROOT = Path(__file__).parent.parent
 PORT_BASE = int(os.environ.get("TEST_PORT_BASE", "29000"))
@@ -126,12 +127,10 @@ def own_vhost(settings: Settings, stack: Stack) -> Iterator[OwnVhost]:
 
 @contextmanager
 def vhost_of_its_own(settings: Settings, stack: Stack) -> Iterator[OwnVhost]:
-    control = stack.rabbitmq.control
-    control("add_vhost", "own")
-    for user, rights in (("beds_worker", WORKER), ("beds_app", CLIENT)):
-        control("set_permissions", "-p", "own", user, rights.configure, rights.write, rights.read)
-        for exchange, keys in rights.topics:
-            control("set_topic_permissions", "-p", "own", user, exchange, keys, NOTHING)
+    wanted = definitions("own", users_of(settings.amqp))
+    file = stack.folder / "own.json"
+    file.write_text(json.dumps({name: part for name, part in wanted.items() if name != "users"}))
+    stack.rabbitmq.control("import_definitions", str(file))
     client_url = settings.amqp.client_url.removesuffix("beds") + "own"
     worker_url = settings.amqp.broker_url.removesuffix("beds") + "own"
     amqp = settings.amqp.model_copy(update={"url": SecretStr(client_url), "worker_url": SecretStr(worker_url)})
@@ -139,7 +138,7 @@ def vhost_of_its_own(settings: Settings, stack: Stack) -> Iterator[OwnVhost]:
         settings.model_copy(update={"amqp": amqp}),
         {"BEDS_AMQP__URL": client_url, "BEDS_AMQP__WORKER_URL": worker_url},
     )
-    control("delete_vhost", "own")
+    stack.rabbitmq.control("delete_vhost", "own")
 
 
 def apply_schema(project: Path) -> None:

