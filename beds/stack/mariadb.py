@@ -67,6 +67,7 @@ class MariaDB(Server):
                 "--innodb-log-file-size=96M",
                 "--max-allowed-packet=64M",
                 "--max-connections=200",
+                *self.more,
                 *(["--user=root"] if os.getuid() == 0 else []),
             ]
         )

@@ -43,6 +43,7 @@ class MongoDB(Server):
                 f"--keyFile={self.folder / 'keyfile'}",
                 "--wiredTigerCacheSizeGB=0.5",
                 "--unixSocketPrefix=" + str(self.folder) if len(str(self.folder)) < 80 else "--nounixsocket",
+                *self.more,
             ]
         )
 

@@ -71,6 +71,7 @@ class RabbitMQ(Server):
             f"load_definitions = {self.folder / 'definitions.json'}\n"
             "disk_free_limit.absolute = 200MB\nvm_memory_high_watermark.absolute = 2GB\n"
             "management.rates_mode = basic\ncollect_statistics_interval = 2000\nlog.console.level = warning\n"
+            + "".join(f"{line}\n" for line in self.more)
         )
 
     def _definitions(self) -> dict[str, object]:

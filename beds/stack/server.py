@@ -22,6 +22,8 @@ class Server(ABC):
 
     name: str
     package: str
+    more: tuple[str, ...] = ()
+    """Further arguments, or lines of the configuration file; for tests."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan

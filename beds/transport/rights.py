@@ -15,13 +15,15 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from beds.config.sections import Amqp, Flower
+from beds.domain.event import CALGON
 from beds.errors import ConfigurationError, nearest
 from beds.transport.topology import EVENT_QUEUES, EVENTS, LOGS
 
 NOTHING = "^$"
 CELERYS = r"celery|reply\.celery\.|.+\.celery\.pidbox$"
 """Exchanges and queues that Celery's workers declare for themselves: monitoring events, pid boxes, delayed delivery."""
-WORKERS = rf"^(beds\.|{'|'.join(sorted({re.escape(queue.split('.')[0]) for queue in EVENT_QUEUES}))}|{CELERYS})"
+_PREFIXES = "|".join(sorted({re.escape(queue.split(".")[0]) for queue in EVENT_QUEUES if "." in queue}))
+WORKERS = rf"^(beds\.|({_PREFIXES})\.|{CALGON}$|{CELERYS})"
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,7 @@ from beds.client import Client
 from beds.config import Settings, load_settings
 from beds.domain.ticket import TicketState
 from beds.errors import BedsError
+from beds.node.pool import slots_of
 from beds.stack.stack import Stack
 from tests.conftest import (
     PORT_BASE,
@@ -48,6 +49,7 @@ from tests.conftest import (
 from tests.proxy import SilentProxy
 
 CLIENTS = 3
+NODE = "storm"
 QUIET_SECONDS = 180.0
 """How long everything may take to come to rest after the last fault."""
 IN_DOUBT = frozenset({"call_timeout", "broker_unavailable", "broker_blocked", "dead_event", "store_unavailable", ""})
@@ -67,14 +69,38 @@ class Storm:
     stack: Stack
     vhost: OwnVhost
     folder: Path
-    node: subprocess.Popen[bytes]
+    node_env: dict[str, str]
     proxies: Mapping[str, SilentProxy]
+    node: subprocess.Popen[bytes] = field(init=False)
+    kills: int = 0
     clients: list[subprocess.Popen[bytes]] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
 
     @property
     def env(self) -> dict[str, str]:
         return environment(self.project, **self.vhost.env)
+
+    def start_node(self) -> None:
+        """`beds node run`, as a service manager starts it."""
+        with (self.project / "storm.log").open("ab") as log:
+            self.node = subprocess.Popen(
+                ["beds", "node", "run"],
+                cwd=self.project,
+                env=environment(self.project, **self.node_env),
+                stdout=log,
+                stderr=log,
+            )
+
+    def is_whole(self) -> bool:
+        """Whether every pool serves with all its slots."""
+        try:
+            noted = json.loads((self.project / ".beds" / "run" / f"{NODE}.json").read_text())
+        except (OSError, ValueError):
+            return False
+        return noted["pid"] == self.node.pid and all(
+            pool["state"] == "ready" and (len(slots_of(pool["pid"])) == pool["slots"] or "beds.logs" in pool["pool"])
+            for pool in noted["pools"]
+        )
 
     def start_client(self) -> None:
         name = f"s{uuid.uuid4().hex[:12]}"
@@ -111,7 +137,7 @@ def storm(project: Path, stack: Stack, settings: Settings, folder: Path) -> Iter
         worker_url = vhost.env["BEDS_AMQP__WORKER_URL"].replace(f":{plan.amqp_port}/", f":{proxies['worker'].port}/")
         uri = plan.mongo_uri("broker").replace(f":{plan.mongodb_port}/", f":{proxies['mongodb'].port}/")
         node_env = vhost.env | {
-            "BEDS_NODE__NAME": "storm",
+            "BEDS_NODE__NAME": NODE,
             "BEDS_AMQP__WORKER_URL": worker_url,
             "BEDS_AMQP__HEARTBEAT": "2",
             "BEDS_DATABASES__REC__URI": uri.replace("replicaSet=rs0", "directConnection=true"),
@@ -120,11 +146,8 @@ def storm(project: Path, stack: Stack, settings: Settings, folder: Path) -> Iter
             "BEDS_AMQP__DELIVERY_LIMIT": "20",
             **{f"BEDS_BROKERS__{q}__TIME_LIMIT": "10" for q in ("REC_WRITE", "REL_WRITE", "REC_READ", "REL_READ")},
         }
-        log = (project / "storm.log").open("ab")
-        node = subprocess.Popen(
-            ["beds", "node", "run"], cwd=project, env=environment(project, **node_env), stdout=log, stderr=log
-        )
-        found = Storm(project, stack, vhost, folder, node, proxies)
+        found = Storm(project, stack, vhost, folder, node_env, proxies)
+        found.start_node()
         try:
             with Client(vhost.settings) as client:
                 wait_until_served(client)
@@ -135,15 +158,14 @@ def storm(project: Path, stack: Stack, settings: Settings, folder: Path) -> Iter
             for process in found.clients:
                 process.kill()
                 process.wait()
-            node.terminate()
+            found.node.terminate()
             try:
-                node.wait(90)
+                found.node.wait(90)
             except subprocess.TimeoutExpired:
-                node.kill()
-                node.wait()
+                found.node.kill()
+                found.node.wait()
             for proxy in proxies.values():
                 proxy.close()
-            log.close()
 
 
 # --- Faults ----------------------------------------------------------------------------------------------------------
@@ -157,6 +179,21 @@ def kill_a_worker(s: Storm) -> None:
     worker = random.choice(s.workers())
     for process in (*worker.children(recursive=True), worker):
         _kill(process)
+
+
+def kill_next_process(s: Storm) -> None:
+    """One process of the node after another: the supervisor (which is started again, as systemd would), each worker's
+    parent, each slot. Then the pools must be whole again."""
+    workers = s.workers()
+    mine = [psutil.Process(s.node.pid), *workers, *(child for worker in workers for child in worker.children())]
+    victim = mine[s.kills % len(mine)]
+    s.kills += 1
+    _kill(victim)
+    if victim.pid == s.node.pid:
+        s.node.wait()
+        s.start_node()
+    wait_for(lambda: not victim.is_running() or victim.status() == psutil.STATUS_ZOMBIE, 30, "its end")
+    wait_for(s.is_whole, 90, "the pools")
 
 
 def restart_all_workers(s: Storm) -> None:
@@ -256,7 +293,7 @@ def silence(which: str) -> Callable[[Storm], None]:
 
 
 FAULTS: tuple[Callable[[Storm], None], ...] = (
-    kill_pool_children, kill_a_worker, restart_all_workers, kill_a_client,
+    kill_pool_children, kill_a_worker, kill_next_process, restart_all_workers, kill_a_client,
     rabbitmq_close_connections, rabbitmq_alarm, rabbitmq_restart, rabbitmq_kill,
     mariadb_kill_connections, mariadb_deadlocks, mariadb_restart, mariadb_kill,
     mongodb_restart, mongodb_kill,

@@ -8,7 +8,11 @@ import pytest
 
 from beds.config import Settings
 from beds.stack.stack import Stack
-from tests.faults.storm import FAULTS, Reckoning, Storm, calm, restart_all_workers, storm
+from tests.conftest import wait_for
+from tests.faults.storm import FAULTS, Reckoning, Storm, calm, kill_next_process, restart_all_workers, storm
+
+PROCESSES = 17
+"""A supervisor, six parents, ten slots."""
 
 
 @pytest.mark.timeout(600)
@@ -33,6 +37,21 @@ def test_a_rolling_restart_of_all_workers_fails_no_call(
         _sees_all_workers(found)
         reckoning = calm(found, "restart", 1)
     assert reckoning.operations > 50
+    assert reckoning.is_clean, _told(reckoning)
+    assert reckoning.failed == 0, _told(reckoning)
+
+
+@pytest.mark.timeout(600)
+def test_each_process_of_a_node_is_killed_and_no_call_is_lost(
+    project: Path, stack: Stack, settings: Settings, tmp_path: Path
+) -> None:
+    """`python -m tests.faults.storm --fault kill_next_process --times 50` is the long form."""
+    with storm(project, stack, settings, tmp_path / "kills") as found:
+        wait_for(found.is_whole, 60, "the node")
+        for _ in range(PROCESSES):
+            kill_next_process(found)
+        reckoning = calm(found, "kills", PROCESSES)
+    assert reckoning.operations > 100
     assert reckoning.is_clean, _told(reckoning)
     assert reckoning.failed == 0, _told(reckoning)
 

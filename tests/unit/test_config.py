@@ -129,3 +129,29 @@ def test_trap_16_every_queue_dead_letters_and_counts_deliveries() -> None:
 def test_classic_queues_have_no_delivery_limit(tmp_path: Path) -> None:
     settings = load_settings(write(tmp_path, "[amqp]\nqueue_type='classic'"))
     assert all("x-delivery-limit" not in q.arguments for q in Topology.from_settings(settings.amqp).queues)
+
+
+def test_tls_files_are_read_from_beside_beds_toml_and_named_when_they_cannot_be(tmp_path: Path) -> None:
+    file = tmp_path / "beds.toml"
+    file.write_text('[amqp]\nurl = "amqps://a:b@h/v"\nworker_url = "amqps://c:d@h/v"\n[amqp.tls]\nca = "ca.pem"\n')
+    with pytest.raises(ConfigurationError, match=r"amqp\.tls\.ca.*ca\.pem cannot be read"):
+        load_settings(file)
+    (tmp_path / "ca.pem").write_text("x")
+    tls = load_settings(file).amqp.tls
+    assert tls
+    assert tls.ca == tmp_path / "ca.pem"
+    file.write_text(file.read_text().replace("amqps://c", "amqp://c"))
+    with pytest.raises(ConfigurationError, match="begin with amqps"):
+        load_settings(file)
+    file.write_text(
+        '[databases.rec]\nuri = "mongodb://h/"\n[databases.rec.tls]\ncertificate = "ca.pem"\nkey = "ca.pem"\n'
+    )
+    with pytest.raises(ConfigurationError, match="append it there"):
+        load_settings(file)
+
+
+def test_flower_has_no_open_door(tmp_path: Path) -> None:
+    file = tmp_path / "beds.toml"
+    file.write_text('[flower]\naddress = "0.0.0.0"\n')
+    with pytest.raises(ConfigurationError, match="basic_auth"):
+        load_settings(file)

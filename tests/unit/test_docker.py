@@ -3,37 +3,68 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from beds.config import load_settings
 from beds.config.settings import Settings
-from beds.domain.event import CALGON
-from beds.transport.topology import CRUD_QUEUES, LOG_QUEUES
+from beds.node.supervisor import DRAIN_SECONDS
+from beds.transport.topology import QUEUES, local_pools
 from tests.conftest import ROOT
 
 DOCKER = ROOT / "docker"
+ROLES = sorted(file.stem for file in (DOCKER / "nodes").glob("*.toml"))
+
+
+@pytest.fixture(autouse=True)
+def secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What compose.yaml gives a node beside its file, and the file asks for."""
+    monkeypatch.setenv("BEDS_FLOWER__BASIC_AUTH", "admin:x")
+
+
+def parsed(name: str) -> dict[str, Any]:
+    """A file with its anchors and merges resolved. Variables stay as they are: no engine is needed for that."""
+    found: dict[str, Any] = yaml.safe_load((DOCKER / name).read_text())
+    return found
 
 
 @pytest.fixture(scope="module")
 def compose() -> dict[str, Any]:
-    """The file with its anchors and merges resolved. Variables stay as they are: no engine is needed for that."""
-    parsed: dict[str, Any] = yaml.safe_load((DOCKER / "compose.yaml").read_text())
-    return parsed
+    return parsed("compose.yaml")
 
 
-def test_there_is_one_worker_for_each_queue_and_flower(compose: dict[str, Any]) -> None:
-    commands = [" ".join(s.get("command") or []) + " " for s in compose["services"].values()]
-    for queue in (*CRUD_QUEUES, CALGON, ",".join(LOG_QUEUES)):
-        assert sum(f"-Q {queue} " in command for command in commands) == 1
-    assert any("flower" in command for command in commands)
+def test_there_is_one_service_for_each_role_and_together_they_serve_every_queue(
+    compose: dict[str, Any],
+) -> None:
+    served: list[str] = []
+    for role in ROLES:
+        service = compose["services"][role]
+        assert service["environment"]["BEDS_CONFIG"] == f"/app/{role}.toml"
+        settings = load_settings(DOCKER / "nodes" / f"{role}.toml")
+        assert settings.node.is_production
+        served += [queue for pool in local_pools(settings.services) for queue in pool]
+    assert sorted(served) == sorted(queue for queue in QUEUES if not queue.startswith("job."))
+
+
+def test_the_client_role_is_told_no_secret_of_a_database(compose: dict[str, Any]) -> None:
+    assert set(compose["services"]["app"]["environment"]) == {"BEDS_CONFIG", "BEDS_AMQP__URL"}
+    settings = load_settings(DOCKER / "nodes" / "app.toml")
+    assert settings.databases.rec is None
+    assert settings.databases.rel is None
+
+
+def test_containers_of_one_role_have_names_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: "4f2a1c.local")
+    assert load_settings(DOCKER / "nodes" / "data.toml").node.name == "data-4f2a1c"
 
 
 def test_every_variable_is_a_known_key(compose: dict[str, Any]) -> None:
     variables = {n for s in compose["services"].values() for n in s.get("environment", {}) if n.startswith("BEDS_")}
     assert variables
-    for variable in variables:
+    for variable in variables - {"BEDS_CONFIG"}:
         model: Any = Settings
         for part in variable.removeprefix("BEDS_").lower().split("__"):
             field = model.model_fields.get(part) or model.model_fields[part + "_"]
@@ -42,16 +73,68 @@ def test_every_variable_is_a_known_key(compose: dict[str, Any]) -> None:
 
 
 def test_no_file_holds_a_password_and_all_are_named() -> None:
-    text = (DOCKER / "compose.yaml").read_text()
+    text = "".join((DOCKER / name).read_text() for name in ("compose.yaml", "compose.cluster.yaml"))
     used = set(re.findall(r"\$\{(\w+):\?\}", text))
     example = dict(line.split("=", 1) for line in (DOCKER / ".env.example").read_text().splitlines() if "=" in line)
     assert used == set(example)
     assert set(example.values()) == {"change-me"}
 
 
-def test_the_image_runs_as_nobody_special_and_copies_what_exists() -> None:
+def test_what_is_mounted_and_copied_exists(compose: dict[str, Any]) -> None:
+    files = [parsed("compose.cluster.yaml"), compose]
+    volumes = [v for file in files for s in file["services"].values() for v in s.get("volumes", [])]
+    known = {name for file in files for name in file["volumes"]}
+    for volume in volumes:
+        source = volume.split(":")[0]
+        assert (DOCKER / source).is_file() if source.startswith("./") else source in known, volume
     text = (DOCKER / "Dockerfile").read_text()
-    assert re.search(r"^USER beds$", text, re.MULTILINE)
     for sources in re.findall(r"^COPY (?!--from)(?:--\S+ )?(.+) \S+$", text, re.MULTILINE):
         for source in sources.split():
             assert (ROOT / source).exists(), source
+
+
+def test_what_others_wait_for_is_there(compose: dict[str, Any]) -> None:
+    cluster = parsed("compose.cluster.yaml")["services"]
+    for services in (compose["services"], compose["services"] | cluster):
+        for name, service in services.items():
+            for other, condition in service.get("depends_on", {}).items():
+                assert other in services, name
+                if condition["condition"] == "service_healthy":
+                    assert "test" in services[other]["healthcheck"]
+
+
+def test_the_image_runs_as_nobody_special_and_says_how_it_is() -> None:
+    text = (DOCKER / "Dockerfile").read_text()
+    assert re.search(r"^USER beds$", text, re.MULTILINE)
+    assert text.count("FROM ") == 2
+    assert re.search(r'^HEALTHCHECK .*CMD \["beds", "node", "status", "--ready"\]$', text, re.MULTILINE)
+
+
+def test_a_container_has_time_to_drain(compose: dict[str, Any]) -> None:
+    assert int(compose["services"]["data"]["stop_grace_period"].removesuffix("s")) > DRAIN_SECONDS
+
+
+def test_the_cluster_has_a_majority_and_one_name(compose: dict[str, Any]) -> None:
+    cluster = parsed("compose.cluster.yaml")["services"]
+    hosts = {service["hostname"] for service in cluster.values()}
+    conf = (DOCKER / "rabbitmq-cluster.conf").read_text()
+    assert set(re.findall(r"rabbit@(\S+)", conf)) == hosts
+    assert len(hosts) == 3
+    for name, service in cluster.items():
+        aliases = service["networks"]["default"]["aliases"]
+        assert name == "rabbitmq" or "rabbitmq" in aliases  # a service's own name is an alias already
+
+
+@pytest.mark.parametrize("conf", ["rabbitmq.conf", "rabbitmq-cluster.conf"])
+def test_rabbitmqs_patience_is_what_beds_toml_says(conf: str) -> None:
+    said = re.search(r"^consumer_timeout = (\d+)$", (DOCKER / conf).read_text(), re.MULTILINE)
+    assert said
+    for role in ROLES:
+        assert load_settings(DOCKER / "nodes" / f"{role}.toml").amqp.consumer_timeout * 1000 == int(said[1])
+
+
+def test_the_scaffold_is_the_same_files() -> None:
+    scaffold = ROOT / "beds" / "scaffold"
+    links = [file for file in scaffold.rglob("*") if file.is_symlink()]
+    assert {link.resolve() for link in links} >= {file for file in DOCKER.rglob("*") if file.is_file()}
+    assert all(isinstance(link, Path) and link.exists() for link in links)
