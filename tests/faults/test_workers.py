@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -56,3 +57,19 @@ def test_trap_8_each_start_of_a_worker_has_a_name_of_its_own(project: Path, own_
     assert "RESOURCE_LOCKED" not in log.read_text(errors="replace")[begun:]
     done = run(project, "celery", "-A", "beds", "status", env=own_vhost.env)
     assert done.returncode != 0, "a worker that was killed still answers"
+
+
+@pytest.mark.timeout(120)
+def test_the_soft_limit_of_a_first_delivery_does_not_strike_the_second(
+    project: Path, own_vhost: OwnVhost, stack: Stack
+) -> None:
+    """A lost connection ends the first run; its timer must not go on, though the task's id is the same."""
+    env = {**own_vhost.env, "BEDS_BROKERS__REL_READ__SOFT_TIME_LIMIT": "8", "BEDS_BROKERS__REL_READ__TIME_LIMIT": "40"}
+    with running_worker(project, "rel.read,calgon", env=env), Client(own_vhost.settings) as client:
+        wait_until_served(client, ["SampleRows"])
+        # Begun at second 0 and cut off at second 5, it begins anew soon after, and runs past second 8.
+        ticket = client.submit("fetch_records", "SampleRows", {"seconds": 6.5}, using="sleep")
+        wait_for(lambda: ticket.status().state is TicketState.STARTED, 30, "its begin")
+        time.sleep(5)
+        stack.rabbitmq.control("close_all_connections", "-p", "own", "a test")
+        assert ticket.wait(60).state is TicketState.SUCCESS
