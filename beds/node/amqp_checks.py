@@ -8,6 +8,7 @@ What a user may read is not tried, since that could take an event.
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -23,6 +24,8 @@ UNROUTABLE = "probe.unroutable"
 """A routing key that no queue is bound to."""
 ALARM_SECONDS = 3.0
 """How long RabbitMQ gets to say what becomes of a probe."""
+NAME_SECONDS = 5.0
+"""How long a name may still be held after its node's end, which RabbitMQ notices a moment later."""
 _DEFINITIONS = "give it what `beds amqp definitions` prints, and nothing else"
 
 
@@ -140,13 +143,16 @@ def _name(connection: Connection, settings: Settings, runs_here: bool) -> Check:
     name = settings.node.name
     if runs_here:
         return ok("node's name", f"{name} is held by the supervisor that runs here")
-    try:
-        with connection.channel() as channel:
-            channel.queue_declare(node_queue(name), passive=True)
-    except amqp.NotFound:
-        return ok("node's name", f"no other node is named {name}")
-    except amqp.ResourceLocked:
-        pass
+    deadline = time.monotonic() + NAME_SECONDS
+    while True:
+        try:
+            _on_channel(connection, lambda channel: channel.queue_declare(node_queue(name), passive=True))
+        except amqp.NotFound:
+            return ok("node's name", f"no other node is named {name}")
+        except amqp.ResourceLocked:
+            if time.monotonic() > deadline:
+                break
+            time.sleep(NAME_SECONDS / 10)
     return failed("node's name", f"another node is named {name}", "give each node a name of its own in [node]")
 
 

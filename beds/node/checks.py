@@ -14,13 +14,13 @@ import psutil
 
 from beds.broker.app import EX_CONFIG
 from beds.config import Settings
-from beds.domain.event import CALGON, Store
+from beds.domain.event import Store
 from beds.errors import BedsError
 from beds.node.amqp_checks import amqp_checks
 from beds.node.check import Check, failed, of_error, ok, skipped
 from beds.services.factory import AdapterFactory
 from beds.templates.registry import TemplateRegistry
-from beds.transport.topology import ADMIN, LOG_QUEUES, broker_of, local_pools
+from beds.transport.topology import broker_of, local_pools
 
 __all__ = ["EX_CONFIG", "initial_program_load"]
 
@@ -106,11 +106,9 @@ def _flower() -> Check:
 
 def _stores(settings: Settings) -> Iterator[Check]:
     """The databases of the services that are local."""
-    services = {pool[0].split(".")[0] for pool in local_pools(settings.services)}
-    needed = [store for store in Store if store in services]
-    # Tickets, logs and the rest of BEDS's own data lie in MongoDB.
-    if Store.REC not in needed and services & {CALGON, next(iter(LOG_QUEUES)).split(".")[0], ADMIN}:
-        needed.insert(0, Store.REC)
+    pools = local_pools(settings.services)
+    # Every worker ends tickets, which lie in MongoDB, as all of BEDS's own data.
+    needed = ({Store.REC} if pools else set()) | ({Store.REL} if settings.services.rel.is_local else set())
     try:
         registry = TemplateRegistry.from_folder(settings.schema_path)
     except BedsError as error:
