@@ -125,6 +125,8 @@ class FieldSpec(BaseModel):
                 return value  # nothing of what follows could find fault with it
         elif type(value) is int and self._is_open_integer and INT64_MIN <= value <= INT64_MAX:
             return value
+        elif type(value) is datetime and self.type == "datetime" and value.tzinfo is UTC:
+            return to_millisecond(value) if self.precision == "millisecond" else value
         self._check_type(name, value)
         if isinstance(value, (str, bytes, list, tuple)) and self.max_length and len(value) > self.max_length:
             raise TooLong(

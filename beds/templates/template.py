@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -100,6 +101,11 @@ class Template(_Table):
                 raise ValueError(f"fetch.{name}.limit is above its max_limit")
         return self
 
+    @cached_property
+    def _to_see_to(self) -> tuple[tuple[str, FieldSpec], ...]:
+        """What a create must have, or gets: few of many fields, and asked for each record of a bulk."""
+        return tuple((name, spec) for name, spec in self.fields.items() if spec.required or spec.generate)
+
     @property
     def name(self) -> str:
         return self.template.name
@@ -165,7 +171,7 @@ class Template(_Table):
             InvalidPayload: and its subclasses; names the field.
         """
         checked = self._check_fields(payload, where)
-        for name, spec in self.fields.items():
+        for name, spec in self._to_see_to:
             if name not in checked and spec.generate:
                 checked[name] = spec.make()
             if spec.required and name not in checked:
@@ -230,15 +236,16 @@ class Template(_Table):
 
     def _check_fields(self, payload: Any, where: str) -> dict[str, Any]:
         given = _as_mapping(payload, where)
-        for name in given:
-            if name not in self.fields:
-                raise UnknownField(
-                    f"{where} has the unknown field {name!r}{nearest(str(name), self.fields)}",
-                    detail={"field": str(name), "template": self.name, "known": list(self.fields)},
-                    hint=f"the fields of {self.name}: {', '.join(self.fields)}",
-                )
+        fields = self.fields
+        if not given.keys() <= fields.keys():
+            name = next(name for name in given if name not in fields)
+            raise UnknownField(
+                f"{where} has the unknown field {name!r}{nearest(str(name), fields)}",
+                detail={"field": str(name), "template": self.name, "known": list(fields)},
+                hint=f"the fields of {self.name}: {', '.join(fields)}",
+            )
         try:
-            return {name: self.fields[name].check(name, value) for name, value in given.items()}
+            return {name: fields[name].check(name, value) for name, value in given.items()}
         except InvalidPayload as error:
             error.detail |= {"template": self.name, "where": where}
             raise

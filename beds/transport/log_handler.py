@@ -20,9 +20,9 @@ from beds.domain.identity import uuid7
 from beds.domain.trace import current_trace
 from beds.transport.shipper import THREAD_NAME, Shipper
 
-OWN_LOGGERS = ("amqp", "kombu", "pymongo", "vine", "beds.transport")
+OWN_LOGGERS = ("amqp.", "kombu.", "pymongo.", "vine.", "beds.transport.")
 """What these write comes from sending records or writing them down: sent again, it would never end."""
-ROUTINE_LOGGERS = ("celery.worker.strategy", "celery.app.trace")
+ROUTINE_LOGGERS = ("celery.worker.strategy.", "celery.app.trace.")
 """Two lines for each event at INFO, which lineage tells better; their warnings are sent."""
 LAST_SECOND = 2**32
 """Unix seconds beyond which a record's time is a mistake."""
@@ -45,10 +45,10 @@ class LogHandler(logging.Handler):
         self.shipper = shipper or Shipper(settings)
 
     def filter(self, record: logging.LogRecord) -> bool:
-        name = str(record.name)
-        if threading.current_thread().name == THREAD_NAME or _belongs_to(name, OWN_LOGGERS):
+        name = f"{record.name}."
+        if threading.current_thread().name == THREAD_NAME or name.startswith(OWN_LOGGERS):
             return False
-        if record.levelno < logging.WARNING and _belongs_to(name, ROUTINE_LOGGERS):
+        if record.levelno < logging.WARNING and name.startswith(ROUTINE_LOGGERS):
             return False
         return bool(super().filter(record))
 
@@ -77,10 +77,6 @@ class LogHandler(logging.Handler):
 
     def flush(self) -> None:
         """Nothing to do here: `shipper.flush()` waits, and a handler's flush must not."""
-
-
-def _belongs_to(name: str, loggers: tuple[str, ...]) -> bool:
-    return any(name == logger or name.startswith(logger + ".") for logger in loggers)
 
 
 def _plain(value: Any) -> Any:
