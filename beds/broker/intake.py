@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from amqp.serialization import GenericContent
@@ -66,6 +67,11 @@ class Intake(Consumer):
                 self._turn_away(message, _unreadable(error))
 
         return on_message
+
+    def ensure_connected(self, conn: Any) -> Any:
+        """Try again soon: Celery's pauses grow to half a minute, and RabbitMQ may be back a second after one began."""
+        conn.ensure_connection = partial(conn.ensure_connection, interval_start=1, interval_step=1, interval_max=3)
+        return super().ensure_connected(conn)
 
     def on_send_event_buffered(self) -> None:
         """Let monitoring events gather. Celery sends them at each turn of its loop, which is a third of its time; a
