@@ -37,6 +37,7 @@ bench: setup
 	$(BIN)/python -m bench.rpc
 	$(BIN)/python -m bench.logs
 	$(BIN)/python -m bench.ledger
+	$(BIN)/python -m bench.scaling
 
 faults: setup
 	$(BIN)/python -m tests.faults.storm

@@ -1,0 +1,91 @@
+"""What a node costs, and how slots and workers add up.
+
+For pools of growing size, by turns: events per second of one short read (pipelined), and the memory that the worker's
+parent and each slot have for themselves (USS). Then the same slots in two workers instead of one.
+
+    python -m bench.scaling [--calls 2000] [--rounds 2] [--json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+
+from beds.client import Client
+from beds.templates.call import Call
+from bench.side import DEADLINE, own_vhost, ready_stack, wait_until_answered, worker
+
+READ = Call("fetch_records", "Airlines", {"carrier": "UA"}, using="by_carrier")
+LAYOUTS: tuple[tuple[int, ...], ...] = ((1,), (2,), (4,), (8,), (2, 2), (4, 4))
+"""Slots of each worker that serves the queue."""
+MB = 1_000_000
+
+
+def memory() -> tuple[float, float]:
+    """MB that a worker's parent, and one of its slots, have for themselves: medians over all that run."""
+    parents = [p for p in psutil.Process().children() if "worker" in " ".join(p.cmdline())]
+    slots = [child for parent in parents for child in parent.children()]
+    return (
+        statistics.median(p.memory_full_info().uss for p in parents) / MB,
+        statistics.median(p.memory_full_info().uss for p in slots) / MB,
+    )
+
+
+def measure(client: Client, layout: tuple[int, ...], calls: int) -> dict[str, float]:
+    with contextlib.ExitStack() as stack:
+        for slots in layout:
+            stack.enter_context(worker("beds", "rel.read", "-c", str(slots), "--prefetch-multiplier", "4"))
+        wait_until_answered(lambda: client.call_many([READ], timeout=5))
+        time.sleep(2)  # the second worker may still be starting
+        client.call_many([READ] * (calls // 4), timeout=DEADLINE)
+        begun = time.perf_counter()
+        client.call_many([READ] * calls, timeout=DEADLINE)
+        seconds = time.perf_counter() - begun
+        parent, slot = memory()
+    return {"per_second": calls / seconds, "parent_mb": parent, "slot_mb": slot}
+
+
+def compare(calls: int, rounds: int, tell: Callable[[str], None]) -> dict[str, Any]:
+    stack, settings = ready_stack(tell)
+    found: dict[tuple[int, ...], list[dict[str, float]]] = {layout: [] for layout in LAYOUTS}
+    with own_vhost(settings, stack) as own, Client(own) as client:
+        for number in range(rounds):
+            for layout in LAYOUTS:
+                found[layout].append(measure(client, layout, calls))
+            tell(f"round {number + 1} of {rounds}")
+    rows = [
+        {"slots": "+".join(map(str, layout)),
+         **{name: round(statistics.median(run[name] for run in runs), 1) for name in runs[0]}}
+        for layout, runs in found.items()
+    ]  # fmt: skip
+    rate = {row["slots"]: row["per_second"] for row in rows}
+    ratios = {"two_slots_vs_one": rate["2"] / rate["1"], "two_workers_vs_one": rate["2+2"] / rate["4"]}
+    return {"calls": calls, "cores": psutil.cpu_count(), "rows": rows, "ratios": ratios}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--calls", type=int, default=2000)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--json", action="store_true", help="print one JSON object with all figures")
+    options = parser.parse_args()
+    found = compare(options.calls, options.rounds, lambda line: print(line, file=sys.stderr))
+    if options.json:
+        print(json.dumps(found, indent=2))
+        return
+    print(f"\n{found['cores']} cores\n\nslots   events/s   parent MB   slot MB")
+    for row in found["rows"]:
+        print(f"{row['slots']:8}{row['per_second']:>8,.0f}{row['parent_mb']:>12.0f}{row['slot_mb']:>10.0f}")
+    print("\n" + "\n".join(f"{name}: {value:.2f}" for name, value in found["ratios"].items()))
+
+
+if __name__ == "__main__":
+    main()
