@@ -61,14 +61,13 @@ def compare(calls: int, rounds: int, tell: Callable[[str], None]) -> dict[str, A
             for layout in LAYOUTS:
                 found[layout].append(measure(client, layout, calls))
             tell(f"round {number + 1} of {rounds}")
-    rows = [
-        {"slots": "+".join(map(str, layout)),
-         **{name: round(statistics.median(run[name] for run in runs), 1) for name in runs[0]}}
+    medians = {
+        "+".join(map(str, layout)): {name: round(statistics.median(run[name] for run in runs), 1) for name in runs[0]}
         for layout, runs in found.items()
-    ]  # fmt: skip
-    rate = {row["slots"]: row["per_second"] for row in rows}
+    }
+    rate = {slots: figures["per_second"] for slots, figures in medians.items()}
     ratios = {"two_slots_vs_one": rate["2"] / rate["1"], "two_workers_vs_one": rate["2+2"] / rate["4"]}
-    return {"calls": calls, "cores": psutil.cpu_count(), "rows": rows, "ratios": ratios}
+    return {"calls": calls, "cores": psutil.cpu_count(), "layouts": medians, "ratios": ratios}
 
 
 def main() -> None:
@@ -82,8 +81,8 @@ def main() -> None:
         print(json.dumps(found, indent=2))
         return
     print(f"\n{found['cores']} cores\n\nslots   events/s   parent MB   slot MB")
-    for row in found["rows"]:
-        print(f"{row['slots']:8}{row['per_second']:>8,.0f}{row['parent_mb']:>12.0f}{row['slot_mb']:>10.0f}")
+    for slots, of in found["layouts"].items():
+        print(f"{slots:8}{of['per_second']:>8,.0f}{of['parent_mb']:>12.0f}{of['slot_mb']:>10.0f}")
     print("\n" + "\n".join(f"{name}: {value:.2f}" for name, value in found["ratios"].items()))
 
 
