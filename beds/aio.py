@@ -97,7 +97,7 @@ class AsyncClient:
         try:
             return await asyncio.wait_for(asyncio.wrap_future(future), max(0.0, deadline - time.monotonic()))
         except TimeoutError:
-            raise self._client.why_late(pending, "no reply") from None
+            raise self._client.requester.why_late(pending, "no reply") from None
 
 
 async def call(operation: str, template: str, data: Any = None, **options: Any) -> Reply:

@@ -24,7 +24,16 @@ from beds.domain.lineage import Lineage
 from beds.domain.reply import Page, Reply, reply_from_wire
 from beds.domain.ticket import TicketState, TicketStatus
 from beds.domain.trace import spawn
-from beds.errors import BedsError, BrokerBlocked, BrokerUnavailable, CallTimeout, Overloaded, WrongType
+from beds.errors import (
+    BedsError,
+    BrokerBlocked,
+    BrokerUnavailable,
+    CallTimeout,
+    Overloaded,
+    PermissionDenied,
+    Unroutable,
+    WrongType,
+)
 from beds.services.lineage import Node, read_tree
 from beds.templates.call import Call, as_calls, body_of, check_name, parse_operation
 from beds.templates.registry import TemplateRegistry
@@ -89,7 +98,7 @@ class Client:
         deadline = deadline_after(timeout)
         call = Call(operation, template, data, using, limit, cursor, actor)
         event = self.event(call, ticket=False, timeout=timeout)
-        return self._reply(self._send(event, deadline), deadline)
+        return self._reply(self.send(event, deadline), deadline)
 
     def submit(
         self,
@@ -141,7 +150,7 @@ class Client:
         """
         deadline = deadline_after(timeout)
         events = [self.event(call, ticket=False, timeout=timeout) for call in as_calls(calls)]
-        pendings = [self._send(event, deadline) for event in events]
+        pendings = [self.send(event, deadline) for event in events]
         outcomes: list[Reply | BedsError] = []
         for pending in pendings:
             try:
@@ -261,8 +270,13 @@ class Client:
         )
         return sealed(made, self.settings.amqp.max_body_bytes)
 
-    def _send(self, event: Event, deadline: float) -> Pending:
-        """Publish, and publish again what a lost connection took: a second copy of an event has no second effect."""
+    def send(self, event: Event, deadline: float) -> Pending:
+        """Publish, and publish again what a lost connection took: a second copy of an event has no second effect.
+
+        Args:
+            event: what to send; see `event`.
+            deadline: in monotonic seconds.
+        """
         while True:
             try:
                 return self.requester.send(event, deadline)
@@ -272,42 +286,52 @@ class Client:
             time.sleep(FIRST_DELAY)
 
     def _reply(self, pending: Pending, deadline: float) -> Reply:
-        """The reply. When its way was cut the event is sent again: its answer is kept, and comes once more."""
+        return reply_from_wire(self.answer(pending, deadline))
+
+    def answer(self, pending: Pending, deadline: float) -> Any:
+        """What a worker answered to an event, as it came. Where its way was cut, the event is sent again: it has its
+        effect once, and is answered each time.
+
+        Args:
+            pending: what `send` returned.
+            deadline: in monotonic seconds.
+        """
         while True:
             try:
-                return reply_from_wire(self._wait(pending.reply, pending, deadline, "no reply"))
+                return self._wait(pending.reply, pending, deadline, "no reply")
             except BrokerUnavailable:
                 if time.monotonic() >= deadline:
                     raise
-            pending = self._send(pending.event, deadline)
+            pending = self.send(pending.event, deadline)
 
     def _confirmed(self, events: Sequence[Event], deadline: float) -> list[Pending]:
         """Publish all events, and wait until RabbitMQ has them safe."""
-        pendings = [self._send(event, deadline) for event in events]
-        refused: list[tuple[Event, Overloaded]] = []
+        pendings = [self.send(event, deadline) for event in events]
+        refused: list[tuple[Event, BedsError]] = []
         # From the end: what is wrong with an operation says more than what is wrong with its acceptance.
         for index, pending in reversed(list(enumerate(pendings))):
             while True:
                 try:
                     self._wait(pending.confirmed, pending, deadline, "RabbitMQ did not confirm")
                     break
-                except Overloaded as full:
-                    refused.append((pending.event, full))
+                except (Overloaded, PermissionDenied, Unroutable) as error:
+                    refused.append((pending.event, error))
                     break
                 except BrokerUnavailable:
                     if time.monotonic() >= deadline:
                         raise
-                pending = pendings[index] = self._send(pending.event, deadline)
+                pending = pendings[index] = self.send(pending.event, deadline)
         if refused:
             raise self._gave_up(refused, deadline)
         return pendings
 
-    def _gave_up(self, refused: Sequence[tuple[Event, Overloaded]], deadline: float) -> Overloaded:
-        """End the tickets of events that a full queue refused: they were accepted, and will never be carried out."""
+    def _gave_up(self, refused: Sequence[tuple[Event, BedsError]], deadline: float) -> BedsError:
+        """End the tickets of events that RabbitMQ refused: they were accepted, and will never be carried out."""
+        _, error = refused[0]
         guids = [event.lineage.guid for event, _ in refused if event.ticket]
         for guid in guids:
-            self.requester.send(self._calgon("cancel", {"guid": guid, "by": "a full queue"}), deadline)
-        _, error = refused[0]
+            by = "a full queue" if isinstance(error, Overloaded) else f"RabbitMQ ({error.code})"
+            self.send(self._calgon("cancel", {"guid": guid, "by": by}), deadline)
         error.detail["refused"] = guids
         return error
 
@@ -316,23 +340,7 @@ class Client:
         try:
             return future.result(max(0.0, deadline - time.monotonic()))
         except FutureTimeout:
-            raise self.why_late(pending, what) from None
-
-    def why_late(self, pending: Pending, what: str) -> BedsError:
-        """Why there was nothing by the deadline."""
-        event = pending.event
-        detail = {"guid": event.lineage.guid, "queue": event.queue}
-        where: dict[str, Any] = {"detail": detail, "event_id": event.lineage.event_id}
-        if self.requester.blocked:
-            return BrokerBlocked(f"RabbitMQ takes no messages: {self.requester.blocked}", **where)
-        if not pending.confirmed.done():
-            return BrokerUnavailable("RabbitMQ did not confirm the event by the deadline", **where)
-        return CallTimeout(
-            f"{what} to {event.summary} by the deadline",
-            hint=f"does a worker consume {event.queue}? `beds node start` starts those of this node"
-            + ("" if event.is_read else "; the write may still be carried out"),
-            **where,
-        )
+            raise self.requester.why_late(pending, what) from None
 
 
 _default: Client | None = None

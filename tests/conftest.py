@@ -20,6 +20,7 @@ from typing import Any
 import hypothesis
 import pytest
 from pydantic import SecretStr
+from pymongo import MongoClient
 
 from beds.client import Client
 from beds.config import Settings, load_settings
@@ -96,6 +97,15 @@ def settings(project: Path, stack: Stack) -> Settings:
     return load_settings(project / "beds.toml")
 
 
+@pytest.fixture(scope="module")
+def database(settings: Settings, stack: Stack) -> Iterator[Any]:
+    """MongoDB as the DBA sees it, to look at what was written past BEDS."""
+    dba = settings.schema_.dba.rec
+    assert dba is not None
+    with MongoClient[dict[str, Any]](dba.uri.get_secret_value(), tz_aware=True) as mongo:
+        yield mongo[dba.database]
+
+
 @pytest.fixture(scope="session")
 def workers(project: Path, settings: Settings) -> Iterator[None]:
     """One worker for all queues, and one for what comes through beds.logs, as `celery -A beds worker` starts them."""
@@ -136,7 +146,8 @@ def vhost_of_its_own(settings: Settings, stack: Stack) -> Iterator[OwnVhost]:
     amqp = settings.amqp.model_copy(update={"url": SecretStr(client_url), "worker_url": SecretStr(worker_url)})
     yield OwnVhost(
         settings.model_copy(update={"amqp": amqp}),
-        {"BEDS_AMQP__URL": client_url, "BEDS_AMQP__WORKER_URL": worker_url},
+        # No endpoint: the session's own admin worker has its port.
+        {"BEDS_AMQP__URL": client_url, "BEDS_AMQP__WORKER_URL": worker_url, "BEDS_METRICS__PROMETHEUS": ""},
     )
     stack.rabbitmq.control("delete_vhost", "own")
 

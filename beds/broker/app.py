@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib.util
 import sys
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 from celery import Celery
 
+from beds.broker.process import EX_CONFIG, EX_TEMPFAIL
 from beds.broker.telemetry import Telemetry
 from beds.config import Settings, load_settings
 from beds.errors import BedsError
@@ -18,10 +20,9 @@ from beds.services.factory import AdapterFactory
 from beds.services.records import RecordStore
 from beds.services.tickets import TicketStore
 from beds.templates.registry import TemplateRegistry
-from beds.transport.connection import tls_options
 
-EX_CONFIG = 78
-"""sysexits.h: what a supervisor reads as "do not start it again, it cannot work"."""
+SHIPPED = Path(__file__).parent.parent / "scaffold" / "celeryconfig.py"
+"""What `beds init` copies."""
 
 
 class BedsApp(Celery):
@@ -65,17 +66,12 @@ class BedsApp(Celery):
 
 
 def _celery_settings(settings: Settings) -> Any:
-    """celeryconfig.py beside beds.toml; in a client-only environment, which has none, what looking at tasks needs."""
-    file = settings.root / "celeryconfig.py"
+    """celeryconfig.py beside beds.toml; where there is none, the one that BEDS ships."""
+    own = settings.root / "celeryconfig.py"
+    file = own if own.is_file() else SHIPPED
     spec = importlib.util.spec_from_file_location("celeryconfig", file)
-    if not file.is_file() or spec is None or spec.loader is None:
-        return {
-            "broker_url": settings.amqp.client_url,
-            "broker_use_ssl": tls_options(settings.amqp, settings.amqp.client_url),
-            "result_backend": "beds.broker.backend:ReplyBackend",
-            "task_serializer": "json",
-            "accept_content": ["json"],
-        }
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -84,7 +80,7 @@ def _celery_settings(settings: Settings) -> Any:
 def refuse_to_start(error: BedsError) -> NoReturn:
     """End a `celery -A beds …` command with words instead of a traceback."""
     print(f"beds: {error}", file=sys.stderr)  # noqa: T201 — logging is not set up yet
-    raise SystemExit(EX_CONFIG) from None
+    raise SystemExit(EX_TEMPFAIL if error.retryable else EX_CONFIG) from None
 
 
 app = BedsApp("beds")

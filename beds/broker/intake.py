@@ -23,7 +23,7 @@ from beds.broker.backend import outcome
 from beds.domain.lineage import is_event_id
 from beds.errors import MalformedEvent
 from beds.templates.fields import MAX_DEPTH
-from beds.transport.topology import takes
+from beds.transport.topology import takes, undelayed
 
 logger = logging.getLogger("celery.beds.intake")
 
@@ -32,9 +32,6 @@ MAX_WIRE_DEPTH = 3 * MAX_DEPTH + 8
 EVENTS_SECONDS = 0.5
 """How long a monitoring event may wait for others."""
 _GUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-_DELAY = re.compile(r"^(?:[01]\.){28}")
-"""What RabbitMQ-native delayed delivery puts before a routing key. It comes from Celery's own exchanges, to which a
-client may not publish."""
 _HEADERS = frozenset(
     {"lang", "task", "id", "root_id", "parent_id", "retries", "eta", "expires", "timelimit", "argsrepr", "kwargsrepr",
      "origin", "beds"}
@@ -58,6 +55,9 @@ class Intake(Consumer):
         def on_message(message: Any) -> None:
             try:
                 check(message, routes, limit)
+                # By RabbitMQ's headers CC and BCC a message comes to queues that its key does not name.
+                if routes[message.headers["task"]]["queue"] not in self.app.amqp.queues.consume_from:
+                    raise _wrong("task", "it belongs to a queue that this worker does not serve")
                 handle(message)
             except self.connection_errors:
                 raise
@@ -123,7 +123,7 @@ def check(message: Any, routes: Mapping[str, Mapping[str, str]], max_body_bytes:
     if not isinstance(headers, Mapping):
         raise _wrong("headers", "the message has none")
     routing_key = message.delivery_info.get("routing_key", "")
-    key = _DELAY.sub("", routing_key)
+    key = undelayed(routing_key)
     _check_task(headers.get("task"), key, routes)
     _check_headers(headers, message.properties)
     if headers.get("eta") and key == routing_key:
@@ -153,7 +153,7 @@ def _check_task(task: Any, key: str, routes: Mapping[str, Mapping[str, str]]) ->
     if route is None:
         raise _wrong("task", "it names no operation")
     # Who may publish to a key is what RabbitMQ's permissions say: a task must not come in by another key.
-    if not takes(route["queue"], key) and not key.startswith("job."):
+    if not takes(route["queue"], key):
         raise _wrong("task", f"it belongs to {route['queue']}, and came with the routing key of another queue")
 
 

@@ -15,6 +15,7 @@ from beds.domain.identity import uuid7
 from beds.domain.ticket import TicketState
 from beds.errors import NotFound, StoreUnavailable, TicketRevoked
 from beds.services.tickets import ACCEPT_FIELDS
+from beds.transport.topology import undelayed
 
 STORE_PAUSE = 0.5
 """Seconds between two attempts while the ticket store is away."""
@@ -49,7 +50,7 @@ def begin(app: Any, request: Any) -> Ended | None:
     if ticket is None:
         return None
     again = bool((request.delivery_info or {}).get("redelivered"))
-    patience = app.settings.broker(str((request.delivery_info or {}).get("routing_key", ""))).soft_limit / 2
+    patience = app.settings.broker(undelayed(str((request.delivery_info or {}).get("routing_key", "")))).soft_limit / 2
     deadline = time.monotonic() + patience
     claim = str(uuid7())  # an answer may be lost with its connection: asked once more, this delivery knows its own
     while True:

@@ -19,6 +19,7 @@ from beds.services.audit import audit_record
 from beds.services.metrics import Meter
 from beds.templates.registry import TemplateRegistry
 from beds.transport.shipper import LINEAGE_RANK, Sent, Shipper, logger
+from beds.transport.topology import undelayed
 
 AUDIT_SECONDS = 300.0
 """How long a write waits, unacknowledged, for its audit record to be safe, while RabbitMQ takes nothing."""
@@ -61,7 +62,7 @@ class Telemetry:
         if trace is None:
             trace = Trace(lineage_of(request))  # it never began: it expired, or was revoked
         seconds = trace.seconds
-        queue = str((request.delivery_info or {}).get("routing_key", ""))
+        queue = undelayed(str((request.delivery_info or {}).get("routing_key", "")))
         store, _, verb = str(request.task).partition(".")
         template = trace.template if trace.template in self._registry else ""
         self._meter.count((queue, verb, template, outcome), seconds)

@@ -25,6 +25,7 @@ from beds.broker.admin import GAUGES
 from beds.broker.app import app as beds_app
 from beds.broker.app import refuse_to_start
 from beds.broker.intake import Intake, refuse_compression, refuse_deep_headers
+from beds.broker.process import READY_FILE
 from beds.broker.undertaker import Undertaker
 from beds.config import Settings
 from beds.config.sections import Broker
@@ -35,8 +36,8 @@ from beds.transport import topology
 from beds.transport.log_handler import LogHandler
 from beds.transport.topology import record_queue
 
-READY_FILE = "NODE_READY_FILE"
-"""Environment variable with the path of a file that the worker makes when it consumes."""
+_told_later: list[str] = []
+"""What was found wrong before there was a log; in development the worker starts all the same."""
 logger = logging.getLogger("celery.beds")
 
 
@@ -66,6 +67,7 @@ class BedsWorker(Worker):
         given = _given_on_command_line()
         options["queues"] = queues
         from_beds_toml = {
+            "loglevel": settings.logging.level,
             "concurrency": size.instances,
             "pool": size.pool,
             "prefetch_multiplier": size.prefetch,
@@ -94,7 +96,7 @@ def _declare(settings: Settings, queues: list[str], connection: Any) -> None:
     for name, problem in topology.declare_each(topology.Topology.from_settings(settings.amqp), connection).items():
         if settings.node.is_production or name in queues or name not in topology.QUEUES:
             raise problem
-        logger.error("%s", problem)
+        _told_later.append(str(problem))
 
 
 def _connect(connection: Any) -> None:
@@ -158,7 +160,7 @@ def _check_bindings(app: Any, queues: list[str]) -> None:
             for problem in problems:
                 if app.settings.node.is_production:
                     raise problem
-                logger.error("template %s does not work here: %s", name, problem)
+                _told_later.append(f"template {name} does not work here: {problem}")
 
 
 def _serve_metrics(settings: Settings, queues: list[str], size: Broker) -> None:
@@ -176,7 +178,7 @@ def _serve_metrics(settings: Settings, queues: list[str], size: Broker) -> None:
     except ConfigurationError as error:
         if settings.node.is_production:
             raise
-        logger.error("%s", error)
+        _told_later.append(str(error))
 
 
 def _given_on_command_line() -> Any:
@@ -199,6 +201,8 @@ def _still_trying(error: BaseException, interval: float) -> None:
 
 @worker_ready.connect
 def _tell_ready(sender: Any, **_: Any) -> None:
+    for problem in _told_later:
+        logger.error("%s", problem)
     if record_queue(RecordKind.AUDIT) in beds_app.amqp.queues.consume_from:
         undertaker = Undertaker(beds_app)
         undertaker.start()

@@ -107,7 +107,7 @@ def _order(verb: str, what: str) -> Any:
         if as_json:
             print_json({verb: done})
         else:
-            click.echo(f"{len(done)} of {len(wanted)}: {verb}")
+            click.echo(f"{verb}ed {len(done)} of {len(wanted)}")
         if missing := set(wanted) - set(done):
             raise NotFound(f"{len(missing)} of them are not there, or were dealt with before: {min(missing)}")
 

@@ -21,7 +21,5 @@ def doctor(config: str | None, timeout: float, as_json: bool) -> None:
 
     It writes no data but what the probes leave in msDead, msLineage and msMetrics.
     """
-    checks = list(examine(load_settings(config), timeout))
-    print_checks(checks, as_json=as_json)
-    if any(check.failed for check in checks):
+    if not print_checks(examine(load_settings(config), timeout), as_json=as_json):
         raise SystemExit(EX_UNWELL)

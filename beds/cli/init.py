@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -32,7 +33,8 @@ def init(folder: Path) -> None:
     copied = _copy(files("beds") / "scaffold", folder)
     settings = folder / "beds.toml"
     settings.write_text(settings.read_text().replace(NODE_NAME, f'name = "{name}"', 1))
-    click.echo(f"{copied} files in {folder}, described in {folder / 'README.md'}; next:\n  cd {folder}\n  beds up")
+    click.echo(f"{copied} files in {folder}, described in {folder / 'README.md'}; next:")
+    click.echo(f"  cd -- {shlex.quote(str(folder))}\n  beds up")
 
 
 def _copy(source: Traversable, target: Path) -> int:

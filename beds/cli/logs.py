@@ -6,7 +6,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -78,7 +78,9 @@ def logs(
             return _page(client, "msLogs", using, args | {"least": least}, limit, "", timeout)
 
         if event:
-            _show(fetch("by_event", parent_id=_event_id(client, event, timeout)), as_json)
+            found = list(fetch("by_event", parent_id=_event_id(client, event, timeout)))
+            _show(found, as_json)
+            _say_none(found, as_json)
             return
         of_node = {"node": node} if node else {}
         shown: dict[str, datetime] = {}
@@ -88,6 +90,7 @@ def logs(
             new = [record for record in first if record["event_id"] not in shown]
             _show(new, as_json)
             if not follow:
+                _say_none(new, as_json)
                 return
             shown |= {record["event_id"]: record["at"] for record in new}
             last = min(max([start, *shown.values()]), datetime.now(UTC)) - timedelta(seconds=LATE_SECONDS)
@@ -166,6 +169,11 @@ def _event_id(client: Client, event: str, timeout: float) -> str:
 
 def _values(record: Record) -> Any:
     return codec.decode(json.loads(record.get("values") or "{}"))
+
+
+def _say_none(records: Sequence[Record], as_json: bool) -> None:
+    if not records and not as_json:
+        click.echo("0 records")
 
 
 _STYLES = {"WARNING": "yellow", "ERROR": "red", "CRITICAL": "bold red"}

@@ -10,11 +10,13 @@ import json
 import os
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 from rich.console import Console
 
+from beds.config.settings import CONFIG_VARIABLE
 from beds.errors import BedsError, ConfigurationError
 
 # By name, so that `beds call` runs where no database driver is installed.
@@ -104,6 +106,8 @@ def cli(ctx: click.Context, config: str | None) -> None:
       beds call Airports.fetch_records --using by_faa faa=JFK  ask
     """
     ctx.obj = config
+    if config:
+        os.environ[CONFIG_VARIABLE] = str(Path(config).resolve())  # Celery's application reads its own
 
 
 def exit_code(error: BedsError) -> int:

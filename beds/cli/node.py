@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 import click
 
+from beds.broker.process import EX_CONFIG
 from beds.cli.output import print_json, print_table, printable
 from beds.cli.stack import EX_DOWN, folder_for
 from beds.config import Settings, load_settings
+from beds.config.settings import no_file_at
 from beds.errors import ConfigurationError, StackError
 from beds.node import status, supervisor
 from beds.node.check import Check, Verdict, of_error
-from beds.node.checks import EX_CONFIG, initial_program_load
+from beds.node.checks import initial_program_load
+from beds.node.pool import pools_of
 from beds.stack.process import Daemon, lock_holder
-from beds.stack.stack import node_daemon
+from beds.stack.stack import node_daemon, node_daemons
 
 START_SECONDS = 60.0
 LINE_CHARACTERS = 1000
@@ -38,7 +41,7 @@ def run(config: str | None) -> None:
 
     The same by hand, one queue a terminal: celery -A beds worker -Q rec.write
     """
-    raise SystemExit(supervisor.run(load_settings(config), lambda line: click.echo(line, err=True)))
+    raise SystemExit(supervisor.run(settings_of(config), lambda line: click.echo(line, err=True)))
 
 
 @node.command()
@@ -51,29 +54,43 @@ def check(config: str | None, as_json: bool) -> None:
     Example:
       beds --config node-2.toml node check
     """
-    checks: list[Check] = []
-    try:
-        settings = load_settings(config)
-        runs = lock_holder(supervisor.lock_file(settings)) is not None
-        checks.extend(initial_program_load(settings, runs_here=runs))
-    except ConfigurationError as error:
-        checks.append(of_error("configuration", error))
-    print_checks(checks, as_json=as_json)
-    if any(found.failed for found in checks):
+    if not print_checks(_checks(config), as_json=as_json):
         raise SystemExit(EX_CONFIG)
 
 
-def print_checks(checks: Iterable[Check], *, as_json: bool) -> None:
-    """A line for each, and its remedy below it; or JSON."""
-    if as_json:
-        print_json([found.to_wire() for found in checks])
+def _checks(config: str | None) -> Iterator[Check]:
+    try:
+        settings = settings_of(config)
+    except ConfigurationError as error:
+        yield of_error("configuration", error)
         return
+    runs = lock_holder(supervisor.lock_file(settings)) is not None
+    yield from initial_program_load(settings, runs_here=runs)
+
+
+def settings_of(config: str | None) -> Settings:
+    """The settings of a node, which has a file: with defaults alone it would have nothing to run."""
+    settings = load_settings(config)
+    if not settings.file.is_file():
+        raise no_file_at(settings.file)
+    return settings
+
+
+def print_checks(checks: Iterable[Check], *, as_json: bool) -> bool:
+    """A line for each as it comes, and its remedy below it; or JSON. Returns whether none failed."""
+    done: list[Check] = []
     colours = {Verdict.OK: "green", Verdict.FAILED: "red", Verdict.SKIPPED: "yellow"}
     for found in checks:
+        done.append(found)
+        if as_json:
+            continue
         verdict = click.style(f"{found.verdict:8}", fg=colours[found.verdict])
         click.echo(f"{verdict} {found.name:24} {printable(found.found, LINE_CHARACTERS)}")
         if found.remedy:
             click.echo(f"{'':8} {'':24} → {printable(found.remedy, LINE_CHARACTERS)}")
+    if as_json:
+        print_json([found.to_wire() for found in done])
+    return not any(found.failed for found in done)
 
 
 @node.command()
@@ -86,7 +103,7 @@ def start(config: str | None) -> None:
       beds stack up && beds schema apply && beds node start
     """
     daemon = _daemon(config)
-    started = start_node(daemon, load_settings(config), config)
+    started = start_node(daemon, settings_of(config), config)
     click.echo(f"{'started' if started else 'was running'}; log: {daemon.log}")
 
 
@@ -99,11 +116,13 @@ def show_status(config: str | None, ready: bool, as_json: bool) -> None:
 
     Workers that were started by hand are known to RabbitMQ: celery -A beds status
     """
-    settings = load_settings(config)
+    settings = settings_of(config)
     pid = lock_holder(supervisor.lock_file(settings))
     pools = status.pools(settings) if pid else []
     if as_json:
         print_json({"node": settings.node.name, "pid": pid, "pools": [asdict(found) for found in pools]})
+    elif pid and not pools:
+        click.echo(f"node {settings.node.name} runs (pid {pid}): clients only, no worker")
     elif pid:
         where = "in the background" if _daemon(config).process() else "in a terminal"
         click.echo(f"node {settings.node.name} runs {where} (pid {pid})")
@@ -115,23 +134,32 @@ def show_status(config: str | None, ready: bool, as_json: bool) -> None:
             ),
         )
     else:
-        click.echo("not running; start them with `beds node start`")
-    if not pid or (ready and any(found.state != "ready" for found in pools)):
+        option = f"--config {config} " if config else ""
+        click.echo(f"node {settings.node.name} does not run; start it with `beds {option}node start`")
+    if not pid or (ready and not status.is_ready(settings)):
         raise SystemExit(EX_DOWN)
 
 
 @node.command()
+@click.option("--name", help="The node of this name, whatever beds.toml says now.")
 @click.pass_obj
-def stop(config: str | None) -> None:
+def stop(config: str | None, name: str | None) -> None:
     """Drain and stop the workers that run in the background."""
-    click.echo("stopped" if _daemon(config).stop() else "nothing was running")
+    folder = folder_for(config)
+    name = name or settings_of(config).node.name
+    if node_daemon(folder, name).stop():
+        click.echo("stopped")
+        return
+    others = [daemon.name.removeprefix("node.") for daemon in node_daemons(folder) if daemon.process()]
+    hint = f"; running: {', '.join(others)} (`beds node stop --name NAME`)" if others else ""
+    click.echo(f"node {name} was not running in the background{hint}")
 
 
 @node.command()
 @click.pass_obj
 def restart(config: str | None) -> None:
     """Stop and start: new templates, new settings."""
-    settings, daemon = load_settings(config), _daemon(config)
+    settings, daemon = settings_of(config), _daemon(config)
     stopped = daemon.stop()
     start_node(daemon, settings, config)
     click.echo(f"{'stopped and started' if stopped else 'was not running; started'}; log: {daemon.log}")
@@ -154,6 +182,8 @@ def start_node(daemon: Daemon, settings: Settings, config: str | None) -> bool:
     daemon.start([sys.executable, "-m", "beds.cli", *option, "node", "run"], cwd=settings.root)
     try:
         daemon.wait_until(lambda: status.is_serving(settings), START_SECONDS)
+        if not any(pool.state == "ready" for pool in status.pools(settings)) and pools_of(settings):
+            raise StackError(f"no worker can start:\n{daemon.tail()}", hint=f"the whole log: {daemon.log}")
     except StackError:
         daemon.stop()  # what never served is not left behind, to try for ever
         raise
@@ -161,4 +191,4 @@ def start_node(daemon: Daemon, settings: Settings, config: str | None) -> bool:
 
 
 def _daemon(config: str | None) -> Daemon:
-    return node_daemon(folder_for(config), load_settings(config).node.name)
+    return node_daemon(folder_for(config), settings_of(config).node.name)

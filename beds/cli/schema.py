@@ -83,11 +83,14 @@ def grants(config: str | None, as_json: bool) -> None:
     if as_json:
         print_json(asdict(found))
         return
+    if found.rel:
+        click.echo("-- MariaDB; the account must exist: CREATE USER … IDENTIFIED BY …")
     for statement in found.rel:
         click.echo(f"{statement};")
     if found.rec:
         role = {"createRole": found.role, "privileges": found.rec, "roles": []}
-        click.echo(f"-- in mongosh, on the same database:\n-- db.runCommand({json.dumps(role)})")
+        click.echo("-- MongoDB, in mongosh on the same database (updateRole where the role exists):")
+        click.echo(f"-- db.runCommand({json.dumps(role)})")
 
 
 def _report(problems: list[str], *, as_json: bool) -> None:

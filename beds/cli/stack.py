@@ -85,3 +85,16 @@ def env(config: str | None) -> None:
     plan = Stack(folder_for(config)).plan
     for name, value in {**plan.environment(), **plan.flower_environment()}.items():
         click.echo(f"export {name}={shlex.quote(value)}")
+
+
+@stack.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.pass_obj
+def rabbitmqctl(config: str | None, arguments: tuple[str, ...]) -> None:
+    """rabbitmqctl, meaning this stack's RabbitMQ and no other.
+
+    \b
+    Example:
+      beds stack rabbitmqctl list_queues -p beds name messages
+    """
+    click.echo(Stack(folder_for(config)).rabbitmq.control(*(arguments or ("help",))), nl=False)

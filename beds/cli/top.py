@@ -62,7 +62,10 @@ def top(config: str | None, window: float, once: bool, timeout: float, as_json: 
     a worker's time for one event, without its wait in the queue.
     """
     settings = load_settings(config)
-    with Client(settings) as client, connect_to(settings.amqp, settings.amqp.client_url) as connection:
+    with (
+        Client(settings) as client,
+        connect_to(settings.amqp, settings.amqp.client_url, patience=timeout) as connection,
+    ):
 
         def look() -> dict[str, dict[str, Any]]:
             rows = _rows(client, settings, connection, window, timeout)
@@ -85,6 +88,8 @@ def _rows(client: Client, settings: Settings, connection: Connection, window: fl
     found = depths((*EVENT_QUEUES, *LOG_QUEUES, DEAD), connection)
     rows: dict[str, Row] = defaultdict(lambda: Row(None), {name: Row(depth) for name, depth in found.items()})
     since = datetime.now(UTC) - timedelta(seconds=window)
+    if not (reading := found["rec.read"]) or not reading.consumers:
+        return dict(rows)  # nobody can be asked for rates; what waits is known all the same
     page = client.call(Operation.FETCH, "msMetrics", {"since": since}, using="recent", timeout=timeout)
     assert isinstance(page, Page)
     for record in page:

@@ -21,10 +21,12 @@ def _url_of(*schemes: str) -> AfterValidator:
     forms = " or ".join(f"{scheme}://user:password@host:port/…" for scheme in schemes)
 
     def check(url: SecretStr) -> SecretStr:
+        text = url.get_secret_value()
         try:
-            parts = urlsplit(url.get_secret_value())
-            # MongoDB takes several hosts, "a:1,b:2", which have no single port.
-            valid = parts.scheme in schemes and parts.netloc and ("," in parts.netloc or parts.port != 0)
+            parts = urlsplit(text)
+            # MongoDB takes several hosts, "a:1,b:2", which have no single port. Several URLs would be taken for one.
+            has_port = "," in parts.netloc or parts.port != 0
+            valid = text.count("://") == 1 and parts.scheme in schemes and parts.netloc and has_port
         except ValueError:  # a port or an IPv6 address that is none
             valid = False
         if not valid:

@@ -8,6 +8,7 @@ What a user may read is not tried, since that could take an event.
 from __future__ import annotations
 
 import secrets
+import ssl
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,12 +17,16 @@ import amqp
 from kombu import Connection
 
 from beds.config import Settings
+from beds.errors import BedsError
 from beds.node.check import Check, failed, of_error, ok, skipped
 from beds.transport.connection import connect_to
 from beds.transport.topology import EVENTS, Topology, declare_each, local_pools, node_queue
 
+ALARMS = "RabbitMQ's alarms"
 UNROUTABLE = "probe.unroutable"
 """A routing key that no queue is bound to."""
+SILENT_SECONDS = 10.0
+"""After which a peer that has stopped talking is given up."""
 ALARM_SECONDS = 3.0
 """How long RabbitMQ gets to say what becomes of a probe."""
 NAME_SECONDS = 5.0
@@ -61,7 +66,7 @@ class Blocked(Exception):
 
 def _connected(name: str, settings: Settings, url: str, key: str, look: Look) -> Iterator[Check]:
     """Connect, and look around; one failed check when there is no connection."""
-    connection = connect_to(settings.amqp, url)
+    connection = connect_to(settings.amqp, url, patience=SILENT_SECONDS)
     where = connection.as_uri()
     try:
         connection.connect()
@@ -72,9 +77,12 @@ def _connected(name: str, settings: Settings, url: str, key: str, look: Look) ->
         yield failed(name, f"{where} refuses the user: {error.reply_text}", remedy)
     except Blocked as error:
         remedy = "give it memory or disk: `rabbitmqctl status` shows the alarm"
-        yield failed("RabbitMQ's alarms", f"it takes no messages: {error}", remedy)
-    except (OSError, amqp.AMQPError) as error:
-        yield failed(name, f"{where} cannot be reached: {error}", f"start RabbitMQ, or mend [amqp] {key}")
+        yield failed(ALARMS, f"it takes no messages: {error}", remedy)
+    except ssl.SSLError as error:
+        yield failed(name, f"{where}: {error}", "check ca, certificate and key in [amqp.tls], and the name in the URL")
+    except (OSError, amqp.AMQPError, ValueError, TypeError, BedsError) as error:  # ValueError, TypeError: an odd URL
+        words = error.message if isinstance(error, BedsError) else str(error) or type(error).__name__
+        yield failed(name, f"{where} cannot be reached: {words}", f"start RabbitMQ, or mend [amqp] {key}")
     finally:
         connection.collect()  # without waiting for the peer's word
 
@@ -93,7 +101,7 @@ def _worker(connection: Connection, settings: Settings, runs_here: bool) -> Iter
         too_much.append("declare queues of any name")
     if EVENTS not in problems:
         _may(connection, lambda channel: _publish(channel, EVENTS))
-        yield ok("RabbitMQ's alarms", "none")
+        yield ok(ALARMS, "none")
     if _may(connection, lambda channel: _publish(channel, "amq.topic")):
         too_much.append("publish to any exchange")
     yield _rights("worker's AMQP rights", too_much, "declares, consumes and replies")

@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import shutil
+import socket
 import stat
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psutil
 
-from beds.broker.app import EX_CONFIG
 from beds.config import Settings
 from beds.domain.event import Store
 from beds.errors import BedsError
@@ -21,8 +22,6 @@ from beds.node.check import Check, failed, of_error, ok, skipped
 from beds.services.factory import AdapterFactory
 from beds.templates.registry import TemplateRegistry
 from beds.transport.topology import broker_of, local_pools
-
-__all__ = ["EX_CONFIG", "initial_program_load"]
 
 SKEW_SECONDS = 5.0
 """By how much two clocks may differ. A client's clock decides when its question expires, a worker's whether it has."""
@@ -46,14 +45,18 @@ def initial_program_load(settings: Settings, *, runs_here: bool = False) -> Iter
     yield _disk(settings)
     yield _memory(settings, runs_here)
     if settings.services.flower.is_local:
-        yield _flower()
+        yield _flower(settings, runs_here)
+    if settings.services.admin.is_local and settings.metrics.prometheus:
+        host, _, port = settings.metrics.prometheus.rpartition(":")
+        yield _port("metrics", host, int(port), runs_here, "[metrics] prometheus")
     yield from amqp_checks(settings, runs_here=runs_here)
     yield from _stores(settings)
 
 
 def _secrets(settings: Settings) -> Check:
     """That passwords are there, and that no other user of this machine can read them."""
-    if settings.node.is_production and "guest:guest@" in settings.amqp.client_url:
+    urls = (settings.amqp.client_url, settings.amqp.broker_url)
+    if settings.node.is_production and any("guest:guest@" in url for url in urls):
         return failed("secrets", "RabbitMQ's default user guest in production", "set BEDS_AMQP__URL and …__WORKER_URL")
     for file in _secret_files(settings):
         if file.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH | stat.S_IWGRP | stat.S_IWOTH):
@@ -65,13 +68,25 @@ def _secrets(settings: Settings) -> Check:
 
 
 def _secret_files(settings: Settings) -> Iterator[Path]:
-    named = [settings.env_file]
+    named = [settings.env_file, settings.file if _holds_a_secret(settings) else None]
     for part in (settings.amqp, settings.databases.rec, settings.databases.rel):
         if part and part.tls:
             named.append(part.tls.key or part.tls.certificate)
     for file in named:
         if file and (found := settings.root / file).is_file():
             yield found
+
+
+def _holds_a_secret(settings: Settings) -> bool:
+    """Whether beds.toml itself has a password in it."""
+    rel, rec, flower = settings.databases.rel, settings.databases.rec, settings.flower
+    urls = (settings.amqp.client_url, settings.amqp.broker_url, rec and rec.uri.get_secret_value())
+    secrets = [urlsplit(url).password for url in urls if url]
+    secrets += [
+        part.get_secret_value() for part in (rel and rel.password, flower.basic_auth, flower.broker_api) if part
+    ]
+    text = settings.file.read_text(errors="replace") if settings.file.is_file() else ""
+    return any(secret and secret in text for secret in secrets)
 
 
 def _disk(settings: Settings) -> Check:
@@ -98,10 +113,21 @@ def _memory(settings: Settings, runs_here: bool) -> Check:
     return ok("memory", f"{available / 1e6:,.0f} MB are available for {slots} slots")
 
 
-def _flower() -> Check:
+def _flower(settings: Settings, runs_here: bool) -> Check:
     if importlib.util.find_spec("flower") is None:
         return failed("flower", "it is not installed", "pip install 'beds[ops]'")
-    return ok("flower", "is installed")
+    return _port("flower", settings.flower.address, settings.flower.port, runs_here, "[flower] port")
+
+
+def _port(name: str, host: str, port: int, runs_here: bool, key: str) -> Check:
+    """Whether a port that this node will listen on is free."""
+    if runs_here:
+        return ok(name, f"{host}:{port}")
+    try:
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError as error:
+        return failed(name, f"{host}:{port}: {error.strerror or error}", f"choose another in {key}")
+    return ok(name, f"{host}:{port} is free")
 
 
 def _stores(settings: Settings) -> Iterator[Check]:
@@ -117,19 +143,28 @@ def _stores(settings: Settings) -> Iterator[Check]:
     with contextlib.closing(AdapterFactory(settings, registry)) as factory:
         for store in Store:
             if store in needed:
-                yield from _store(factory, store)
+                yield from _store(settings, factory, store)
             else:
                 yield skipped(SERVERS[store], "no service of this node uses it")
 
 
-def _store(factory: AdapterFactory, store: Store) -> Iterator[Check]:
+def _place(settings: Settings, store: Store) -> str:
+    """Where a store's server is, without user and password."""
+    rel, rec = settings.databases.rel, settings.databases.rec
+    if store is Store.REL and rel:
+        return f"{rel.host}:{rel.port}"
+    return urlsplit(rec.uri.get_secret_value()).netloc.rpartition("@")[2] if rec else "no server is named"
+
+
+def _store(settings: Settings, factory: AdapterFactory, store: Store) -> Iterator[Check]:
     server = SERVERS[store]
     asked = datetime.now(UTC)
     try:
         health = factory.examine(store)
         heard = datetime.now(UTC)
     except BedsError as error:
-        yield failed(server, error.message, error.hint or f"start it, or mend [databases.{store}]")
+        remedy = f"start it, or mend [databases.{store}]"
+        yield failed(server, f"{error.message} ({_place(settings, store)})", remedy)
         return
     yield ok(server, f"answered in {(heard - asked) / timedelta(milliseconds=1):.0f} ms")
     # What the way there and back took is nobody's fault.

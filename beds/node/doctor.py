@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any, TypeVar
 
 from beds.client import Client
@@ -12,7 +11,7 @@ from beds.config import Settings
 from beds.domain.event import Event, Operation
 from beds.domain.lineage import Lineage
 from beds.errors import BedsError, MalformedEvent, NotFound, PermissionDenied, Unroutable
-from beds.node.amqp_checks import UNROUTABLE, client_checks
+from beds.node.amqp_checks import ALARMS, UNROUTABLE, client_checks
 from beds.node.check import Check, failed, of_error, ok, skipped
 from beds.transport.connection import connect_to
 from beds.transport.requester import Pending
@@ -33,10 +32,13 @@ def examine(settings: Settings, timeout: float) -> Iterator[Check]:
     """
     with Client(settings) as client:
         doctor = Doctor(client, timeout)
-        yield from client_checks(settings)
+        for check in client_checks(settings):
+            yield check
+            if check.name == ALARMS and check.failed:
+                return  # nothing is taken from anybody
         try:
             yield doctor.unroutable()
-            with connect_to(settings.amqp, settings.amqp.client_url) as connection:
+            with connect_to(settings.amqp, settings.amqp.client_url, patience=timeout) as connection:
                 found = depths((*EVENT_QUEUES, *LOG_QUEUES, DEAD), connection)
         except BedsError as error:
             yield of_error("RabbitMQ", error)
@@ -117,6 +119,8 @@ class Doctor:
             return failed(name, f"was carried out by {queue}", "a task doctor.dead is registered; remove it")
         except MalformedEvent:
             pass
+        except PermissionDenied:
+            return skipped(name, f"this node's client may not publish to {queue}")
         except BedsError as error:
             return of_error(name, error)
         try:
@@ -133,19 +137,20 @@ class Doctor:
         name = "lineage"
         if not self._answered:
             return skipped(name, "no pool answered")
-        if self._arrival(lambda: self._known(self._answered[-1].guid)) is None:
+        try:
+            known = self._arrival(lambda: self._known(self._answered[-1].guid))
+        except BedsError as error:
+            return of_error(name, error)
+        if known is None:
             return failed(name, "of a probe did not arrive in msLineage",
                           "see that an admin worker runs, and that [logging] lineage is true")  # fmt: skip
         return ok(name, "of a probe arrived in msLineage")
 
     def _send(self, event: Event) -> Pending:
-        return self._client.requester.send(event, time.monotonic() + self._timeout)
+        return self._client.send(event, time.monotonic() + self._timeout)
 
     def _answer(self, pending: Pending) -> Any:
-        try:
-            return pending.reply.result(self._timeout)
-        except FutureTimeout:
-            raise self._client.why_late(pending, "no reply") from None
+        return self._client.answer(pending, time.monotonic() + self._timeout)
 
     def _arrival(self, look: Callable[[], T | None]) -> T | None:
         """What `look` finds within the time for a probe."""

@@ -14,6 +14,7 @@ from beds.transport.connection import connect_to
 from beds.transport.topology import node_queue
 
 RETRY_SECONDS = 2.0
+SILENT_SECONDS = 20.0
 logger = logging.getLogger("beds.node")
 
 
@@ -24,10 +25,17 @@ class NameHold(threading.Thread):
         super().__init__(name="beds-name", daemon=True)
         self._settings = settings
         self._ended = threading.Event()
+        self._tried = threading.Event()
+        self.is_taken = False
+        """Whether another node had the name at the last attempt."""
+
+    def wait_tried(self, seconds: float) -> None:
+        """Wait until the first attempt has shown whose the name is, or for so long."""
+        self._tried.wait(seconds)
 
     def run(self) -> None:
         while not self._ended.is_set():
-            with connect_to(self._settings.amqp, self._settings.amqp.broker_url) as connection:
+            with connect_to(self._settings.amqp, self._settings.amqp.broker_url, patience=SILENT_SECONDS) as connection:
                 self._hold(connection)
             self._ended.wait(RETRY_SECONDS)
 
@@ -39,11 +47,15 @@ class NameHold(threading.Thread):
         try:
             with connection.channel() as channel:
                 channel.queue_declare(node_queue(name), exclusive=True, auto_delete=True)
+                self.is_taken = False
+                self._tried.set()
                 while not self._ended.is_set():
                     with contextlib.suppress(TimeoutError):
                         connection.drain_events(timeout=1.0)
                     connection.heartbeat_check()
         except amqp.ResourceLocked:
+            self.is_taken = True
+            self._tried.set()
             logger.error("another node is named %s: give each a name of its own in [node]", name)
         except connection.connection_errors as error:
             logger.debug("the node's name is not held: %s", error)

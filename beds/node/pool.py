@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import socket
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ from typing import Any
 
 import psutil
 
-from beds.broker.worker import READY_FILE
+from beds.broker.process import READY_FILE
 from beds.config import Settings
 from beds.config.settings import CONFIG_VARIABLE
 from beds.node.systemd import VARIABLES
@@ -66,7 +67,18 @@ class Pool:
 
     @property
     def is_ready(self) -> bool:
-        return self.process is not None and (self.name == FLOWER or self._ready_file.exists())
+        if self.process is None:
+            return False
+        return self._flower_answers() if self.name == FLOWER else self._ready_file.exists()
+
+    def _flower_answers(self) -> bool:
+        address = self._settings.flower.address
+        host = "127.0.0.1" if address == "0.0.0.0" else address
+        try:
+            socket.create_connection((host, self._settings.flower.port), timeout=0.5).close()
+        except OSError:
+            return False
+        return True
 
     def is_due(self) -> bool:
         return self.process is None and time.monotonic() >= self._next_start

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import dataclass
 from typing import Any
 
+import amqp
 import kombu.exceptions
+import psutil
+from celery import Celery
 
-from beds.broker.app import app
 from beds.config import Settings
 from beds.node.pool import slots_of
-from beds.node.supervisor import state_file
+from beds.node.supervisor import SETTLED, state_file
+from beds.transport.connection import connect_to
 
 ANSWER_SECONDS = 2.0
+STALE_SECONDS = 15.0
+"""Age of a state file whose supervisor has stopped: it writes one every few seconds."""
+KEYS = ("pool", "worker", "state", "pid", "slots", "restarts")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +47,7 @@ class PoolStatus:
 def pools(settings: Settings) -> list[PoolStatus]:
     """The pools of the node that runs here; empty when none does."""
     noted = _noted(settings) or []
-    done = _done([entry["worker"] for entry in noted if entry["worker"]])
+    done = _done(settings, [entry["worker"] for entry in noted if entry["worker"]])
     return [
         PoolStatus(
             entry["pool"],
@@ -58,24 +65,38 @@ def pools(settings: Settings) -> list[PoolStatus]:
 def is_serving(settings: Settings) -> bool:
     """Whether every pool is ready, or has said why it never will be."""
     noted = _noted(settings)
-    return noted is not None and all(entry["state"] in ("ready", "refused") for entry in noted)
+    return noted is not None and all(entry["state"] in SETTLED for entry in noted)
+
+
+def is_ready(settings: Settings) -> bool:
+    """Whether a supervisor is at work, and every pool serves; for health checks."""
+    noted = _noted(settings)
+    return noted is not None and all(entry["state"] == "ready" and _lives(entry["pid"]) for entry in noted)
+
+
+def _lives(pid: Any) -> bool:
+    return isinstance(pid, int) and psutil.pid_exists(pid)
 
 
 def _noted(settings: Settings) -> list[dict[str, Any]] | None:
-    """The state file's pools; None where there is none."""
+    """The state file's pools; None where there is none, or one that its supervisor no longer writes."""
+    file = state_file(settings)
     try:
-        pools: list[dict[str, Any]] = json.loads(state_file(settings).read_text())["pools"]
-    except (OSError, ValueError, KeyError):
+        if time.time() - file.stat().st_mtime > STALE_SECONDS:
+            return None
+        pools: list[dict[str, Any]] = json.loads(file.read_text())["pools"]
+        return [{name: entry[name] for name in KEYS} for entry in pools]
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    return pools
 
 
-def _done(workers: list[str]) -> dict[str, int]:
+def _done(settings: Settings, workers: list[str]) -> dict[str, int]:
     """Events carried out by each worker that answers over RabbitMQ."""
+    app = Celery("beds-status", set_as_current=False)
     try:
-        with app.connection_for_write(transport_options={"max_retries": 1}) as connection:
+        with connect_to(settings.amqp, settings.amqp.broker_url, patience=ANSWER_SECONDS) as connection:
             connection.ensure_connection(max_retries=1, interval_start=0, interval_max=0, timeout=ANSWER_SECONDS)
             found = app.control.inspect(workers, timeout=ANSWER_SECONDS, connection=connection).stats() or {}
-    except (kombu.exceptions.OperationalError, OSError):
+    except (kombu.exceptions.OperationalError, OSError, amqp.AMQPError):
         return {}
     return {name: sum(stats["total"].values()) for name, stats in found.items()}

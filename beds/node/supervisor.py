@@ -15,7 +15,7 @@ from types import FrameType
 
 import psutil
 
-from beds.broker.app import EX_CONFIG
+from beds.broker.process import EX_CONFIG
 from beds.config import Settings
 from beds.errors import ConfigurationError
 from beds.node.checks import initial_program_load
@@ -29,6 +29,15 @@ TURN_SECONDS = 0.2
 """How often the supervisor looks around."""
 DRAIN_SECONDS = 60.0
 """What a worker gets to finish what runs, before it is killed."""
+HOLD_SECONDS = 10.0
+"""What RabbitMQ gets to say whether the node's name is free."""
+STATE_SECONDS = 3.0
+"""How often the state file is written when nothing changes, so that who has stopped is told from who is well."""
+TROUBLE_SECONDS = 2.0
+"""Between two attempts of a supervisor that the machine refuses something."""
+SETTLED = ("ready", "refused")
+"""States of a pool in which there is nothing to wait for."""
+REFUSES = "refuses to start (its own output says why)"
 logger = logging.getLogger("beds.node")
 
 Tell = Callable[[str], None]
@@ -47,12 +56,6 @@ def run(settings: Settings, tell: Tell) -> int:
     if not any(service and service.is_local for _, service in settings.services):
         raise ConfigurationError("this node has no local service", hint="set is_local in [services] of beds.toml")
     with _only_one(settings):
-        failures = [check for check in initial_program_load(settings) if check.failed]
-        for check in failures:
-            tell(f"check failed: {check}")
-        if failures and settings.node.is_production:
-            tell(f"node {settings.node.name} does not start: in production every check must pass (`beds node check`)")
-            return EX_CONFIG
         return Supervisor(settings, tell).run()
 
 
@@ -66,30 +69,56 @@ class Supervisor:
         self._stop: list[int] = []
         self._told_ready = False
         self._written: list[dict[str, object]] | None = None
+        self._next_writing = 0.0
 
     def run(self) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
-        hold = NameHold(self._settings) if local_pools(self._settings.services) else None
+        state_file(self._settings).unlink(missing_ok=True)  # of one that was killed
+        if not self._may_start():
+            return EX_CONFIG
         handler = LogHandler(self._settings)
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
         logger.propagate = False
-        if hold:
-            hold.start()
-        names = ", ".join(pool.name for pool in self._pools) or "clients only, no worker"
-        self._say(logging.INFO, f"node {self._settings.node.name}: {names}")
+        hold = NameHold(self._settings) if local_pools(self._settings.services) else None
         try:
-            code = self._supervise()
+            if hold and self._is_taken(hold):
+                return EX_CONFIG
+            names = ", ".join(pool.name for pool in self._pools) or "clients only, no worker"
+            self._say(logging.INFO, f"node {self._settings.node.name}: {names}")
+            return self._supervise()
+        finally:
             notify("STOPPING=1")
             self._drain()
-        finally:
             if hold:
                 hold.close()
             handler.shipper.close(2.0)
             logger.removeHandler(handler)
             state_file(self._settings).unlink(missing_ok=True)
-        return code
+
+    def _may_start(self) -> bool:
+        """Look at everything first. In production all of it must be well."""
+        failures = []
+        for check in initial_program_load(self._settings):
+            if self._stop:
+                return True  # the loop ends before it begins
+            if check.failed:
+                failures.append(check)
+                self._tell(f"check failed: {check}")
+        if not (failures and self._settings.node.is_production):
+            return True
+        name = self._settings.node.name
+        self._tell(f"node {name} does not start: in production every check must pass (`beds node check`)")
+        return False
+
+    def _is_taken(self, hold: NameHold) -> bool:
+        """Take the node's name. True when another node has it, and this one must end for that."""
+        hold.start()
+        hold.wait_tried(HOLD_SECONDS)
+        if hold.is_taken:
+            self._tell(f"another node is named {self._settings.node.name}: give each a name of its own in [node]")
+        return hold.is_taken and self._settings.node.is_production
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         self._stop.append(number)
@@ -98,9 +127,13 @@ class Supervisor:
         beat = watchdog_seconds()
         next_beat = 0.0
         while not self._stop:
-            if self._look():
-                return EX_CONFIG
-            if not self._told_ready and all(pool.is_ready for pool in self._pools):
+            try:
+                if self._look():
+                    return EX_CONFIG
+            except OSError as error:  # a full disk, too many processes: it may pass
+                self._say(logging.ERROR, f"the node cannot be looked after: {error}; trying again")
+                time.sleep(TROUBLE_SECONDS)
+            if not self._told_ready and all(pool.state in SETTLED for pool in self._pools):
                 self._told_ready = True
                 notify("READY=1")
             if beat is not None and time.monotonic() >= next_beat:
@@ -119,20 +152,21 @@ class Supervisor:
             if pool.is_due():
                 pool.start()
         state = [pool.to_wire() for pool in self._pools]
-        if state != self._written:
+        if state != self._written or time.monotonic() >= self._next_writing:
             _write_state(self._settings, state)
             self._written = state
+            self._next_writing = time.monotonic() + STATE_SECONDS
         return False
 
     def _mourn(self, pool: Pool, code: int) -> bool:
         """Say that a pool's process ended, and when it is started again. True when the node must end instead."""
         if code == EX_CONFIG:
             if self._settings.node.is_production:
-                self._say(logging.CRITICAL, f"pool {pool.name} refuses to start (see above); ending the node")
+                self._say(logging.CRITICAL, f"pool {pool.name} {REFUSES}; ending the node")
                 return True
             pool.refuse()
         how = f"by signal {-code}" if code < 0 else f"with {code}"
-        why = "refuses to start (see above)" if code == EX_CONFIG else f"ended {how}"
+        why = REFUSES if code == EX_CONFIG else f"ended {how}"
         self._say(logging.ERROR, f"pool {pool.name} {why}; starting it again in {pool.next_start_in:.1f} s")
         return False
 
@@ -184,6 +218,7 @@ def already_runs(settings: Settings) -> ConfigurationError:
 
 def _write_state(settings: Settings, pools: list[dict[str, object]]) -> None:
     file = state_file(settings)
+    file.parent.mkdir(parents=True, exist_ok=True)
     new = file.with_suffix(".new")
     new.write_text(json.dumps({"node": settings.node.name, "pid": os.getpid(), "pools": pools}))
     new.replace(file)  # whoever reads sees the old state or the new one

@@ -12,8 +12,8 @@ from urllib.parse import quote
 from beds.errors import StackError
 
 DEFAULT_BASE = 23000
-"""First of the ports: MariaDB +306, MongoDB +17, RabbitMQ +672 … +674, epmd +369. All stay below 32768, where Linux
-begins to hand out ports of its own (a reconnect loop could otherwise connect to itself)."""
+"""First of the ports: MariaDB +306, MongoDB +17, RabbitMQ +672 … +674, epmd +369, Prometheus +464. All stay
+below 32768, where Linux begins to hand out ports of its own (a reconnect loop could otherwise connect to itself)."""
 LOWEST_BASE, HIGHEST_BASE = 1024, 32768 - 700
 DATABASE = "beds"
 VHOST = "beds"
@@ -76,6 +76,7 @@ class Plan:
             **{f"BEDS_DATABASES__REL__{k}": v for k, v in rel.items()},
             "BEDS_DATABASES__REL__USER": "beds_broker",
             "BEDS_DATABASES__REL__PASSWORD": self.passwords["rel_broker"],
+            "BEDS_METRICS__PROMETHEUS": f"127.0.0.1:{self.base + 464}",
             "BEDS_SCHEMA__DBA__REC__URI": self.mongo_uri("dba"),
             "BEDS_SCHEMA__DBA__REC__DATABASE": DATABASE,
             **{f"BEDS_SCHEMA__DBA__REL__{k}": v for k, v in rel.items()},
@@ -89,6 +90,7 @@ class Plan:
         return {
             "FLOWER_BROKER_API": f"http://{admin}@127.0.0.1:{self.management_port}/api/",
             "FLOWER_UNAUTHENTICATED_API": "1",
+            "FLOWER_PORT": str(5555 if self.base == DEFAULT_BASE else self.base + 555),
         }
 
     def save(self) -> None:

@@ -42,10 +42,12 @@ class Daemon:
     Args:
         name: for messages.
         folder: where its pid file and log lie.
+        patience: seconds it gets to end before it is killed.
     """
 
     name: str
     folder: Path
+    patience: float = STOP_SECONDS
 
     @property
     def log(self) -> Path:
@@ -137,12 +139,12 @@ class Daemon:
             time.sleep(0.1)
 
     def stop(self, how: int = signal.SIGTERM) -> bool:
-        """Stop it and all its children; kill what remains after `STOP_SECONDS`. False when it did not run."""
+        """Stop it and all its children; kill what remains after `patience`. False when it did not run."""
         family, leader = self.family(), self.process()
         for process in [leader] if leader else family:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.send_signal(how)
-        _, alive = psutil.wait_procs(family, timeout=STOP_SECONDS)
+        _, alive = psutil.wait_procs(family, timeout=self.patience)
         for survivor in alive:
             with contextlib.suppress(psutil.NoSuchProcess):
                 survivor.kill()

@@ -23,6 +23,8 @@ from beds.stack.server import Server
 NEEDED_BYTES = 1_500_000_000
 """Free disk that a new stack and the sample data need, with room to spare."""
 SERVERS: tuple[type[Server], ...] = (RabbitMQ, MariaDB, MongoDB)
+DRAIN_SECONDS = 70.0
+"""What a node gets to drain its workers, which takes them 60 seconds at most."""
 
 
 def node_daemon(folder: Path, name: str) -> Daemon:
@@ -32,12 +34,12 @@ def node_daemon(folder: Path, name: str) -> Daemon:
         folder: `.beds` beside the node's configuration file.
         name: the node's.
     """
-    return Daemon(f"node.{name}", folder / "run")
+    return Daemon(f"node.{name}", folder / "run", DRAIN_SECONDS)
 
 
 def node_daemons(folder: Path) -> list[Daemon]:
     """Those that run, or were left behind."""
-    return [Daemon(file.stem, file.parent) for file in sorted((folder / "run").glob("node.*.pid"))]
+    return [Daemon(file.stem, file.parent, DRAIN_SECONDS) for file in sorted((folder / "run").glob("node.*.pid"))]
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,11 @@ class Stack:
         Raises:
             StackError: names what is in the way; what came up stays up.
         """
+        if any(character.isspace() for character in str(self.folder)):
+            raise StackError(
+                f"the path {self.folder} has a space, and mariadb-install-db would take it for two",
+                hint="put the project into a folder without one",
+            )
         free = shutil.disk_usage(_existing(self.folder)).free
         if free < NEEDED_BYTES:
             raise StackError(

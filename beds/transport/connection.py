@@ -10,15 +10,18 @@ from kombu import Connection
 from beds.config.sections import Amqp
 
 
-def connect_to(settings: Amqp, url: str, **options: Any) -> Connection:
+def connect_to(settings: Amqp, url: str, *, patience: float | None = None, **options: Any) -> Connection:
     """A connection, opened at its first use.
 
     Args:
         settings: `[amqp]` of beds.toml.
         url: as whom; `settings.client_url` or `settings.broker_url`.
+        patience: seconds after which a peer that says nothing is given up, for who asks and waits; none when absent.
         options: kombu's, beside those that come from the settings.
     """
     defaults: dict[str, Any] = {"heartbeat": settings.heartbeat, "connect_timeout": settings.connect_timeout}
+    if patience is not None:
+        defaults["transport_options"] = {"read_timeout": patience, "write_timeout": patience}
     return Connection(url, ssl=tls_options(settings, url), **defaults | options)
 
 

@@ -19,6 +19,7 @@ from beds.errors import (
     BedsError,
     BrokerBlocked,
     BrokerUnavailable,
+    CallTimeout,
     ClientClosed,
     InternalError,
     MalformedEvent,
@@ -113,7 +114,12 @@ class Requester:
             raise BrokerBlocked(f"RabbitMQ takes no messages: {link.blocked}", event_id=event.lineage.event_id)
         message = to_message(event, link.user)
         pending = Pending(event)
-        link.publish(message, event.exchange, event.queue, lambda tag: conversation.await_answer(tag, pending))
+        try:
+            link.publish(message, event.exchange, event.queue, lambda tag: conversation.await_answer(tag, pending))
+        except PermissionDenied as refusal:
+            if _speaks_of(refusal, pending):
+                raise
+            raise _because_of_another() from None
         return pending
 
     @property
@@ -126,6 +132,22 @@ class Requester:
     def blocked(self) -> str:
         """Why RabbitMQ takes no messages at the moment, or empty."""
         return self._conversation.link.blocked if self._conversation else ""
+
+    def why_late(self, pending: Pending, what: str) -> BedsError:
+        """Why there was nothing by the deadline; `what` begins the sentence."""
+        event = pending.event
+        detail = {"guid": event.lineage.guid, "queue": event.queue}
+        where: dict[str, Any] = {"detail": detail, "event_id": event.lineage.event_id}
+        if self.blocked:
+            return BrokerBlocked(f"RabbitMQ takes no messages: {self.blocked}", **where)
+        if not pending.confirmed.done():
+            return BrokerUnavailable("RabbitMQ did not confirm the event by the deadline", **where)
+        return CallTimeout(
+            f"{what} to {event.summary} by the deadline",
+            hint=f"does a worker consume {event.queue}? `beds node start` starts those of this node"
+            + ("" if event.is_read else "; the write may still be carried out"),
+            **where,
+        )
 
     def close(self) -> None:
         """End the connection; whoever still waits gets ClientClosed."""
@@ -210,7 +232,7 @@ class _Conversation:
             known_lost = id(pending) in unconfirmed
             if isinstance(why, PermissionDenied) and not (known_lost and _speaks_of(why, pending)):
                 # Another event was refused, and took the channel with it.
-                pending.fail(BrokerUnavailable("the channel was closed because of another event"))
+                pending.fail(_because_of_another())
             else:
                 pending.fail(from_wire(why.to_wire()))
 
@@ -235,6 +257,11 @@ class _Conversation:
         pending = self._waiting.get(guid)
         if pending is not None:
             pending.fail(Unroutable(f"no queue takes the key {key}", detail={"routing_key": key}))
+
+
+def _because_of_another() -> BrokerUnavailable:
+    """What is told of an event that a refusal of another one took with it: it may be sent again."""
+    return BrokerUnavailable("the channel was closed because of another event")
 
 
 def _speaks_of(refusal: PermissionDenied, pending: Pending) -> bool:

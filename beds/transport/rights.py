@@ -62,9 +62,8 @@ def client_for(keys: Sequence[str]) -> Rights:
             raise ConfigurationError(
                 f"no routing key {key!r}{nearest(key, EVENT_QUEUES)}", hint=f"the keys: {', '.join(EVENT_QUEUES)}"
             )
-    if not keys:
-        return CLIENT
-    allowed = (EVENTS, f"^({'|'.join(map(re.escape, keys))})$")
+    # Named also when it is everything: an import adds, and would leave an earlier limit in place.
+    allowed = (EVENTS, f"^({'|'.join(map(re.escape, keys))})$" if keys else ".*")
     return Rights(CLIENT.configure, CLIENT.write, CLIENT.read, (*CLIENT.topics, allowed))
 
 
@@ -99,6 +98,8 @@ def users_of(amqp: Amqp, keys: Sequence[str] = ()) -> list[User]:
     Raises:
         ConfigurationError: a URL without user or password, or one user for both.
     """
+    if vhost_of(amqp.client_url) != vhost_of(amqp.broker_url):
+        raise ConfigurationError("[amqp] url and worker_url name different vhosts", hint="a node works in one")
     client, worker = User.of(amqp.client_url, client_for(keys)), User.of(amqp.broker_url, WORKER)
     if client.name == worker.name:
         raise ConfigurationError(

@@ -57,6 +57,15 @@ def record_queue(kind: RecordKind) -> str:
     return next(queue for queue, keys in LOG_QUEUES.items() if any(key.split(".")[0] == kind for key in keys))
 
 
+_DELAY = re.compile(r"^(?:[01]\.){28}")
+
+
+def undelayed(key: str) -> str:
+    """A routing key without what native delayed delivery puts before it, through exchanges of Celery's own, to which no
+    client may publish."""
+    return _DELAY.sub("", key)
+
+
 def takes(queue: str, key: str) -> bool:
     """Whether a message with this routing key belongs in that queue."""
     patterns = LOG_QUEUES.get(queue, (queue,))

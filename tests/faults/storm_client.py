@@ -53,7 +53,7 @@ def main() -> None:
                     client._confirmed([accept, event], deadline)
                     told = "confirmed"
                 else:
-                    client._reply(client._send(event, deadline), deadline)
+                    client._reply(client.send(event, deadline), deadline)
                     told = "ok"
             except BedsError as error:
                 told = error.code

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import time
+from pathlib import Path
 from typing import Any
 
 import amqp
@@ -12,7 +15,19 @@ from pymongo import MongoClient
 from pymongo.errors import OperationFailure
 
 from beds.adapters.mariadb.session import connect
+from beds.client import Client
 from beds.config import Settings
+from beds.domain.event import Event
+from beds.domain.lineage import Lineage
+from beds.domain.ticket import TicketState
+from beds.errors import PermissionDenied
+from beds.node.check import Verdict
+from beds.node.doctor import examine
+from beds.stack.stack import Stack
+from beds.transport.message import REPLY_TO, sealed, to_message
+from beds.transport.rights import definitions, users_of
+from beds.transport.topology import LOG_QUEUES, QUEUES, Depth, depths
+from tests.conftest import ADMIN_QUEUES, ALL_QUEUES, OwnVhost, running_worker, wait_for, wait_until_served
 
 
 @pytest.fixture
@@ -121,3 +136,63 @@ def test_the_clients_amqp_user_is_refused(settings: Settings, workers: None, act
         pytest.raises(amqp.AccessRefused),
     ):
         act(connection.default_channel)
+
+
+@pytest.mark.timeout(120)
+def test_a_client_of_a_few_keys_and_what_the_doctor_says_to_it(
+    project: Path, stack: Stack, own_vhost: OwnVhost, settings: Settings
+) -> None:
+    """As `beds amqp definitions --key …` makes one: refused elsewhere, and not ill for that."""
+    wanted = definitions("own", users_of(settings.amqp, ["rec.read", "rel.read", "calgon"]))
+    file = project / "narrow.json"
+    file.write_text(json.dumps({"topic_permissions": wanted["topic_permissions"]}))
+    stack.rabbitmq.control("import_definitions", str(file))
+    env = {**own_vhost.env, "BEDS_METRICS__PROMETHEUS": ""}
+    with (
+        running_worker(project, ALL_QUEUES, env=env),
+        running_worker(project, ADMIN_QUEUES, env=env),
+        Client(own_vhost.settings) as client,
+    ):
+        wait_until_served(client)
+        with pytest.raises(PermissionDenied) as caught:
+            client.submit("create_record", "SampleRows", {"id": "narrow"})
+        (guid,) = caught.value.detail["refused"]
+        # Its ticket was accepted, and does not wait for ever for an event that was never published.
+        assert client.ticket(guid).wait(20).state is TicketState.REVOKED
+        wait_for(lambda: all(d and d.consumers for d in _depths(own_vhost).values()), 30, "the admin worker")
+        checks = {check.name: check for check in examine(own_vhost.settings, 15)}
+    assert not [check for check in checks.values() if check.failed]
+    assert checks["pool rec.write"].verdict is Verdict.SKIPPED
+    assert "after a retry" in checks["pool rel.read"].found
+
+
+def _depths(vhost: OwnVhost) -> dict[str, Depth | None]:
+    with kombu.Connection(vhost.settings.amqp.client_url) as connection:
+        return depths(LOG_QUEUES, connection)
+
+
+@pytest.mark.timeout(60)
+def test_a_task_that_is_tried_again_is_counted_under_its_own_queue(client: Client, database: Any) -> None:
+    """Celery's delayed delivery writes 28 digits before the routing key."""
+    event = Event.of_probe("rel.read", Lineage.root("probe", "test"), retry=True)
+    answer = client.answer(client.send(event, time.monotonic() + 10), time.monotonic() + 20)
+    assert answer["retries"] == 1
+    wait_for(lambda: database.msMetrics.find_one({"meta.operation": "read.probe"}), 30, "its metrics")
+    assert set(database.msMetrics.distinct("meta.queue")) <= set(QUEUES)
+
+
+@pytest.mark.timeout(90)
+def test_a_copy_for_another_queue_is_turned_away(project: Path, own_vhost: OwnVhost) -> None:
+    """RabbitMQ delivers to the queues of the header BCC as well, and judges rights by the routing key alone."""
+    url = own_vhost.settings.amqp.client_url
+    replies: list[dict[str, Any]] = []
+    with running_worker(project, "rec.write", env=own_vhost.env), kombu.Connection(url) as connection:
+        wait_for(lambda: (d := depths(["rec.write"], connection)["rec.write"]) and d.consumers, 60, "the worker")
+        channel = connection.default_channel
+        channel.basic_consume(REPLY_TO, no_ack=True, callback=lambda m: replies.append(json.loads(m.body)))
+        event = sealed(Event.of_probe("rec.read", Lineage.root("probe", "test"), retry=False), 1 << 20)
+        message = to_message(event, "beds_app")
+        message.properties["application_headers"]["BCC"] = ["rec.write"]
+        channel.basic_publish(message, event.exchange, event.queue)
+        connection.drain_events(timeout=30)
+    assert [reply["result"]["beds"]["code"] for reply in replies] == ["malformed_event"]

@@ -18,7 +18,6 @@ from typing import Any
 import amqp
 import pytest
 from click.testing import CliRunner
-from pymongo import MongoClient
 
 from beds.cli.main import cli
 from beds.client import Client
@@ -33,15 +32,6 @@ from beds.stack.stack import Stack
 from beds.templates.registry import TemplateRegistry
 from beds.transport.log_handler import LogHandler
 from tests.conftest import PROMETHEUS, environment, run, wait_for
-
-
-@pytest.fixture(scope="module")
-def database(settings: Settings, stack: Stack) -> Iterator[Any]:
-    """MongoDB as the DBA sees it, to look at what was written past BEDS."""
-    dba = settings.schema_.dba.rec
-    assert dba is not None
-    with MongoClient[dict[str, Any]](dba.uri.get_secret_value(), tz_aware=True) as mongo:
-        yield mongo[dba.database]
 
 
 @pytest.fixture

@@ -398,9 +398,9 @@ def test_tickets_are_listed_and_cancelled_from_the_command_line(client: Client, 
     assert "Usage" in run(project, "beds", "ticket", "--help").stdout
 
 
-def test_trap_4_celerys_rpc_results_are_pending_for_everybody_else(settings: Settings, client: Client) -> None:
+def test_trap_4_celerys_rpc_results_are_pending_for_everybody_else(stack: Stack, client: Client) -> None:
     """The fault itself, beside the way round it: a ticket's state is seen by all (the tests above)."""
-    rpc = Celery("rpc", broker=settings.amqp.broker_url, backend="rpc://")
+    rpc = Celery("rpc", broker=stack.plan.amqp_url("admin"), backend="rpc://")  # it declares a queue of its own
     ticket = client.submit("create_record", "SampleRows", {"id": new_id()})
     assert ticket.wait(30).state is TicketState.SUCCESS
     assert rpc.AsyncResult(ticket.guid).state == "PENDING"
