@@ -237,7 +237,7 @@ class Logging(Section):
     """Days that the admin worker keeps logs, lineage and audit."""
     lineage: bool = True
     """Whether workers tell what they carried out, and for how long."""
-    batch_records: Annotated[int, Field(ge=1, le=5000)] = 500
+    batch_records: Annotated[int, Field(ge=1, le=5000)] = 1000
     """Records in one message, at most."""
     batch_seconds: Annotated[float, Field(gt=0, le=60)] = 0.2
     """Seconds a record waits for others."""

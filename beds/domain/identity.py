@@ -8,6 +8,9 @@ import time
 import uuid
 from dataclasses import dataclass
 
+_NOT_FIXED = ~(0xF << 76 | 0x3 << 62)
+_FIXED = 0x7 << 76 | 0x2 << 62
+"""Version 7 and the variant."""
 _HEX24 = re.compile(r"[0-9a-f]{24}\Z")
 
 
@@ -18,9 +21,7 @@ def uuid7() -> uuid.UUID:
     """
     milliseconds = time.time_ns() // 1_000_000
     value = (milliseconds & 0xFFFF_FFFF_FFFF) << 80 | int.from_bytes(os.urandom(10), "big")
-    value = value & ~(0xF << 76) | 0x7 << 76
-    value = value & ~(0x3 << 62) | 0x2 << 62
-    return uuid.UUID(int=value)
+    return uuid.UUID(int=value & _NOT_FIXED | _FIXED)
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -15,7 +15,7 @@ from celery import Celery
 from beds.config import Settings
 from beds.node.pool import slots_of
 from beds.node.supervisor import SETTLED, state_file
-from beds.transport.connection import connect_to
+from beds.transport.connection import connect_to, tls_options
 
 ANSWER_SECONDS = 2.0
 STALE_SECONDS = 15.0
@@ -92,9 +92,11 @@ def _noted(settings: Settings) -> list[dict[str, Any]] | None:
 
 def _done(settings: Settings, workers: list[str]) -> dict[str, int]:
     """Events carried out by each worker that answers over RabbitMQ."""
-    app = Celery("beds-status", set_as_current=False)
+    url = settings.amqp.broker_url
+    app = Celery("beds-status", broker=url, set_as_current=False)
+    app.conf.broker_use_ssl = tls_options(settings.amqp, url)
     try:
-        with connect_to(settings.amqp, settings.amqp.broker_url, patience=ANSWER_SECONDS) as connection:
+        with connect_to(settings.amqp, url, patience=ANSWER_SECONDS) as connection:
             connection.ensure_connection(max_retries=1, interval_start=0, interval_max=0, timeout=ANSWER_SECONDS)
             found = app.control.inspect(workers, timeout=ANSWER_SECONDS, connection=connection).stats() or {}
     except (kombu.exceptions.OperationalError, OSError, amqp.AMQPError):

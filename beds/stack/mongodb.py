@@ -42,6 +42,9 @@ class MongoDB(Server):
                 "--replSet=rs0",
                 f"--keyFile={self.folder / 'keyfile'}",
                 "--wiredTigerCacheSizeGB=0.5",
+                # What a killed slot's transaction holds, it holds for so long (60 s by default).
+                "--setParameter",
+                "transactionLifetimeLimitSeconds=10",
                 "--unixSocketPrefix=" + str(self.folder) if len(str(self.folder)) < 80 else "--nounixsocket",
                 *self.more,
             ]

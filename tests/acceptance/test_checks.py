@@ -13,11 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import kombu
+import psutil
 import pytest
 from pymongo import MongoClient
 
-from beds.config import Settings
+from beds.config import Settings, load_settings
 from beds.errors import CallTimeout
+from beds.node import status
+from beds.node.name_hold import NameHold
+from beds.node.supervisor import state_file
 from beds.stack.mongodb import MongoDB, mongod_of_wheel
 from beds.stack.process import accepts
 from beds.stack.stack import Stack
@@ -267,3 +271,52 @@ def test_in_development_the_rest_serves(bench: Bench) -> None:
     log = (bench.project / "node-data.log").read_text()
     assert "check failed: topology of rel.write" in log
     assert "check failed: template Airlines" in log
+
+
+@pytest.mark.timeout(150)
+def test_a_database_that_is_away_for_a_while_ends_no_node(bench: Bench) -> None:
+    """A worker that starts anew meanwhile cannot work now, which is another exit code than that it never will."""
+    write_role(bench.project, "data", "rec", "rel")
+    with running_node(bench.project, "data", bench.env):
+        (parent,) = (p["pid"] for n, p in statuses(bench.project, "data", bench.env).items() if n == "rel.read")
+        server = bench.stack.server("mariadb").daemon.process()
+        assert server
+        server.suspend()
+        try:
+            psutil.Process(parent).kill()
+            wait_for(lambda: statuses(bench.project, "data", bench.env)["rel.read"]["restarts"] > 1, 60, "its refusal")
+        finally:
+            server.resume()
+        wait_for(
+            lambda: beds(bench.project, "data", "node", "status", "--ready", env=bench.env).returncode == 0, 60, "it"
+        )
+
+
+@pytest.mark.timeout(60)
+def test_of_two_nodes_that_start_together_one_has_the_name(bench: Bench) -> None:
+    """The check comes before either has it, so taking it is what counts."""
+    holds = [NameHold(bench.vhost.settings) for _ in range(2)]
+    for hold in holds:
+        hold.start()
+    for hold in holds:
+        hold.wait_tried(20)
+    assert [hold.is_taken for hold in holds].count(True) == 1
+    for hold in holds:
+        hold.close()
+        hold.join(10)
+
+
+@pytest.mark.parametrize("state", ["{bad", "[]", "null", '{"pools": 5}', '{"pools": [{}]}', None])
+def test_a_node_without_a_state_that_can_be_read_is_not_ready(bench: Bench, state: str | None) -> None:
+    file = write_role(bench.project, "data", "rec")
+    settings = load_settings(file)
+    noted = state_file(settings)
+    noted.unlink(missing_ok=True)
+    if state is not None:
+        noted.write_text(state)
+    assert not status.is_ready(settings)
+    assert not status.is_serving(settings)
+    assert status.pools(settings) == []
+    noted.write_text(json.dumps({"pools": [dict.fromkeys(status.KEYS, "ready") | {"pid": 2**22 + 1}]}))
+    assert not status.is_ready(settings), "its process is gone"
+    noted.unlink()
