@@ -16,8 +16,10 @@ EX_UNWELL = 1
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
 def doctor(config: str | None, timeout: float, as_json: bool) -> None:
-    """Send probes through the running system, as any client: each pool must answer, also after a retry; an unroutable
-    event must be refused, a dead one must reach msDead, and lineage must arrive. Exit code 1 when something is wrong.
+    """Send probes through the running system, as any client, and say what became of each.
+
+    Every pool must answer, its database too, and after a retry; an unroutable event must be refused, a dead one must
+    reach msDead, and lineage must arrive. Exit code 1 when something is wrong.
 
     It writes no data but what the probes leave in msDead, msLineage and msMetrics.
     """
