@@ -245,7 +245,7 @@ def test_logs_are_shown_and_followed(marked: Any, database: Any, project: Path) 
     assert f"a loud line of {logger.name}" in loud
     assert f"a quiet line of {logger.name}" not in loud
     assert logger.name in run(project, "beds", "logs", "--node", "ms", "--json", "--limit", "1000").stdout
-    assert run(project, "beds", "logs", "--node", "nobody").stdout == ""
+    assert run(project, "beds", "logs", "--node", "nobody").stdout == "0 records\n"
     assert run(project, "beds", "logs", "--since", "yesterday").returncode == 2
     follower = subprocess.Popen(
         ["beds", "logs", "--follow", "--level", "INFO"],
