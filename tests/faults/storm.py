@@ -184,6 +184,7 @@ def kill_a_worker(s: Storm) -> None:
 def kill_next_process(s: Storm) -> None:
     """One process of the node after another: the supervisor (which is started again, as systemd would), each worker's
     parent, each slot. Then the pools must be whole again."""
+    wait_for(s.is_whole, 90, "the pools")  # another fault may have come before
     workers = s.workers()
     mine = [psutil.Process(s.node.pid), *workers, *(child for worker in workers for child in worker.children())]
     victim = mine[s.kills % len(mine)]

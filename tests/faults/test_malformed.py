@@ -98,7 +98,7 @@ def test_no_message_ends_the_worker_and_each_is_answered(project: Path, own_vhos
     ):
         wait_until_served(client, ["SampleRows"])
         channel = connection.default_channel
-        mine = channel.queue_declare("", exclusive=True).queue
+        mine = channel.queue_declare("beds.test.answers", exclusive=True).queue
         asked = {publish(channel, json.dumps(body).encode(), mine): code for body, code in ANSWERED}
         dead = [publish(channel, body, mine) for body in DEAD]
         good = json.dumps([[], {"template": "SampleRows", "payload": {"id": "x", "text": MARKER}}, EMBED]).encode()
