@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import secrets
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from beds.broker.admin import GAUGES
 from beds.broker.app import app as beds_app
 from beds.broker.app import refuse_to_start
 from beds.broker.intake import Intake, refuse_compression, refuse_deep_headers
-from beds.broker.process import READY_FILE
+from beds.broker.process import READY_FILE, unique_name
 from beds.broker.undertaker import Undertaker
 from beds.config import Settings
 from beds.config.sections import Broker
@@ -84,7 +83,9 @@ class BedsWorker(Worker):
         refuse_deep_headers()
         # Nodes do not need to know of each other, and thousands of them would talk a lot.
         options["without_gossip"] = options["without_mingle"] = True
-        super().__init__(app=app, hostname=hostname if given("hostname") else _unique_name(settings, queues), **options)
+        super().__init__(
+            app=app, hostname=hostname if given("hostname") else unique_name(settings.node.name, queues), **options
+        )
 
 
 def _declare(settings: Settings, queues: list[str], connection: Any) -> None:
@@ -131,7 +132,7 @@ def _queues(named: Any, settings: Settings) -> list[str]:
 
 
 def _size(settings: Settings, queues: list[str]) -> Broker:
-    pools = [settings.broker(name) for name in dict.fromkeys(map(topology.broker_of, queues))]
+    pools = topology.brokers_of(queues, settings)
     kinds = {pool.pool for pool in pools}
     if len(kinds) > 1:
         raise ConfigurationError(
@@ -188,11 +189,6 @@ def _given_on_command_line() -> Any:
         return context is not None and context.get_parameter_source(name) is ParameterSource.COMMANDLINE
 
     return given
-
-
-def _unique_name(settings: Settings, queues: list[str]) -> str:
-    """A new name at each start: Celery's control queue is exclusive, and the old one may not be gone yet."""
-    return f"{'+'.join(queues)}.{secrets.token_hex(3)}@{settings.node.name}"
 
 
 def _still_trying(error: BaseException, interval: float) -> None:

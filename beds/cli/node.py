@@ -18,7 +18,6 @@ from beds.errors import ConfigurationError, StackError
 from beds.node import status, supervisor
 from beds.node.check import Check, Verdict, of_error
 from beds.node.checks import initial_program_load
-from beds.node.pool import pools_of
 from beds.stack.process import Daemon, lock_holder
 from beds.stack.stack import node_daemon, node_daemons
 
@@ -182,7 +181,7 @@ def start_node(daemon: Daemon, settings: Settings, config: str | None) -> bool:
     daemon.start([sys.executable, "-m", "beds.cli", *option, "node", "run"], cwd=settings.root)
     try:
         daemon.wait_until(lambda: status.is_serving(settings), START_SECONDS)
-        if not any(pool.state == "ready" for pool in status.pools(settings)) and pools_of(settings):
+        if status.is_refused(settings):
             raise StackError(f"no worker can start:\n{daemon.tail()}", hint=f"the whole log: {daemon.log}")
     except StackError:
         daemon.stop()  # what never served is not left behind, to try for ever

@@ -90,6 +90,11 @@ class Tls(Section):
     key: ReadableFile | None = None
     """PEM file of the certificate's key, when it lies in another file."""
 
+    def named(self, ca: str, certificate: str, key: str = "key") -> dict[str, str]:
+        """The paths of those files that are set, under the names that a driver has for them."""
+        files = {ca: self.ca, certificate: self.certificate, key: self.key}
+        return {name: str(file) for name, file in files.items() if file}
+
     @model_validator(mode="after")
     def _key_has_a_certificate(self) -> Tls:
         if self.key and not self.certificate:

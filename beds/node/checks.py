@@ -21,7 +21,7 @@ from beds.node.amqp_checks import amqp_checks
 from beds.node.check import Check, failed, of_error, ok, skipped
 from beds.services.factory import AdapterFactory
 from beds.templates.registry import TemplateRegistry
-from beds.transport.topology import broker_of, local_pools
+from beds.transport.topology import brokers_of, local_pools
 
 SKEW_SECONDS = 5.0
 """By how much two clocks may differ. A client's clock decides when its question expires, a worker's whether it has."""
@@ -97,12 +97,8 @@ def _disk(settings: Settings) -> Check:
 
 
 def _memory(settings: Settings, runs_here: bool) -> Check:
-    slots = sum(
-        settings.broker(name).instances
-        for pool in local_pools(settings.services)
-        for name in dict.fromkeys(map(broker_of, pool))
-        if settings.broker(name).pool == "prefork"
-    )
+    brokers = [broker for pool in local_pools(settings.services) for broker in brokers_of(pool, settings)]
+    slots = sum(broker.instances for broker in brokers if broker.pool == "prefork")
     available = psutil.virtual_memory().available
     if not runs_here and slots * BYTES_PER_SLOT > available:
         return failed(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import socket
 import subprocess
 import sys
@@ -14,11 +13,11 @@ from typing import Any
 
 import psutil
 
-from beds.broker.process import READY_FILE
+from beds.broker.process import READY_FILE, unique_name
 from beds.config import Settings
 from beds.config.settings import CONFIG_VARIABLE
 from beds.node.systemd import VARIABLES
-from beds.transport.topology import broker_of, local_pools
+from beds.transport.topology import brokers_of, local_pools
 
 FIRST_DELAY, LONGEST_DELAY = 0.5, 30.0
 """Seconds before a process that ended is started again; doubled while it does not last."""
@@ -26,6 +25,8 @@ LASTING_SECONDS = 60.0
 """One that ran this long has lasted."""
 REFUSED_SECONDS = 30.0
 """Before one that refused to start is asked again: somebody may have mended what was wrong."""
+ASK_SECONDS = 1.0
+"""How long Flower's last answer counts."""
 FLOWER = "flower"
 CELERY = (sys.executable, "-m", "celery", "-A", "beds")
 
@@ -51,12 +52,15 @@ class Pool:
         self._delay = FIRST_DELAY
         self._since = 0.0
         self._next_start = 0.0
+        self._answered = False
+        self._ask_again = 0.0
 
     @property
     def slots(self) -> int:
         """How many events it carries out at once, by beds.toml."""
-        brokers = dict.fromkeys(broker_of(queue) for queue in self.name.split(","))
-        return 0 if self.name == FLOWER else sum(self._settings.broker(name).instances for name in brokers)
+        if self.name == FLOWER:
+            return 0
+        return sum(broker.instances for broker in brokers_of(self.name.split(","), self._settings))
 
     @property
     def state(self) -> str:
@@ -72,20 +76,26 @@ class Pool:
         return self._flower_answers() if self.name == FLOWER else self._ready_file.exists()
 
     def _flower_answers(self) -> bool:
+        """Whether Flower's port is open; asked now and then, though this is looked at several times a second."""
+        if time.monotonic() < self._ask_again:
+            return self._answered
         address = self._settings.flower.address
         host = "127.0.0.1" if address == "0.0.0.0" else address
         try:
             socket.create_connection((host, self._settings.flower.port), timeout=0.5).close()
+            self._answered = True
         except OSError:
-            return False
-        return True
+            self._answered = False
+        self._ask_again = time.monotonic() + ASK_SECONDS
+        return self._answered
 
     def is_due(self) -> bool:
         return self.process is None and time.monotonic() >= self._next_start
 
     def start(self) -> None:
         """Start it now."""
-        self.refused = False
+        self.refused = self._answered = False
+        self._ask_again = 0.0
         self._ready_file.unlink(missing_ok=True)
         inherited = {name: value for name, value in os.environ.items() if name not in VARIABLES}
         env = {**inherited, CONFIG_VARIABLE: str(self._settings.file), READY_FILE: str(self._ready_file), **self._env()}
@@ -132,7 +142,7 @@ class Pool:
         settings = self._settings
         if self.name == FLOWER:
             return [*CELERY, FLOWER, f"--address={settings.flower.address}", f"--port={settings.flower.port}"]
-        self.worker_name = f"{self.name.replace(',', '+')}.{secrets.token_hex(3)}@{settings.node.name}"
+        self.worker_name = unique_name(settings.node.name, self.name.split(","))
         return [*CELERY, "worker", "-Q", self.name, "-n", self.worker_name, "-l", settings.logging.level]
 
     def _env(self) -> Mapping[str, str]:

@@ -68,6 +68,12 @@ def is_serving(settings: Settings) -> bool:
     return noted is not None and all(entry["state"] in SETTLED for entry in noted)
 
 
+def is_refused(settings: Settings) -> bool:
+    """Whether there are pools, and none of them can work."""
+    noted = _noted(settings)
+    return bool(noted) and all(entry["state"] == "refused" for entry in noted or [])
+
+
 def is_ready(settings: Settings) -> bool:
     """Whether a supervisor is at work, and every pool serves; for health checks."""
     noted = _noted(settings)

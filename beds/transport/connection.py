@@ -30,7 +30,4 @@ def tls_options(settings: Amqp, url: str) -> dict[str, Any] | bool:
     if not url.startswith("amqps://"):
         return False
     options: dict[str, Any] = {"cert_reqs": ssl.CERT_REQUIRED, "server_hostname": None}  # None: the URL's host
-    if (tls := settings.tls) is not None:
-        files = {"ca_certs": tls.ca, "certfile": tls.certificate, "keyfile": tls.key}
-        options |= {name: str(file) for name, file in files.items() if file}
-    return options
+    return options | (settings.tls.named("ca_certs", "certfile", "keyfile") if settings.tls else {})

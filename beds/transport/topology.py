@@ -10,7 +10,8 @@ from typing import Any
 import amqp
 from kombu import Connection, Exchange, Queue
 
-from beds.config.sections import Amqp, Services
+from beds.config import Settings
+from beds.config.sections import Amqp, Broker, Services
 from beds.domain.event import CALGON, RecordKind
 from beds.errors import BrokerUnavailable, PermissionDenied, TopologyMismatch
 
@@ -77,6 +78,11 @@ def takes(queue: str, key: str) -> bool:
 def broker_of(queue: str) -> str:
     """The broker type of `[brokers]` whose pool serves a queue."""
     return ADMIN if queue in LOG_QUEUES else queue
+
+
+def brokers_of(queues: Iterable[str], settings: Settings) -> list[Broker]:
+    """The pool settings of the queues that one worker serves: one for each broker type among them."""
+    return [settings.broker(name) for name in dict.fromkeys(map(broker_of, queues))]
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,14 +80,10 @@ def a_missing_procedure(bench: Bench) -> Iterator[dict[str, str]]:
     yield {"BEDS_SCHEMA__PATH": str(schema)}
 
 
-@contextmanager
-def a_surplus_grant(bench: Bench) -> Iterator[dict[str, str]]:
-    with as_root(bench) as execute:
-        execute("GRANT SELECT ON beds.airlines TO beds_broker@'127.0.0.1'")
-        try:
-            yield {}
-        finally:
-            execute("REVOKE SELECT ON beds.airlines FROM beds_broker@'127.0.0.1'")
+def a_surplus_grant(bench: Bench) -> Fault:
+    account = "beds_broker@'127.0.0.1'"
+    right = "SELECT ON beds.airlines"
+    return sql_as_root(bench, f"GRANT {right} TO {account}", f"REVOKE {right} FROM {account}")
 
 
 @contextmanager
@@ -141,15 +137,10 @@ def no_replica_set(bench: Bench) -> Iterator[dict[str, str]]:
         alone.wait()
 
 
-@contextmanager
-def a_clock_that_is_off(bench: Bench) -> Iterator[dict[str, str]]:
+def a_clock_that_is_off(bench: Bench) -> Fault:
     """MariaDB's, as it tells the time to a session of this user: an hour ahead of the node's."""
-    with as_root(bench) as execute:
-        execute("SET GLOBAL init_connect = 'SET timestamp = UNIX_TIMESTAMP() + 3600'")
-        try:
-            yield {}
-        finally:
-            execute("SET GLOBAL init_connect = ''")
+    ahead = "SET GLOBAL init_connect = 'SET timestamp = UNIX_TIMESTAMP() + 3600'"
+    return sql_as_root(bench, ahead, "SET GLOBAL init_connect = ''")
 
 
 @contextmanager
@@ -173,15 +164,14 @@ def a_secret_that_others_can_read(bench: Bench) -> Iterator[dict[str, str]]:
 
 
 @contextmanager
-def as_root(bench: Bench) -> Iterator[Callable[[str], None]]:
+def sql_as_root(bench: Bench, do: str, undo: str) -> Iterator[dict[str, str]]:
     root: Any = bench.stack.server("mariadb")
     with contextlib.closing(root._root()) as connection:
-
-        def execute(statement: str) -> None:
-            connection.cursor().execute(statement)
-            connection.commit()
-
-        yield execute
+        connection.cursor().execute(do)
+        try:
+            yield {}
+        finally:
+            connection.cursor().execute(undo)
 
 
 FAULTS: list[tuple[Callable[[Bench], Fault], str, str]] = [

@@ -38,9 +38,7 @@ def connect(config: RelDatabase, timeout: float, *, multi_statements: bool = Fal
         timeout: seconds after which a silent socket is given up.
         multi_statements: whether one query may hold several; for schema files only.
     """
-    files = (config.tls.model_dump(exclude_none=True) if config.tls else {}).items()
-    names = {"ca": "ca", "certificate": "cert", "key": "key"}
-    tls = {"ssl": {names[n]: str(file) for n, file in files}, "ssl_mode": "VERIFY_IDENTITY"} if config.tls else {}
+    tls = {"ssl": config.tls.named("ca", "cert", "key"), "ssl_mode": "VERIFY_IDENTITY"} if config.tls else {}
     with translated():
         return MySQLdb.connect(
             **tls,

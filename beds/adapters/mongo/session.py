@@ -44,10 +44,7 @@ def connect(config: RecDatabase, timeout: float) -> MongoClient[Document]:
         config: where to connect.
         timeout: seconds after which a silent socket is given up.
     """
-    tls: dict[str, Any] = {}
-    if config.tls:
-        files = {"tlsCAFile": config.tls.ca, "tlsCertificateKeyFile": config.tls.certificate}
-        tls = {"tls": True, **{name: str(file) for name, file in files.items() if file}}
+    tls: dict[str, Any] = {"tls": True, **config.tls.named("tlsCAFile", "tlsCertificateKeyFile")} if config.tls else {}
     with translated():
         return MongoClient(
             config.uri.get_secret_value(),
