@@ -4,12 +4,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3.11
 
-.PHONY: help setup demo test check bench faults flower clean
+.PHONY: help setup demo test check bench bench-quick faults kills cluster flower clean
 help:
 	@echo "make demo    set up, start the servers and workers, load the sample data, ask questions"
 	@echo "make test    set up, check, run all tests on real servers of their own"
-	@echo "make bench   round trip, throughput, logs and the ledger beside their peers, on the local stack"
+	@echo "make bench   operations, logs, the ledger and dead events beside their peers, on the local stack"
+	@echo "make bench-quick  operations beside their peers, with fewer calls (about three minutes)"
 	@echo "make faults  kills and restarts under load, each many times, and what they cost (about 40 minutes)"
+	@echo "make kills   the storms of many kills that CI runs beside the tests (about 3 minutes)"
+	@echo "make cluster clusters of each server, whose leaders are killed or replaced under load (about 20 minutes)"
 	@echo "make flower  Flower on the local stack, on http://127.0.0.1:5555"
 	@echo "make check   ruff, mypy, import-linter"
 	@echo "make setup   install what is missing: Debian packages, the virtual environment, a mongod"
@@ -30,17 +33,28 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# In two processes, each with servers of its own: most of a test is waiting. A file stays in one process.
 test: check
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 bench: setup
-	$(BIN)/python -m bench.rpc
+	$(BIN)/python -m bench.operations
 	$(BIN)/python -m bench.logs
 	$(BIN)/python -m bench.ledger
+	$(BIN)/python -m bench.dead
 	$(BIN)/python -m bench.scaling
 
-faults: setup
+bench-quick: setup
+	$(BIN)/python -m bench.operations --quick
+
+faults: kills
 	$(BIN)/python -m tests.faults.storm
+
+kills: setup
+	$(BIN)/pytest -m long tests/faults
+
+cluster: setup
+	$(BIN)/pytest -s tests/cluster
 
 flower: setup
 	eval "$$($(BIN)/beds stack env)" && $(BIN)/celery -A beds flower --address=127.0.0.1

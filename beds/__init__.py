@@ -9,19 +9,19 @@ The functions use one client per process, made at the first use from beds.toml; 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from beds.bound_template import BoundTemplate
-from beds.client import Client, default_client
+from beds.client.bound_template import BoundTemplate
+from beds.client.call import Call
+from beds.client.client import Client, default_client
+from beds.client.lineage import Node
+from beds.client.tickets import Ticket
 from beds.config import Settings, load_settings
 from beds.domain.identity import ObjectId
 from beds.domain.reply import Page, Reply, Response
 from beds.domain.ticket import Progress, TicketState, TicketStatus
 from beds.errors import BedsError
-from beds.services.lineage import Node
-from beds.templates.call import Call
-from beds.tickets import Ticket
 from beds.transport.log_handler import LogHandler
 
 __all__ = [
@@ -43,18 +43,30 @@ __all__ = [
     "app",
     "call",
     "call_many",
+    "fetch",
     "lineage",
     "load_settings",
     "submit",
     "submit_many",
     "template",
     "ticket",
+    "write",
 ]
 
 
 def call(operation: str, template: str, data: Any = None, **options: Any) -> Reply:
     """`Client.call` of the default client."""
     return default_client().call(operation, template, data, **options)
+
+
+def fetch(template: str, using: str = "", args: Mapping[str, Any] | None = None, **options: Any) -> Page:
+    """`Client.fetch` of the default client."""
+    return default_client().fetch(template, using, args, **options)
+
+
+def write(operation: str, template: str, data: Any, **options: Any) -> Response:
+    """`Client.write` of the default client."""
+    return default_client().write(operation, template, data, **options)
 
 
 def submit(operation: str, template: str, data: Any = None, **options: Any) -> Ticket:
@@ -88,11 +100,11 @@ def ticket(guid: str) -> Ticket:
 
 
 def __getattr__(name: str) -> Any:
-    # `celery -A beds` asks for beds.app; a client that never does is spared Celery's import.
+    # `celery -A beds` reads beds.app; a client that never reads it does not import Celery.
     if name == "app":
-        from beds.broker.app import app
+        from beds.worker.app import app
 
         return app
     if name == "aio":
-        return importlib.import_module("beds.aio")
+        return importlib.import_module("beds.client.aio")
     raise AttributeError(f"module 'beds' has no attribute {name!r}")

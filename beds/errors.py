@@ -1,4 +1,4 @@
-"""Every error BEDS raises, with the code and the words it carries over the wire.
+"""Every error that BEDS raises, with its code and its form on the wire.
 
 BedsError
 ├── ConfigurationError            beds.toml, the environment, celeryconfig.py
@@ -16,36 +16,36 @@ BedsError
 │   └── InvalidCursor
 ├── MalformedEvent                a message that is not an event of this contract
 ├── NotFound                      no record under that id
-├── Conflict                      the store refused: it would break a key
+├── Conflict                      the write would violate a key
 │   ├── DuplicateKey
 │   └── ForeignKeyViolation
 ├── BusinessRule                  SIGNAL '45xxx' of a procedure, with the DBA's words
-├── SchemaError                   what the DBA's side lacks or refuses
+├── SchemaError                   an object or a right is missing in the database
 │   ├── SchemaMismatch            an object is missing, or its parameters do not fit the template
 │   ├── SchemaDrift               a versioned file was changed after it was applied
 │   └── StoreDenied               the broker's user may not do this
-├── StoreError                    the store failed in a way BEDS has no better name for
-├── StoreUnavailable              (retryable) the database cannot be reached or gave up
+├── StoreError                    any other error of the store
+├── StoreUnavailable              (retryable) the database cannot be reached, or aborted the operation
 ├── TimeLimitExceeded             the operation ran longer than its pool allows
-├── DeadEvent                     it ended its worker each time it was delivered
-├── ResultTooLarge                the reply does not fit; page
+├── DeadEvent                     the event ended its worker each time it was delivered
+├── ResultTooLarge                the reply is too large; fetch it in pages
 ├── TransportError
 │   ├── BrokerUnavailable         (retryable) RabbitMQ cannot be reached
-│   ├── BrokerBlocked             (retryable) RabbitMQ raised an alarm and takes no messages
-│   ├── Overloaded                (retryable) RabbitMQ refused the message
+│   ├── BrokerBlocked             (retryable) RabbitMQ blocks publishing because of a resource alarm
+│   ├── Overloaded                (retryable) the queue is full
 │   ├── Unroutable                no queue is bound to the key
 │   ├── PermissionDenied          the AMQP user may not publish there
 │   ├── TopologyMismatch          a queue exists with other arguments
 │   └── CallTimeout               (retryable) no reply by the deadline
 ├── TicketError
-│   ├── UnknownTicket             it was never accepted
-│   ├── TicketExpired             its outcome is kept no more
+│   ├── UnknownTicket             the ticket was never accepted
+│   ├── TicketExpired             its outcome is no longer kept
 │   ├── TicketRevoked             it was cancelled
 │   └── IdempotencyConflict       the key belongs to another event
 ├── ClientClosed                  the client was closed while it was in use
 ├── StackError                    the local stack
 ├── InternalError                 a defect in BEDS or in the worker's surroundings
-└── RemoteError                   a code this version does not know
+└── RemoteError                   an error code of a newer version
 """
 
 from __future__ import annotations
@@ -59,10 +59,10 @@ class BedsError(Exception):
     """Root of all errors of BEDS.
 
     Args:
-        message: one sentence for a person; never holds a secret.
-        detail: facts for a machine, by name (`field`, `template`, `object`, …); JSON values only.
-        hint: the way out, in one sentence.
-        event_id: `node.env.guid` of the event that failed, when there is one.
+        message: one sentence for people; never holds a secret.
+        detail: facts for programs, by name (`field`, `template`, `object`, …); JSON values only.
+        hint: the remedy, in one sentence.
+        event_id: `node.env.guid` of the failed event, or empty.
     """
 
     code: ClassVar[str] = "error"
@@ -84,20 +84,20 @@ class BedsError(Exception):
         self.event_id = event_id
 
     def __str__(self) -> str:
-        """For a traceback or a log that shows nothing else: the words, the hint, and what to look for."""
+        """Message, hint, code and event id, for tracebacks and logs."""
         hint = f" ({self.hint})" if self.hint else ""
         event = f", event {self.event_id}" if self.event_id else ""
         return f"{self.message}{hint} [{self.code}{event}]"
 
     def __repr__(self) -> str:
-        """Without the words, which may name a value: this is what Celery writes into logs and shows to monitors."""
+        """Without the message, which may hold a value: Celery writes the `repr` to logs and monitors."""
         return f"{type(self).__name__}({self.event_id!r})"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self.message, self.detail, self.hint, self.event_id, self.__dict__.copy())
 
     def to_wire(self) -> dict[str, Any]:
-        """The error as plain JSON values; `from_wire` is the way back."""
+        """The error as plain JSON values; `from_wire` is the inverse."""
         return {
             "code": self.code,
             "message": self.message,
@@ -321,7 +321,7 @@ class InternalError(BedsError):
 
 
 class RemoteError(BedsError):
-    """An error whose code this version does not know; `remote_code` keeps it."""
+    """An error whose code is unknown in this version; `remote_code` holds the code."""
 
     code = "remote"
     remote_code: str = ""
@@ -338,7 +338,7 @@ BY_CODE: Mapping[str, type[BedsError]] = _all_classes(BedsError)
 
 
 def from_wire(wire: Mapping[str, Any]) -> BedsError:
-    """The error that `to_wire` described; an unknown code becomes `RemoteError`."""
+    """The inverse of `BedsError.to_wire`; an unknown code becomes `RemoteError`."""
     code = str(wire.get("code", ""))
     cls = BY_CODE.get(code, RemoteError)
     detail = wire.get("detail")

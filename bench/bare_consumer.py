@@ -1,4 +1,4 @@
-"""The fast peer: py-amqp and pymongo alone; a message of records is one insert_many, then acknowledged."""
+"""The fast peer, py-amqp and pymongo alone: one insert_many and one acknowledgement for each message of records."""
 
 from __future__ import annotations
 

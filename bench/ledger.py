@@ -1,7 +1,7 @@
-"""What the ledger costs a write: the same operation with its ledger entry, and without.
+"""Measures the cost of the ledger for a write: the same operation with its ledger entry, and without.
 
-Each adapter calls its object in this process, by turns with an entry and without (as `idempotent = true` in the
-template would have it), so that nothing but the database is measured; then the same through RabbitMQ and a worker.
+Each adapter calls its object in this process, so that only the database is measured. Runs alternate: with an entry, and
+without one (as for a template with `idempotent = true`). Then the write runs through RabbitMQ and a worker.
 
     python -m bench.ledger [--rounds 5] [--writes 400] [--json]
 """
@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 from uuid import UUID
 
-from beds.client import Client
+from beds.client.client import Client
 from beds.config import Settings
 from beds.domain.identity import uuid7
 from beds.domain.lineage import Lineage
@@ -47,7 +47,7 @@ def in_process(factory: AdapterFactory, store: str, writes: int, *, noted: bool)
         with trace:
             adapter.create_record(checked)
         taken.append((time.perf_counter() - begun) * 1000)
-        adapter.delete_record(checked[template.key])
+        adapter.delete_record(checked[template.keys[0]])
     return statistics.median(taken)
 
 
@@ -59,13 +59,13 @@ def through_rabbitmq(client: Client, store: str, writes: int) -> float:
         begun = time.perf_counter()
         created = client.call("create_record", name, payload, timeout=DEADLINE)
         taken.append((time.perf_counter() - begun) * 1000)
-        key = payload.get(client.templates[name].key) or UUID(created.record_id)  # type: ignore[union-attr]
+        key = payload.get(client.templates[name].keys[0]) or UUID(created.record_id)  # type: ignore[union-attr]
         client.call("delete_record", name, key, timeout=DEADLINE)
     return statistics.median(taken)
 
 
-def compare(rounds: int, writes: int, tell: Callable[[str], None]) -> dict[str, Any]:
-    stack, settings = ready_stack(tell)
+def compare(rounds: int, writes: int, report: Callable[[str], None]) -> dict[str, Any]:
+    stack, settings = ready_stack(report)
     registry = TemplateRegistry.from_folder(settings.schema_path)
     found: dict[str, dict[str, list[float]]] = {store: {"with": [], "without": []} for store in WRITES}
     with contextlib.closing(AdapterFactory(settings, registry)) as factory:
@@ -75,7 +75,7 @@ def compare(rounds: int, writes: int, tell: Callable[[str], None]) -> dict[str, 
             for store, of in found.items():
                 for which in ("with", "without") if number % 2 else ("without", "with"):
                     of[which].append(in_process(factory, store, writes, noted=which == "with"))
-            tell(f"round {number + 1} of {rounds}")
+            report(f"round {number + 1} of {rounds}")
     trips = _trips(stack, settings, writes)
     return {
         "writes": writes, "rounds": rounds,
@@ -93,7 +93,7 @@ def compare(rounds: int, writes: int, tell: Callable[[str], None]) -> dict[str, 
 
 
 def _trips(stack: Any, settings: Settings, writes: int) -> dict[str, float]:
-    """What a whole write takes, to see the ledger's share in it."""
+    """Milliseconds of a whole write by store, to show the ledger's share in it."""
     with (
         own_vhost(settings, stack) as own,
         worker("beds", "rel.write,rec.write,rel.read", "-c", "2"),

@@ -1,8 +1,8 @@
-"""How fast log records get into msLogs, and what logging and lineage cost an operation.
+"""Measures how fast log records reach msLogs, and the cost of logging and lineage for an operation.
 
-Records per second, by turns on the same servers: BEDS's handler in several processes; one Celery task for each record
-(the naive way); and a bare py-amqp consumer of batches, which is as fast as Python goes without a framework. Then the
-round trip of one operation with lineage and logs, and without.
+Three sides run by turns on the same servers, measured in records per second. They are BEDS's handler in several
+processes, one Celery task for each record (naive), and a bare py-amqp consumer of batches (the fastest in Python). Then
+follows the round trip of one operation with lineage and logs, and without.
 
     python -m bench.logs [--rounds 3] [--records 40000] [--processes 2] [--json]
 """
@@ -25,7 +25,7 @@ from typing import Any
 import amqp
 from pymongo import MongoClient
 
-from beds.client import Client
+from beds.client.client import Client
 from beds.config import Settings
 from beds.stack.stack import Stack
 from beds.transport.log_handler import LogHandler
@@ -33,12 +33,12 @@ from bench.side import DEADLINE, own_vhost, ready_stack, wait_until, wait_until_
 
 NAIVE_QUEUE, BARE_QUEUE = "bench.naive", "bench.bare"
 BATCH = 100
-"""Records in a message of the bare consumer, and of BEDS's own default's order."""
+"""Records in a message of the bare consumer; BEDS's default is of the same order."""
 MESSAGE = "request %d from %s took %d ms"
 
 
 def _produce(ready: Any, produce: Callable[..., None], *arguments: Any) -> None:
-    ready.wait(DEADLINE)  # starting Python is no part of what is measured
+    ready.wait(DEADLINE)  # the start of Python is not measured
     produce(*arguments)
 
 
@@ -73,7 +73,7 @@ def _produce_bare(settings: Settings, count: int, run: str) -> None:
 
 
 def record(n: int, run: str) -> dict[str, Any]:
-    """What the peers send for one log call: the same fields as BEDS."""
+    """The record that the peers send for one log call, with the same fields as BEDS's."""
     return {
         "_id": str(uuid.uuid4()), "at": time.time(), "level": "INFO", "levelno": 20, "logger": "bench",
         "message": MESSAGE % (n, run, n % 100), "host": "bench", "pid": os.getpid(), "seq": n,
@@ -114,7 +114,7 @@ def round_trip(client: Client, calls: int) -> float:
 
 
 def held(settings: Settings, stack: Stack, calls: int = 20_000) -> dict[str, float]:
-    """How long a log call holds its thread while RabbitMQ takes nothing, in microseconds."""
+    """Microseconds that a log call blocks its thread while RabbitMQ accepts no messages."""
     handler = LogHandler(settings)
     logger = logging.getLogger("bench.held")
     logger.addHandler(handler)
@@ -131,7 +131,7 @@ def held(settings: Settings, stack: Stack, calls: int = 20_000) -> dict[str, flo
             logger.info(MESSAGE, n, "held", 1)
             taken.append((time.perf_counter_ns() - begun) / 1000)
             if n % 100 == 0:
-                time.sleep(0.01)  # an application does something else, too
+                time.sleep(0.01)  # stands for the application's other work
     finally:
         stack.rabbitmq.control("set_vm_memory_high_watermark", "absolute", "2GB")
     handler.shipper.close(DEADLINE)
@@ -140,8 +140,8 @@ def held(settings: Settings, stack: Stack, calls: int = 20_000) -> dict[str, flo
     return {**at, "max": taken[-1], "over_1_ms": float(sum(t > 1000 for t in taken)), "calls": float(calls)}
 
 
-def compare(rounds: int, records: int, processes: int, tell: Callable[[str], None]) -> dict[str, Any]:
-    stack, settings = ready_stack(tell)
+def compare(rounds: int, records: int, processes: int, report: Callable[[str], None]) -> dict[str, Any]:
+    stack, settings = ready_stack(report)
     assert settings.schema_.dba.rec is not None
     mongo: MongoClient[dict[str, Any]] = MongoClient(settings.schema_.dba.rec.uri.get_secret_value())
     database = mongo[settings.schema_.dba.rec.database]
@@ -161,13 +161,13 @@ def compare(rounds: int, records: int, processes: int, tell: Callable[[str], Non
         ):
             consumer = subprocess.Popen([sys.executable, "-m", "bench.bare_consumer"])
             try:
-                for produce, _, name in sides.values():  # warm each, and see that it runs
+                for produce, _, name in sides.values():  # warm up each side, and check that it runs
                     rate(produce, 40, processes, own, lambda name=name: database[name].estimated_document_count())  # type: ignore[misc]
                 for number in range(rounds):
                     for side, (produce, count, name) in sides.items():
                         stored = lambda name=name: database[name].estimated_document_count()  # noqa: E731
                         rates[side].append(rate(produce, count, processes, own, stored))
-                    tell(f"round {number + 1} of {rounds}")
+                    report(f"round {number + 1} of {rounds}")
             finally:
                 consumer.terminate()
                 consumer.wait(10)
@@ -184,7 +184,7 @@ def compare(rounds: int, records: int, processes: int, tell: Callable[[str], Non
                         )
                         round_trip(client, 100)
                         trips[which].append(round_trip(client, 500))
-                    tell(f"round trip {which}: {trips[which][-1]:.2f} ms")
+                    report(f"round trip {which}: {trips[which][-1]:.2f} ms")
     database.drop_collection("bench_bare")
     database.drop_collection("bench_naive")
     median = {side: statistics.median(of) for side, of in rates.items()}

@@ -1,7 +1,7 @@
-"""What a node costs, and how slots and workers add up.
+"""Measures the memory of a node, and its throughput by the number of slots and workers.
 
-For pools of growing size, by turns: events per second of one short read (pipelined), and the memory that the worker's
-parent and each slot have for themselves (USS). Then the same slots in two workers instead of one.
+For pools of growing size, by turns: events per second of one short read (pipelined), and the unshared memory (USS) of
+the worker's parent and of each slot. Then the same slots run in two workers instead of one.
 
     python -m bench.scaling [--calls 2000] [--rounds 2] [--json]
 """
@@ -19,8 +19,8 @@ from typing import Any
 
 import psutil
 
-from beds.client import Client
-from beds.templates.call import Call
+from beds.client.call import Call
+from beds.client.client import Client
 from bench.side import DEADLINE, own_vhost, ready_stack, wait_until_answered, worker
 
 READ = Call("fetch_records", "Airlines", {"carrier": "UA"}, using="by_carrier")
@@ -30,7 +30,7 @@ MB = 1_000_000
 
 
 def memory() -> tuple[float, float]:
-    """MB that a worker's parent, and one of its slots, have for themselves: medians over all that run."""
+    """Unshared memory of a worker's parent, and of one slot, in MB: medians over all that run."""
     parents = [p for p in psutil.Process().children() if "worker" in " ".join(p.cmdline())]
     slots = [child for parent in parents for child in parent.children()]
     return (
@@ -53,14 +53,14 @@ def measure(client: Client, layout: tuple[int, ...], calls: int) -> dict[str, fl
     return {"per_second": calls / seconds, "parent_mb": parent, "slot_mb": slot}
 
 
-def compare(calls: int, rounds: int, tell: Callable[[str], None]) -> dict[str, Any]:
-    stack, settings = ready_stack(tell)
+def compare(calls: int, rounds: int, report: Callable[[str], None]) -> dict[str, Any]:
+    stack, settings = ready_stack(report)
     found: dict[tuple[int, ...], list[dict[str, float]]] = {layout: [] for layout in LAYOUTS}
     with own_vhost(settings, stack) as own, Client(own) as client:
         for number in range(rounds):
             for layout in LAYOUTS:
                 found[layout].append(measure(client, layout, calls))
-            tell(f"round {number + 1} of {rounds}")
+            report(f"round {number + 1} of {rounds}")
     medians = {
         "+".join(map(str, layout)): {name: round(statistics.median(run[name] for run in runs), 1) for name in runs[0]}
         for layout, runs in found.items()

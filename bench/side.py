@@ -1,4 +1,4 @@
-"""What the benchmarks share: a vhost of their own, workers, and a deadline for each wait."""
+"""The common part of the benchmarks: a separate vhost, workers, and a deadline for each wait."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 from pydantic import SecretStr
 
 from beds.config import Settings, load_settings
@@ -24,11 +25,11 @@ DEADLINE = 120.0
 """Seconds for any one wait."""
 
 
-def ready_stack(tell: Callable[[str], None]) -> tuple[Stack, Settings]:
+def ready_stack(report: Callable[[str], None]) -> tuple[Stack, Settings]:
     """The local stack, started, with its schema applied."""
     os.chdir(ROOT)
     stack = Stack(ROOT / ".beds")
-    stack.up(tell)
+    stack.up(report)
     settings = load_settings()
     with changes(settings) as pending:
         for change in pending:
@@ -38,7 +39,7 @@ def ready_stack(tell: Callable[[str], None]) -> tuple[Stack, Settings]:
 
 @contextmanager
 def own_vhost(settings: Settings, stack: Stack) -> Iterator[Settings]:
-    """A vhost in which no other worker takes a share."""
+    """A separate vhost, in which no other worker consumes."""
     stack.rabbitmq.control("add_vhost", VHOST)
     try:
         for user in ("beds_worker", "beds_app"):
@@ -55,14 +56,21 @@ def own_vhost(settings: Settings, stack: Stack) -> Iterator[Settings]:
 
 
 @contextmanager
-def worker(app: str, queue: str, *options: str, env: Mapping[str, str] | None = None) -> Iterator[None]:
+def worker(app: str, queue: str, *options: str, env: Mapping[str, str] | None = None) -> Iterator[psutil.Process]:
     """A Celery worker, with its output in .beds/run, until the end of the block."""
-    command = [sys.executable, "-m", "celery", "-A", app, "worker", "-Q", queue, *options]
-    log = ROOT / ".beds" / "run" / f"bench-{app}.log"
-    with log.open("ab") as output:
+    arguments = ("celery", "-A", app, "worker", "-Q", queue, *options)
+    with module(*arguments, log=f"bench-{app}", env=env) as process:
+        yield process
+
+
+@contextmanager
+def module(*arguments: str, log: str, env: Mapping[str, str] | None = None) -> Iterator[psutil.Process]:
+    """A process that runs a Python module, with its output in .beds/run, until the end of the block."""
+    command = [sys.executable, "-m", *arguments]
+    with (ROOT / ".beds" / "run" / f"{log}.log").open("ab") as output:
         process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **(env or {})}, stdout=output, stderr=output)
     try:
-        yield
+        yield psutil.Process(process.pid)
     finally:
         process.terminate()
         try:

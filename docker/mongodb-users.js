@@ -1,4 +1,4 @@
-// Makes the replica set and the two users of the database `beds`. Harmless to repeat.
+// Creates the replica set and the two users of the database `beds`. It may be repeated.
 try {
   rs.status();
 } catch (notYet) {

@@ -1,6 +1,6 @@
-"""What all tests share: a project of their own, real servers for it, real workers.
+"""Shared by all tests: a project folder, real servers for it, real workers.
 
-The servers run on ports and data of their own (`.beds/test`), so that a developer's stack and data stay untouched.
+The servers have their own ports and data (`.beds/test`), so a developer's stack and data stay unchanged.
 """
 
 from __future__ import annotations
@@ -11,18 +11,19 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import hypothesis
+import psutil
 import pytest
 from pydantic import SecretStr
 from pymongo import MongoClient
 
-from beds.client import Client
+from beds.client.client import Client
 from beds.config import Settings, load_settings
 from beds.errors import CallTimeout, StackError, TransportError
 from beds.schema_tools.apply import changes
@@ -30,30 +31,40 @@ from beds.stack.stack import Stack
 from beds.transport.rights import definitions, users_of
 
 ROOT = Path(__file__).parent.parent
-PORT_BASE = int(os.environ.get("TEST_PORT_BASE", "29000"))
+PARALLEL = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+"""Which of the processes that share the tests this is; each has servers and a project of its own."""
+PORT_BASE = int(os.environ.get("TEST_PORT_BASE", "29000")) - 2900 * PARALLEL
 """Clear of every standard port: 25000 would put RabbitMQ on 25672, and 27000 MongoDB on 27017."""
 WORKER_SECONDS = 60.0
-ALL_QUEUES = "rec.read,rec.write,rel.read,rel.write,calgon"
+ALL_QUEUES = "rec.read,rec.write,rel.read,rel.write,calgon,operator"
 ADMIN_QUEUES = "beds.logs,beds.audit,beds.metrics"
 PROMETHEUS = {"BEDS_METRICS__PROMETHEUS": f"127.0.0.1:{PORT_BASE + 464}", "BEDS_METRICS__INTERVAL": "0.5"}
 
 
-# The same examples at every run of CI; new ones at a desk, where somebody can look at what they find.
+# Fixed examples in CI; random ones in local runs, where a developer can examine a failure.
 hypothesis.settings.register_profile("ci", derandomize=True)
 if os.environ.get("CI"):
     hypothesis.settings.load_profile("ci")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # A developer's own settings must not reach into the tests.
+    # A developer's own settings must not affect the tests.
     for name in [n for n in os.environ if n.startswith("BEDS_")]:
         del os.environ[name]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Faults come last: after a storm Celery may have ended the workers that all tests share, and nobody starts them
-    again here, as `beds node run` does for a node."""
-    items.sort(key=lambda item: "faults" in item.path.parts)
+    """Run fault tests last: after a storm the shared workers may have ended, and no supervisor restarts them here."""
+    # The longest of them first, so that no process runs it alone at the end.
+    items.sort(key=lambda item: ("faults" in item.path.parts, item.path.stem != "test_storm"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Let what a test printed travel between the processes that share the tests: some print half a character."""
+    report = yield
+    report.sections = [(name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections]
+    return report
 
 
 @pytest.fixture(scope="session")
@@ -63,7 +74,7 @@ def project() -> Path:
 
 def make_project() -> Path:
     """A project folder: the repository's own files, and the test domain beside the sample domain."""
-    folder = ROOT / ".beds" / "test"
+    folder = ROOT / ".beds" / (f"test-{PARALLEL}" if PARALLEL else "test")
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("beds.toml", "celeryconfig.py"):
         shutil.copy(ROOT / name, folder / name)
@@ -99,7 +110,7 @@ def settings(project: Path, stack: Stack) -> Settings:
 
 @pytest.fixture(scope="module")
 def database(settings: Settings, stack: Stack) -> Iterator[Any]:
-    """MongoDB as the DBA sees it, to look at what was written past BEDS."""
+    """MongoDB as the DBA, to read data without BEDS."""
     dba = settings.schema_.dba.rec
     assert dba is not None
     with MongoClient[dict[str, Any]](dba.uri.get_secret_value(), tz_aware=True) as mongo:
@@ -108,7 +119,7 @@ def database(settings: Settings, stack: Stack) -> Iterator[Any]:
 
 @pytest.fixture(scope="session")
 def workers(project: Path, settings: Settings) -> Iterator[None]:
-    """One worker for all queues, and one for what comes through beds.logs, as `celery -A beds worker` starts them."""
+    """One worker for all queues, and one for the records of beds.logs, both started by `celery -A beds worker`."""
     with running_worker(project, ALL_QUEUES), running_worker(project, ADMIN_QUEUES, env=PROMETHEUS):
         with Client(settings) as client:
             wait_until_served(client)
@@ -118,6 +129,12 @@ def workers(project: Path, settings: Settings) -> Iterator[None]:
 @pytest.fixture
 def client(settings: Settings, workers: None) -> Iterator[Client]:
     with Client(settings) as found:
+        yield found
+
+
+@pytest.fixture
+def operator(settings: Settings, workers: None) -> Iterator[Client]:
+    with Client(settings, operator=True) as found:
         yield found
 
 
@@ -141,13 +158,16 @@ def vhost_of_its_own(settings: Settings, stack: Stack) -> Iterator[OwnVhost]:
     file = stack.folder / "own.json"
     file.write_text(json.dumps({name: part for name, part in wanted.items() if name != "users"}))
     stack.rabbitmq.control("import_definitions", str(file))
+    assert settings.amqp.operator_url is not None
+    operator_url = settings.amqp.operator_url.get_secret_value().removesuffix("beds") + "own"
     client_url = settings.amqp.client_url.removesuffix("beds") + "own"
     worker_url = settings.amqp.broker_url.removesuffix("beds") + "own"
-    amqp = settings.amqp.model_copy(update={"url": SecretStr(client_url), "worker_url": SecretStr(worker_url)})
+    urls = {"url": client_url, "worker_url": worker_url, "operator_url": operator_url}
+    amqp = settings.amqp.model_copy(update={name: SecretStr(url) for name, url in urls.items()})
     yield OwnVhost(
         settings.model_copy(update={"amqp": amqp}),
         # No endpoint: the session's own admin worker has its port.
-        {"BEDS_AMQP__URL": client_url, "BEDS_AMQP__WORKER_URL": worker_url, "BEDS_METRICS__PROMETHEUS": ""},
+        {f"BEDS_AMQP__{name.upper()}": url for name, url in urls.items()} | {"BEDS_METRICS__PROMETHEUS": ""},
     )
     stack.rabbitmq.control("delete_vhost", "own")
 
@@ -159,7 +179,7 @@ def apply_schema(project: Path) -> None:
 
 
 def environment(project: Path, **more: str) -> dict[str, str]:
-    """The environment of a command in the project: nothing of BEDS from outside, the venv's programs first."""
+    """The environment of a command in the project: without outer `BEDS_…` variables, the venv's programs first."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("BEDS_")}
     path = f"{Path(sys.executable).parent}{os.pathsep}{inherited.get('PATH', '')}"
     return {**inherited, "PATH": path, "PYTHONUNBUFFERED": "1", **more}
@@ -201,6 +221,15 @@ def running_worker(
             except subprocess.TimeoutExpired:
                 worker.kill()
                 worker.wait()
+
+
+def workers_in(project: Path) -> list[psutil.Process]:
+    """The processes of the workers that serve all queues of this project."""
+    return [
+        process
+        for process in psutil.process_iter(["cmdline", "cwd"])
+        if ALL_QUEUES in (process.info["cmdline"] or []) and process.info["cwd"] == str(project)
+    ]
 
 
 def wait_until_served(client: Client, templates: Sequence[str] = ("SampleRows", "SampleDocs")) -> None:

@@ -1,35 +1,38 @@
 """An operation that ends its worker, for the tests of dead events: the worker loads it with `-I tests.poison_task`.
 
-It does so as long as there is a file `poison` in the project's folder.
+It kills its process while a file `poison` exists in the project's folder.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from beds.broker.app import app
-from beds.broker.crud import CrudTask
-from beds.domain.event import Operation, Store
+from beds.domain.trace import Trace
+from beds.wire.routes import ROUTES
+from beds.worker.app import app
+from beds.worker.crud import CrudTask
+
+ROUTES["rec.poison"] = replace(ROUTES["rec.create_record"], task="rec.poison")  # type: ignore[index]
 
 
 class PoisonTask(CrudTask):
-    """Kills the process that carries it out; or creates a record, once the poison is gone."""
+    """Kills its process while the file exists; otherwise creates a record."""
 
     name = "rec.poison"
-    store = Store.REC
-    operation = Operation.CREATE
+    route = ROUTES["rec.poison"]
 
-    def run(self, *args: Any, **kwargs: Any) -> Any:
+    def act(self, trace: Trace, body: Mapping[str, Any]) -> Any:
         poison = Path.cwd() / "poison"
         if poison.exists():
             with poison.open("a") as file:
                 file.write("x")
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().run(*args, **kwargs)
+        return super().act(trace, body)
 
 
-app.conf.task_routes["rec.poison"] = {"queue": "rec.write"}
 app.register_task(PoisonTask())

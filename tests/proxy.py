@@ -1,4 +1,4 @@
-"""A TCP proxy on loopback that can stop forwarding, as a network does that goes silent."""
+"""A TCP proxy on loopback that can stop forwarding, to simulate a silent network."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 
 
 class SilentProxy:
-    """Forwards bytes to a port; while `silent`, it takes them and passes nothing on.
+    """Forwards bytes to a port; while `silent`, it reads them and forwards nothing.
 
     Args:
         port: of the server on 127.0.0.1.
@@ -26,6 +26,8 @@ class SilentProxy:
 
     def close(self) -> None:
         self._closed = True
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # closing alone would not end `accept`
         for each in self._sockets:
             each.close()
 
@@ -40,6 +42,10 @@ class SilentProxy:
                     continue
                 far.settimeout(None)
                 self._sockets += [near, far]
+                if self._closed:
+                    near.close()
+                    far.close()
+                    return
                 for source, sink in ((near, far), (far, near)):
                     threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
 

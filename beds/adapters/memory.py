@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from beds.adapters.bound import BoundAdapter
-from beds.adapters.store import AlreadyDone, Health, Once, Outcome
+from beds.adapters.store import AlreadyDone, Health, IdempotencyRecord, Outcome, Verify
 from beds.config.sections import Retry
 from beds.domain.event import Operation, Store
 from beds.domain.reply import Record
@@ -19,7 +19,7 @@ from beds.templates.named_object import NamedObject, ObjectKind, Param
 from beds.templates.template import FetchSpec, Template
 
 Stub = Callable[[dict[Any, Record], Mapping[str, Any]], Iterable[Record]]
-"""What stands for a named object: takes the template's records by key and the arguments, returns records."""
+"""Replaces a named object. Called with the template's records by key and the arguments; returns records."""
 
 _KINDS = {
     Store.REC: {
@@ -35,14 +35,14 @@ _ANY = frozenset(FIELD_TYPES)
 
 
 class MemoryStore:
-    """An `ObjectStore` over dictionaries, keyed by object name.
+    """An `ObjectStore` over a dictionary of one template's records.
 
-    Every object a template names exists and does the obvious: a fetch returns the records whose fields equal its
-    arguments, ordered by its cursor fields or else by key. Whatever should do more is given as a stub.
+    Every object that the template names exists. A fetch returns the records whose fields equal its arguments, in the
+    order of its cursor fields or else of the key. A stub replaces this for one fetch.
 
     Args:
         template: the data domain.
-        stubs: by object name, functions that stand for named objects of fetches.
+        stubs: by object name, functions that replace named objects of fetches.
     """
 
     def __init__(self, template: Template, stubs: Mapping[str, Stub] | None = None) -> None:
@@ -60,15 +60,24 @@ class MemoryStore:
             if ref.object in wanted
         }
 
-    def execute(self, binding: Binding, values: Mapping[str, Any], once: Once | None = None) -> Outcome:
-        if once is None:
-            return self._execute(binding, values)
-        if once.guid in self._ledger:
+    def execute(
+        self,
+        binding: Binding,
+        values: Mapping[str, Any],
+        once: IdempotencyRecord | None = None,
+        verify: Verify | None = None,
+    ) -> Outcome:
+        if once is not None and once.guid in self._ledger:
             raise AlreadyDone
+        if once is None and verify is None:
+            return self._execute(binding, values)
         before = copy.deepcopy(self.records)
         try:
             outcome = self._execute(binding, values)
-            self._ledger[once.guid] = once.answer(outcome)
+            if once is not None:
+                self._ledger[once.guid] = once.answer(outcome)
+            elif verify is not None:
+                verify(outcome)
         except BaseException:
             self.records = before
             raise
@@ -86,17 +95,17 @@ class MemoryStore:
             case Operation.FETCH:
                 return Outcome(self._fetch(binding, values))
             case Operation.CREATE:
-                return Outcome([{self._template.key: self._insert([values["document"]])}], 1)
+                return Outcome([self._insert([values["document"]])], 1)
             case Operation.CREATE_MANY:
                 self._insert(values["documents"])
                 return Outcome([], len(values["documents"]))
             case Operation.UPDATE:
-                record = self.records.get(values["document"][self._template.key])
+                record = self.records.get(self._key(values["document"]))
                 if record is not None:
                     record.update(copy.deepcopy(values["document"]))
                 return Outcome([], int(record is not None))
             case Operation.DELETE:
-                return Outcome([], int(self.records.pop(values[self._template.key], None) is not None))
+                return Outcome([], int(self.records.pop(self._key(values), None) is not None))
 
     def examine(self) -> Health:
         return Health(datetime.now(UTC), transactions=True, surplus=())
@@ -104,23 +113,34 @@ class MemoryStore:
     def close(self) -> None:
         self.records.clear()
 
-    def _insert(self, documents: Iterable[Record]) -> Any:
+    def has_changed(self, target: NamedObject) -> bool:
+        return False
+
+    def _key(self, record: Mapping[str, Any]) -> Any:
+        """A record's key in `records`: the key field's value, or a tuple for a composite key."""
+        parts = self._template.key_of(record)
+        return parts[0] if len(parts) == 1 else parts
+
+    def _insert(self, documents: Iterable[Record]) -> Record:
+        """Add all documents or none. Returns the key fields of the last one."""
         new: dict[Any, Record] = {}
-        key = None
+        made: Record = {}
         for document in documents:
-            key = document.get(self._template.key)
-            if key is None:
-                key, self._next_id = self._next_id, self._next_id + 1
+            record = {**dict.fromkeys(self._template.fields), **copy.deepcopy(document)}
+            (first, *_) = self._template.keys
+            if record[first] is None:
+                record[first], self._next_id = self._next_id, self._next_id + 1
+            key = self._key(record)
             if key in self.records or key in new:
-                raise DuplicateKey(
-                    f"a record with this {self._template.key} exists", detail={"field": self._template.key}
-                )
-            new[key] = {**dict.fromkeys(self._template.fields), **copy.deepcopy(document), self._template.key: key}
+                name = self._template.key_name
+                raise DuplicateKey(f"a record with this {name} exists", detail={"field": name})
+            new[key] = record
+            made = {name: record[name] for name in self._template.keys}
         self.records |= new
-        return key
+        return made
 
     def _fetch(self, binding: Binding, values: Mapping[str, Any]) -> list[Record]:
-        order = binding.fetch.cursor or (self._template.key,)
+        order = binding.fetch.cursor or self._template.keys
         stub = self._stubs.get(binding.target.name)
         asked = {k: v for k, v in values.items() if k != "limit" and not k.startswith("after_") and v is not None}
         found = stub(self.records, asked) if stub else self._matching(asked)
@@ -136,15 +156,16 @@ class MemoryStore:
     def _params(self, operation: Operation, ref: Any) -> tuple[Param, ...]:
         match operation:
             case Operation.CREATE | Operation.UPDATE:
-                names = ["document"] if operation is Operation.CREATE else [self._template.key, "document"]
+                names = ["document"] if operation is Operation.CREATE else [*self._template.keys, "document"]
             case Operation.CREATE_MANY:
                 names = ["documents"]
             case Operation.DELETE:
-                names = [self._template.key]
+                names = list(self._template.keys)
             case Operation.FETCH:
                 assert isinstance(ref, FetchSpec)
                 names = [*self._template.fields, *ref.args, *(f"after_{name}" for name in ref.cursor), "limit"]
-        return tuple(Param(name, _ANY, "any", optional=True) for name in names)
+        whole = {"document"} if operation in (Operation.CREATE, Operation.UPDATE) else set()
+        return tuple(Param(name, _ANY, "any", optional=True, whole=name in whole) for name in dict.fromkeys(names))
 
 
 class MemoryAdapter(BoundAdapter):

@@ -1,36 +1,39 @@
-"""What an adapter asks of a session with its database: describe objects, call one, and remember what was called."""
+"""The interface of a database session: describe named objects, call one, and keep the ledger."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from decimal import Decimal
 from typing import Any, Protocol
 
+from beds.domain.event import Operation
 from beds.domain.reply import Record
-from beds.errors import BedsError, OutOfRange, StoreUnavailable, TooLong
+from beds.errors import BedsError, ResultTooLarge, StoreUnavailable
 from beds.templates.binding import Binding
-from beds.templates.fields import check_decimal
-from beds.templates.named_object import NamedObject, Param
+from beds.templates.named_object import NamedObject
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a named object gave back: its rows, OUT parameters among them, and how many records it changed."""
+    """The result of a named object: its rows, with OUT parameters, and the number of records it changed.
+
+    `reported` is true if the object itself returned that number, in an OUT parameter `affected`.
+    """
 
     rows: list[Record] = field(default_factory=list)
     affected: int = 0
+    reported: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Once:
-    """What makes a write happen once: its event's guid, noted with the answer in the write's own transaction.
+class IdempotencyRecord:
+    """A ledger entry, inserted in the write's own transaction so that the write takes effect once.
 
     Args:
-        guid: the event's.
-        ttl: seconds the note is kept.
-        answer: the answer, as text, to what the object gave back. An error that it raises undoes the write.
+        guid: the ledger key; see `LedgerEntry`.
+        ttl: seconds the record is kept.
+        answer: called with the object's outcome; returns the reply as text. Its error rolls the write back.
     """
 
     guid: str
@@ -40,55 +43,78 @@ class Once:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """What a database says of itself before a node serves.
+    """A database's state, checked before a node serves.
 
     Args:
         clock: its time.
-        transactions: whether it has them.
+        transactions: whether it supports them.
+        read_only: whether it refuses writes, as a replica does.
         surplus: rights of this user that a broker does not need, in the database's words.
     """
 
     clock: datetime
     transactions: bool
     surplus: tuple[str, ...]
+    read_only: bool = False
+
+
+Verify = Callable[[Outcome], object]
+"""Called with an object's outcome before the commit. Its error rolls the write back."""
 
 
 class AlreadyDone(Exception):
-    """The event was carried out before; the transaction that found out was rolled back."""
+    """The ledger has an entry for the write already. The new transaction was rolled back."""
+
+
+class DefinitionChanged(Exception):
+    """The object changed after the binding was made. The transaction was rolled back."""
 
 
 class ObjectStore(Protocol):
     """A session with one database: it describes named objects and calls them. Used by one thread at a time."""
 
     def describe(self, names: Iterable[str]) -> dict[str, NamedObject]:
-        """The signatures of those objects that exist and that this user may call."""
+        """The signatures of the named objects that exist and that this user may call."""
         ...
 
-    def execute(self, binding: Binding, values: Mapping[str, Any], once: Once | None = None) -> Outcome:
-        """Call the bound object with a value for each of its input parameters.
+    def execute(
+        self,
+        binding: Binding,
+        values: Mapping[str, Any],
+        once: IdempotencyRecord | None = None,
+        verify: Verify | None = None,
+    ) -> Outcome:
+        """Call the bound object with a value for each of its input parameters. Without `once`, `verify` is called
+        before the commit.
 
         Raises:
-            AlreadyDone: `once` is noted already; nothing was changed.
+            AlreadyDone: the ledger has `once` already; nothing was changed.
+            DefinitionChanged: the object was replaced since it was described; nothing was changed.
+            ResultTooLarge: the object returned more records than the fetch allows.
         """
         ...
 
+    def has_changed(self, target: NamedObject) -> bool:
+        """True if the object's definition changed since it was described."""
+        ...
+
     def recall(self, guid: str) -> str | None:
-        """The answer noted for an event; None for one that was never carried out."""
+        """The reply stored under a ledger key; None if there is none."""
         ...
 
     def note(self, guid: str, ttl: int, answer: str) -> None:
-        """Note the answer of an event that changed nothing. Raises AlreadyDone."""
+        """Store the reply of a write that changed nothing. Raises AlreadyDone."""
         ...
 
     def examine(self) -> Health:
-        """What the database says of itself and of this user's rights."""
+        """Read the database's state and this user's rights."""
         ...
 
     def close(self) -> None: ...
 
 
 def harmless(error: StoreUnavailable) -> StoreUnavailable:
-    """Mark an error after which nothing was written, so that even a write may be tried again."""
+    """Mark an error after which nothing was written, so that even a write may be retried."""
     error.detail["nothing_written"] = True
     return error
 
@@ -97,27 +123,60 @@ def is_harmless(error: BedsError) -> bool:
     return bool(error.detail.get("nothing_written"))
 
 
-def check_param(param: Param, value: Any) -> None:
-    """Refuse a value that the parameter's type would cut, round or reject.
+MAX_WRITTEN_RECORDS = 1000
+"""Records that a write may return."""
 
-    Raises:
-        TooLong, OutOfRange: names the field.
+
+RESULT_BYTES = 32 * 2**20
+"""Limit of text and bytes in the result of one call, to bound a slot's memory."""
+
+
+class ResultLimit:
+    """The records and bytes that one call may still return, over all its result sets.
+
+    Args:
+        binding: of the call. The limit of a fetch is its template's `max_limit`, of a write `MAX_WRITTEN_RECORDS`.
     """
-    detail = {"field": param.name, "declared": param.declared}
-    if isinstance(value, (str, bytes)) and param.max_length is not None and len(value) > param.max_length:
-        raise TooLong(
-            f"field {param.name} has {len(value)} characters, the store takes {param.max_length}",
-            detail=detail | {"max_length": param.max_length},
+
+    def __init__(self, binding: Binding) -> None:
+        self._binding = binding
+        self._most = binding.fetch.max_limit if binding.operation is Operation.FETCH else MAX_WRITTEN_RECORDS
+        self._records = self._most
+        self._bytes = RESULT_BYTES
+
+    def take(self, record: Any) -> int:
+        """Count one record, and return its size. Raises ResultTooLarge: the limit is exceeded."""
+        size = _size(record)
+        self._records -= 1
+        self._bytes -= size
+        if self._records < 0 or self._bytes < 0:
+            raise self._too_large()
+        return size
+
+    def _too_large(self) -> ResultTooLarge:
+        name = self._binding.target.name
+        if self._records < 0:
+            what = f"the {self._most:,} records"
+            hint = (
+                "give the object a parameter `limit`, and a cursor for what follows; or raise max_limit in the template"
+            )
+        else:
+            what = f"the {RESULT_BYTES // 2**20} MiB of text and bytes"
+            hint = "ask for fewer records at once, or let the object leave out large columns"
+        return ResultTooLarge(
+            f"object {name} returned more than {what} that are allowed at once",
+            detail={"object": name, "template": self._binding.template.name, "max_limit": self._most},
+            hint=hint,
         )
-    if isinstance(value, datetime) and param.fraction is not None and value.microsecond % 10 ** (6 - param.fraction):
-        raise OutOfRange(
-            f"field {param.name} has a finer time than the {param.fraction} digits of a second the store keeps",
-            detail=detail,
-            hint='cut it yourself, or set precision = "millisecond" for the field in the template',
-        )
-    if isinstance(value, Decimal):
-        check_decimal(param.name, value, param.digits, param.scale)
-    if isinstance(value, (int, float)) and param.max is not None and not -param.max - 1 <= value <= param.max:
-        raise OutOfRange(
-            f"field {param.name} is beyond what {param.declared} holds", detail=detail | {"max": param.max}
-        )
+
+
+def _size(value: Any) -> int:
+    """The characters of text and bytes in a value. Other values count as 0."""
+    kind = type(value)
+    if kind is str or kind is bytes:
+        return len(value)
+    if kind is dict:
+        return sum(map(_size, value.values()))
+    if kind is list or kind is tuple:
+        return sum(map(_size, value))
+    return 0

@@ -13,14 +13,14 @@ from beds.transport.rights import monitor_of, users_of, vhost_of
 
 @click.group()
 def amqp() -> None:
-    """What RabbitMQ's administrator sets up for BEDS."""
+    """The setup of RabbitMQ for BEDS."""
 
 
 @amqp.command()
 @click.option("--key", "keys", multiple=True, help="A routing key that the client may publish to; all when absent.")
 @click.pass_obj
 def definitions(config: str | None, keys: tuple[str, ...]) -> None:
-    """Print a definitions file: the vhost, the client's and the workers' users, and the least they need.
+    """Print a definitions file: the vhost, the client's and the workers' users, and the least rights they need.
 
     Users, vhost and passwords are those of [amqp] url and worker_url, and of [flower] broker_api where it is set. Only
     salted hashes of the passwords are printed.

@@ -6,22 +6,22 @@ import json
 import sys
 from collections.abc import Callable
 from datetime import UTC, date, datetime, time
-from decimal import Decimal, InvalidOperation
+from decimal import InvalidOperation
 from typing import Any, TypeVar
 from uuid import UUID
 
 import click
 
 from beds.cli.output import print_json, print_reply
-from beds.client import Client
+from beds.client.client import Client
+from beds.client.deadline import DEFAULT_TIMEOUT
 from beds.config import load_settings
 from beds.domain.event import Operation
 from beds.domain.identity import ObjectId
 from beds.errors import BedsError, MalformedEvent, WrongType
 from beds.templates.fields import FieldSpec
 from beds.templates.template import Template
-from beds.tickets import DEFAULT_TIMEOUT
-from beds.transport import codec
+from beds.wire import codec
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -49,7 +49,7 @@ def _options(command: F) -> F:
 def call(
     config: str | None, /, what: str, fields: tuple[str, ...], as_json: bool, timeout: float, **options: Any
 ) -> None:
-    """Carry out one operation and print the reply.
+    """Execute one operation and print the reply.
 
     \b
     Examples:
@@ -72,7 +72,7 @@ def call(
 def submit(
     config: str | None, /, what: str, fields: tuple[str, ...], as_json: bool, timeout: float, **options: Any
 ) -> None:
-    """Hand one operation over and print its ticket as soon as RabbitMQ has it safe.
+    """Submit one operation and print its ticket as soon as RabbitMQ has confirmed the event.
 
     \b
     Example:
@@ -106,9 +106,10 @@ def _arguments(client: Client, what: str, fields: tuple[str, ...], data: str | N
             raise click.UsageError(f"{field} is given twice")
         given[field] = _convert(field, text, _spec(template, field))
     if operation == Operation.DELETE:
-        if set(given) - {template.key}:
-            raise click.UsageError(f"delete_record takes the key only: {template.key}=VALUE")
-        return operation, name, given.get(template.key)
+        if set(given) - set(template.keys):
+            wanted = " ".join(f"{key}=VALUE" for key in template.keys)
+            raise click.UsageError(f"delete_record takes the key only: {wanted}")
+        return operation, name, given if len(template.keys) > 1 else given.get(template.keys[0])
     return operation, name, given
 
 
@@ -117,7 +118,7 @@ def _spec(template: Template, name: str) -> FieldSpec | None:
 
 
 def _from_json(template: Template, data: str) -> Any:
-    """JSON from the command line, a file or standard input; text becomes what its field wants."""
+    """JSON from the command line, a file or standard input. Text is converted to its field's type."""
     try:
         if data == "-":
             text = sys.stdin.read()
@@ -147,13 +148,14 @@ def _convert_record(template: Template, record: Any) -> Any:
 
 _READERS: dict[str, Callable[[str], Any]] = {
     "string": str,
-    "integer": int,
-    "number": float,
-    "decimal": Decimal,
+    "integer": lambda text: int(_digits(text)),
+    "number": lambda text: float(_digits(text)),
+    "decimal": codec.parse_decimal,
     "boolean": lambda text: {"true": True, "false": False}[text.lower()],
     "datetime": lambda text: _zoned(datetime.fromisoformat(text)),
     "date": date.fromisoformat,
     "time": time.fromisoformat,
+    "duration": codec.parse_duration,
     "uuid": UUID,
     "object_id": ObjectId,
     "bytes": lambda text: codec.decode({"$bytes": text}),
@@ -166,6 +168,7 @@ _EXAMPLES = {
     "datetime": "as in 2013-07-01T12:00Z",
     "date": "as in 2013-07-01",
     "time": "as in 05:15:00",
+    "duration": "in seconds, as in PT3600.5S",
     "boolean": "true or false",
     "bytes": "Base64",
     "object": """JSON, as in '{"a": 1}'""",
@@ -174,7 +177,7 @@ _EXAMPLES = {
 
 
 def _convert(name: str, text: str, spec: FieldSpec | None) -> Any:
-    """Text from the command line as a value of the field's type; `null` is null where text is not wanted."""
+    """Text from the command line as a value of the field's type. `null` is null unless the field is a string."""
     if spec is None:
         return text
     if text == "null" and spec.type != "string":
@@ -182,11 +185,19 @@ def _convert(name: str, text: str, spec: FieldSpec | None) -> Any:
     try:
         return _READERS[spec.type](text)
     except (ValueError, KeyError, InvalidOperation, RecursionError, BedsError):
+        shown = "the given text" if spec.sensitive else repr(text[:40])
         raise WrongType(
-            f"field {name} takes {spec.type}, which {text[:40]!r} is not",
+            f"field {name} takes {spec.type}, which {shown} is not",
             detail={"field": name, "expected": spec.type},
             hint=_EXAMPLES.get(spec.type),
         ) from None
+
+
+def _digits(text: str) -> str:
+    """The text of a number in JSON's form, unlike Python's 1_000. Raises ValueError."""
+    if "_" in text or text != text.strip():
+        raise ValueError("not a number")
+    return text
 
 
 def _zoned(value: datetime) -> datetime:

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
 import click
 
-from beds.cli.output import how_many, print_json, print_table
-from beds.client import Client
-from beds.config import load_settings
+from beds.cli.clients import operator_client, records_client
+from beds.cli.output import how_many, print_json, print_table, printable
+from beds.client.client import Client
+from beds.client.tickets import user_name
 from beds.domain.event import Operation
 from beds.domain.reply import Page, Record
-from beds.errors import NotFound
-from beds.tickets import user_name
+from beds.errors import MalformedEvent, NotFound
+from beds.wire import codec
 
 AT_ONCE = 100
-"""Ids in one order."""
+"""Ids in one request."""
 
 
 @click.group()
@@ -54,7 +54,7 @@ def list_(
     as_json: bool,
 ) -> None:  # fmt: skip
     """List dead events, oldest first."""
-    with Client(load_settings(config)) as client:
+    with records_client(config) as client:
         page = _page(client, "waiting", _filters(queue, reason, state), timeout, limit, cursor)
     if as_json:
         print_json(page.to_wire())
@@ -70,8 +70,8 @@ def list_(
 @_json
 @click.pass_obj
 def show(config: str | None, dead_id: str, timeout: float, as_json: bool) -> None:
-    """Print all that is known of one; DEAD_ID may be its event's guid, too. Sensitive values are masked."""
-    with Client(load_settings(config)) as client:
+    """Print one dead event. DEAD_ID may also be its event's guid. Sensitive values are masked."""
+    with records_client(config) as client:
         page = _page(client, "by_id", {"dead_id": dead_id[:36]}, timeout)
     if not page:
         raise NotFound(f"no dead event {dead_id}", hint="`beds dead list`")
@@ -79,7 +79,7 @@ def show(config: str | None, dead_id: str, timeout: float, as_json: bool) -> Non
     if as_json:
         print_json(record)
         return
-    values = json.loads(record.get("values") or "{}")
+    values = codec.loads(record.get("values") or "{}")
     print_table(["", ""], [*record.items(), *((f"  {name}", value) for name, value in values.items())])
 
 
@@ -99,23 +99,38 @@ def _order(verb: str, what: str) -> Any:
         if bool(ids) + bool(queue or reason) + everything != 1:
             raise click.UsageError("name ids, or filter by --queue and --reason, or say --all")
         done: list[str] = []
-        with Client(load_settings(config)) as client:
-            wanted = list(ids) if ids else list(_waiting(client, _filters(queue, reason, "dead"), timeout))
+        with operator_client(config) as client:
+            filters = _filters(queue, reason, "dead")
+            wanted = [_dead_id(client, id_, timeout) for id_ in ids] or list(_waiting(client, filters, timeout))
+            failed: dict[str, str] = {}
             for start in range(0, len(wanted), AT_ONCE):
                 some = {"ids": wanted[start : start + AT_ONCE], "by": user_name()}
-                done += client.ask(verb, some, timeout=timeout)["done"]
+                answer = client.ask(verb, some, timeout=timeout)
+                done += answer["done"]
+                failed |= answer.get("failed", {})
         if as_json:
-            print_json({verb: done})
+            print_json({verb: done, "failed": failed})
         else:
             click.echo(f"{verb}ed {len(done)} of {len(wanted)}")
-        if missing := set(wanted) - set(done):
+        for dead_id, why in failed.items():
+            click.echo(f"{printable(dead_id, 36)}: {printable(why, 300)}", err=True)
+        if missing := set(wanted) - set(done) - set(failed):
             raise NotFound(f"{len(missing)} of them are not there, or were dealt with before: {min(missing)}")
+
+        if failed:
+            raise MalformedEvent(f"{len(failed)} of {len(wanted)} could not be {verb}ed", hint="discard them")
 
     return order
 
 
 replay = _order("replay", "Publish dead events once more; each keeps its guid, ticket and idempotency key.")
 discard = _order("discard", "Give dead events up for good.")
+
+
+def _dead_id(client: Client, name: str, timeout: float) -> str:
+    """The id of a dead event; `name` may be its guid, which a ticket shows."""
+    page = _page(client, "by_id", {"dead_id": name[:36]}, timeout)
+    return str(page[0]["dead_id"]) if page else name
 
 
 def _filters(queue: str | None, reason: str | None, state: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`beds demo`: everything at once, for a first look."""
+"""`beds demo`: starts the whole system and runs the sample domain."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from beds.cli.output import print_json, print_records
 from beds.cli.up import bring_up
-from beds.client import Client
+from beds.client.client import Client
 from beds.demo import questions
 from beds.demo.data import COUNTS
 from beds.demo.load import Loaded, count, load
 from beds.domain.reply import Record
 from beds.errors import CallTimeout, StackError, TransportError
-from beds.stack.process import Daemon
+from beds.node.daemon import Daemon
 
 WORKERS_SECONDS = 60.0
 
@@ -28,7 +28,7 @@ WORKERS_SECONDS = 60.0
 def demo(config: str | None, as_json: bool) -> None:
     """Start the stack and the workers, load the sample data through BEDS, and ask it questions.
 
-    It can be repeated: what is there already is left as it is.
+    It can be repeated: existing data is left unchanged.
     """
     say = (lambda _line: None) if as_json else click.echo
     started = time.monotonic()
@@ -70,14 +70,14 @@ _HOW_TO_GO_ON = """How to go on: the servers and workers keep running.
   beds call Flights.fetch_records --using by_route origin=JFK dest=BOS --limit 5
   beds template list
   celery -A beds inspect active_queues
-  celery -A beds flower --address=127.0.0.1   then open http://localhost:5555
+  celery -A beds flower --address=127.0.0.1   its user, password and port: `beds stack env`
   beds node restart                      after a change of a template
   beds stack down                        stops everything; --wipe deletes the data, too
 Before these, once in a terminal: source .venv/bin/activate"""
 
 
 def _wait_for_workers(client: Client, workers: Daemon) -> None:
-    """Until a worker of each queue answers. Raises StackError with the end of the workers' log."""
+    """Wait until workers of both stores reply. Raises StackError with the end of the workers' log."""
     deadline = time.monotonic() + WORKERS_SECONDS
     while True:
         try:

@@ -1,4 +1,4 @@
-"""`beds doctor`: does the running system work, from one end to the other?"""
+"""`beds doctor`: tests the running system end to end."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ EX_UNWELL = 1
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
 def doctor(config: str | None, timeout: float, as_json: bool) -> None:
-    """Send probes through the running system, as any client, and say what became of each.
+    """Send probes through the running system, as any client does, and print the result of each.
 
-    Every pool must answer, its database too, and after a retry; an unroutable event must be refused, a dead one must
-    reach msDead, and lineage must arrive. Exit code 1 when something is wrong.
+    Every pool and its database must reply, also after a retry. An unroutable event must be refused, a dead one must
+    reach msDead, and lineage must arrive. Exit code 1 when a probe fails.
 
-    It writes no data but what the probes leave in msDead, msLineage and msMetrics.
+    It writes no data except the probes' own records in msDead, msLineage and msMetrics.
     """
     if not print_checks(examine(load_settings(config), timeout), as_json=as_json):
         raise SystemExit(EX_UNWELL)

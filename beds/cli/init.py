@@ -13,9 +13,9 @@ import click
 from beds.errors import ConfigurationError
 
 NODE_NAME = 'name = "ms"'
-"""In the beds.toml that is copied; the new project's node is named after its folder."""
+"""The line of the copied beds.toml that is replaced: the new node is named after its folder."""
 DOT = "dot."
-"""Before the names of files that begin with a dot, which packaging would leave out."""
+"""Prefix of the names of files that begin with a dot, since packaging leaves dot files out."""
 
 
 @click.command()
@@ -38,7 +38,7 @@ def init(folder: Path) -> None:
 
 
 def _copy(source: Traversable, target: Path) -> int:
-    """Copy a folder of the package. Returns how many files."""
+    """Copy a folder of the package. Returns the number of files."""
     target.mkdir(parents=True, exist_ok=True)
     copied = 0
     for entry in source.iterdir():

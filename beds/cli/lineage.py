@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import click
 from rich.console import Console
-from rich.markup import escape
 from rich.tree import Tree
 
-from beds.cli.output import print_json, printable
-from beds.client import Client
-from beds.config import load_settings
+from beds.cli.clients import records_client
+from beds.cli.output import print_json, shown
+from beds.client.lineage import Node
 from beds.domain.trace import OK
-from beds.services.lineage import Node
 
 
 @click.command()
@@ -27,7 +25,7 @@ def lineage(config: str | None, event: str, timeout: float, as_json: bool) -> No
     Example:
       beds lineage $(beds submit Airlines.create_record carrier=ZZ name='Zed Air')
     """
-    with Client(load_settings(config)) as client:
+    with records_client(config) as client:
         root = client.lineage(event, timeout=timeout)
     if as_json:
         print_json(root.to_wire())
@@ -47,19 +45,19 @@ def _grow(branch: Tree, node: Node) -> None:
 
 def _line(node: Node) -> str:
     record = node.record
-    name = escape(printable(node.name, 100))
-    guid = node.event_id.rsplit(".", 1)[-1]
-    where = "@".join(str(record[key]) for key in ("pid", "host") if key in record)
+    name = shown(node.name, 100)
+    guid = shown(node.event_id.rsplit(".", 1)[-1])
+    where = shown("@".join(str(record[key]) for key in ("pid", "host") if key in record))
     match node.kind:
         case "event":
-            return f"[bold]{name or '?'}[/]  {_ending(node)}  [dim]{record.get('queue', '')} {where} {guid}[/]"
+            return f"[bold]{name or '?'}[/]  {_ending(node)}  [dim]{shown(record.get('queue'))} {where} {guid}[/]"
         case "call":
-            return f"{record.get('store', '')} {name}  {_ending(node)}  [dim]{record.get('rows', 0)} rows[/]"
+            return f"{shown(record.get('store'))} {name}  {_ending(node)}  [dim]{shown(record.get('rows', 0))} rows[/]"
         case "log":
-            return f"{record.get('level', '')} {name}  [dim]{record.get('logger', '')} {where}[/]"
+            return f"{shown(record.get('level'))} {name}  [dim]{shown(record.get('logger'))} {where}[/]"
         case "audit":
-            who = escape(str(record.get("actor") or record.get("user") or "?"))
-            return f"audit {name} {escape(printable(str(record.get('record_id', '')), 60))} by {who}  {_ending(node)}"
+            who = shown(record.get("actor") or record.get("user") or "?")
+            return f"audit {name} {shown(record.get('record_id'))} by {who}  {_ending(node)}"
         case _:
             return f"[dim]{guid}: no record of it (yet)[/]"
 
@@ -67,4 +65,5 @@ def _line(node: Node) -> str:
 def _ending(node: Node) -> str:
     color = "green" if node.outcome == OK else "red"
     took = node.record.get("duration_ms")
-    return f"[{color}]{node.outcome}[/]" + (f" {float(took):.1f} ms" if took is not None else "")
+    took_ms = f" {took:.1f} ms" if isinstance(took, (int, float)) else ""
+    return f"[{color}]{shown(node.outcome)}[/]{took_ms}"

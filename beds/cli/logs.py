@@ -1,4 +1,4 @@
-"""`beds logs` and `beds audit`: what was logged and what was changed, on all nodes, over AMQP."""
+"""`beds logs` and `beds audit`: the log records and audited changes of all nodes, over AMQP."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from beds.cli.output import how_many, print_json, print_table, printable
-from beds.client import Client
-from beds.config import load_settings
+from beds.cli.clients import records_client
+from beds.cli.output import how_many, json_text, print_json, print_table, printable
+from beds.client.client import Client
 from beds.domain.event import Operation
 from beds.domain.lineage import guid_of
 from beds.domain.reply import Page, Record
 from beds.errors import NotFound
-from beds.transport import codec
+from beds.wire import codec
 
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 FOLLOW_SECONDS = 1.0
 LATE_SECONDS = 10.0
-"""How much later than its time a record may arrive and still be shown by --follow."""
+"""The delay with which a record may arrive and still be shown by --follow."""
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
@@ -72,7 +72,7 @@ def logs(
     if event and (since or follow or node):
         raise click.UsageError("--event stands alone, with --level")
     least = logging.getLevelNamesMapping()[level.upper()]
-    with Client(load_settings(config)) as client:
+    with records_client(config) as client:
 
         def fetch(using: str, **args: Any) -> Page:
             return _page(client, "msLogs", using, args | {"least": least}, limit, "", timeout)
@@ -121,16 +121,18 @@ def audit(
     """
     if record and not template:
         raise click.UsageError("--record needs --template: keys are those of one data domain")
-    with Client(load_settings(config)) as client:
+    with records_client(config) as client:
         if template:
-            client.templates[template]  # an unknown name is told, with the nearest
+            client.templates[template]  # an unknown name raises an error with the nearest name
         if record:
+            using = "by_record"
             args: dict[str, Any] = {"template": template, "record_id": record}
         else:
+            using = "all_since" if client.is_operator else "since"
             args = {"since": since or datetime.now(UTC) - timedelta(hours=1)} | (
                 {"template": template} if template else {}
             )
-        page = _page(client, "msAudit", "by_record" if record else "since", args, limit, cursor, timeout)
+        page = _page(client, "msAudit", using, args, limit, cursor, timeout)
     if as_json:
         print_json({**page.to_wire(), "records": [{**r, "values": _values(r)} for r in page]})
         return
@@ -158,12 +160,12 @@ def _all(client: Client, template: str, using: str, args: dict[str, Any], timeou
 
 
 def _event_id(client: Client, event: str, timeout: float) -> str:
-    """The full id of an event that may be named by its guid alone."""
+    """The full id of an event; `event` may be its guid alone."""
     found = _page(client, "msLineage", "by_guid", {"guid": guid_of(event)}, 1, "", timeout)
     if found:
         return str(found[0]["event_id"])
     if "." in event:
-        return event  # it may still run
+        return event  # it has no lineage record yet: it may still run
     raise NotFound(f"nothing is known of {event}", hint="give the whole event id, node.env.guid")
 
 
@@ -183,19 +185,22 @@ def _show(records: Iterable[Record], as_json: bool) -> None:
     console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
     for record in records:
         if as_json:
-            click.echo(json.dumps(codec.encode(record), ensure_ascii=False))
+            click.echo(json_text(record))
             continue
         at = record["at"].strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
-        level = str(record.get("level", ""))
-        where = f"{record.get('node', '')}/{record.get('host', '')}/{record.get('pid', '')}"
+        level = printable(str(record.get("level", "")), 20)
+        where = printable(f"{record.get('node', '')}/{record.get('host', '')}/{record.get('pid', '')}", 200)
         console.print(
             Text.assemble(
                 f"{at} ",
                 (f"{level:8}", _STYLES.get(level, "")),
-                (f" {where} {record.get('logger', '')} ", "dim"),
+                (f" {where} {printable(str(record.get('logger', '')), 300)} ", "dim"),
                 printable(str(record.get("message", "")), 10_000),
-                (f"  {record['extra']}" if record.get("extra") else "", "dim"),
-                (f"  [{record['dropped']} records before this were dropped]" if record.get("dropped") else "", "red"),
+                (f"  {printable(str(record['extra']), 2000)}" if record.get("extra") else "", "dim"),
+                (
+                    f"  [{int(record['dropped'])} records before this were dropped]" if record.get("dropped") else "",
+                    "red",
+                ),
             )
         )
         if record.get("exception"):

@@ -1,4 +1,4 @@
-"""`beds`: the commands, loaded when asked for, and how errors become exit codes."""
+"""`beds`: its commands, each imported when used, and the exit codes of errors."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import errno
 import importlib
 import io
-import json
 import os
 import sys
 from collections.abc import Mapping
@@ -16,17 +15,19 @@ from typing import Any, NoReturn
 import click
 from rich.console import Console
 
+from beds.cli.output import plain_json_text, printable
 from beds.config.settings import CONFIG_VARIABLE
 from beds.errors import BedsError, ConfigurationError
 
-# By name, so that `beds call` runs where no database driver is installed.
+MESSAGE_CHARACTERS = 4000
+# By import path, so that `beds call` runs without a database driver.
 _COMMANDS: Mapping[str, tuple[str, str]] = {
     "init": ("beds.cli.init:init", "Make a new project."),
     "up": ("beds.cli.up:up", "Start servers, schema and workers on this machine."),
     "down": ("beds.cli.up:down", "Stop the workers and the servers."),
-    "call": ("beds.cli.call:call", "Carry out one operation and print the reply."),
-    "submit": ("beds.cli.call:submit", "Hand one operation over and print its ticket."),
-    "ticket": ("beds.cli.ticket:ticket", "Ask after, wait for and cancel a ticket."),
+    "call": ("beds.cli.call:call", "Execute one operation and print the reply."),
+    "submit": ("beds.cli.call:submit", "Submit one operation and print its ticket."),
+    "ticket": ("beds.cli.ticket:ticket", "Show, wait for and cancel a ticket."),
     "tickets": ("beds.cli.ticket:tickets", "List tickets in one state."),
     "dead": ("beds.cli.dead:dead", "Look at dead events, replay and discard them."),
     "lineage": ("beds.cli.lineage:lineage", "Show what a request set off."),
@@ -43,7 +44,7 @@ _COMMANDS: Mapping[str, tuple[str, str]] = {
     "demo": ("beds.cli.demo:demo", "Load the sample data through BEDS and ask it questions."),
 }
 
-# sysexits.h, so that a script can tell what to do next.
+# The codes of sysexits.h, so that a script can choose its next step.
 EXIT_CODES: Mapping[str, int] = {
     "invalid_payload": 65, "missing_field": 65, "unknown_field": 65, "wrong_type": 65, "too_long": 65,
     "out_of_range": 65, "body_too_large": 65, "invalid_cursor": 65,
@@ -59,13 +60,13 @@ EXIT_CODES: Mapping[str, int] = {
 }  # fmt: skip
 EX_IOERR = 74
 EX_INTERRUPTED = 130
-"""Ctrl-C, as shells tell it."""
+"""The shells' exit code after Ctrl-C."""
 EX_FAILED = 1
 """The operation was refused for another reason: a conflict, a rule of the business, …"""
 
 
 class LazyGroup(click.Group):
-    """A group that imports a command when it is used, and not to list it."""
+    """A group that imports a command only to run it, not to list it."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
@@ -107,34 +108,39 @@ def cli(ctx: click.Context, config: str | None) -> None:
     """
     ctx.obj = config
     if config:
-        os.environ[CONFIG_VARIABLE] = str(Path(config).resolve())  # Celery's application reads its own
+        os.environ[CONFIG_VARIABLE] = str(Path(config).resolve())  # celeryconfig.py reads the file named here
 
 
 def exit_code(error: BedsError) -> int:
-    """The exit code for an error; 1 where sysexits.h has no better word."""
+    """The exit code for an error; 1 if sysexits.h has none for it."""
     return EXIT_CODES.get(error.code, EX_FAILED)
 
 
+def _lines(text: str) -> str:
+    """A text that may come from a worker, without escape sequences; its lines are kept."""
+    return "\n".join(printable(line, MESSAGE_CHARACTERS) for line in text.splitlines())
+
+
 def print_error(error: BedsError, *, as_json: bool) -> None:
-    """To standard error: one JSON object for machines, else message, hint and event for people."""
+    """Print an error to standard error: as one JSON object, or as message, hint and event."""
     if as_json:
-        click.echo(json.dumps({"error": error.to_wire()}, ensure_ascii=False), err=True)
+        click.echo(plain_json_text({"error": error.to_wire()}), err=True)
         return
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     console.print(f"[bold red]{error.code}[/]:", end=" ")
-    console.print(error.message, markup=False)
+    console.print(_lines(error.message), markup=False)
     if error.hint:
-        console.print(f"  hint:  {error.hint}", markup=False)
+        console.print(f"  hint:  {_lines(error.hint)}", markup=False)
     if error.event_id:
-        console.print(f"  event: {error.event_id}", markup=False)
+        console.print(f"  event: {_lines(error.event_id)}", markup=False)
 
 
 def main() -> Any:
-    """Entry point. Every expected error ends here, as words and an exit code."""
+    """Entry point. Prints every expected error and exits with its code."""
     as_json = "--json" in sys.argv[1:]
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a letter shows its number
+            stream.reconfigure(errors="backslashreplace")  # escapes a letter that the terminal's encoding lacks
     try:
         code = cli(standalone_mode=False)
         sys.stdout.flush()
@@ -145,7 +151,7 @@ def main() -> Any:
     except click.ClickException as error:
         if as_json:
             usage = {"code": "usage", "message": error.format_message(), "detail": {}, "hint": "see --help"}
-            click.echo(json.dumps({"error": usage}, ensure_ascii=False), err=True)
+            click.echo(plain_json_text({"error": usage}), err=True)
         else:
             error.show()
         raise SystemExit(error.exit_code) from None
@@ -156,7 +162,7 @@ def main() -> Any:
 
 
 def _end_with(error: OSError) -> NoReturn:
-    """An error of the machine's: in words, without a traceback."""
+    """Exit after an error of the system, with its message and without a traceback."""
     if error.errno == errno.EPIPE:  # `beds … | head`
         with contextlib.suppress(OSError):
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 — Python flushes it once more at its end

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
-from pathlib import Path
 
 import click
 
-from beds.broker.process import EX_CONFIG
 from beds.cli.output import print_json, print_table, printable
 from beds.cli.stack import EX_DOWN, folder_for
 from beds.config import Settings, load_settings
 from beds.config.settings import no_file_at
-from beds.errors import ConfigurationError, StackError
+from beds.errors import ConfigurationError
 from beds.node import status, supervisor
+from beds.node.background import start_node
 from beds.node.check import Check, Verdict, of_error
-from beds.node.checks import initial_program_load
-from beds.stack.process import Daemon, lock_holder
-from beds.stack.stack import node_daemon, node_daemons
+from beds.node.checks import startup_checks
+from beds.node.daemon import Daemon, lock_holder, node_daemon, node_daemons
+from beds.worker.process import EX_CONFIG
 
-START_SECONDS = 60.0
 LINE_CHARACTERS = 1000
 
 
@@ -33,10 +30,10 @@ def node() -> None:
 @node.command()
 @click.pass_obj
 def run(config: str | None) -> None:
-    """One worker for each queue whose service is local in beds.toml, until Ctrl-C or SIGTERM.
+    """Run one worker for each queue whose service is local in beds.toml, until Ctrl-C or SIGTERM.
 
-    It checks the node first (`beds node check`), starts again what dies, and drains all at the end. It serves as first
-    process of a container, and under systemd with Type=notify and a watchdog.
+    It checks the node first (`beds node check`), restarts workers that end, and drains all at the end. It can be the
+    first process of a container, and runs under systemd with Type=notify and a watchdog.
 
     The same by hand, one queue a terminal: celery -A beds worker -Q rec.write
     """
@@ -47,7 +44,7 @@ def run(config: str | None) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
 def check(config: str | None, as_json: bool) -> None:
-    """Everything a node looks at before it serves, each line with its remedy. Exit code 78 when one fails.
+    """Run the start-up checks, each with its remedy. Exit code 78 when one fails.
 
     \b
     Example:
@@ -64,11 +61,11 @@ def _checks(config: str | None) -> Iterator[Check]:
         yield of_error("configuration", error)
         return
     runs = lock_holder(supervisor.lock_file(settings)) is not None
-    yield from initial_program_load(settings, runs_here=runs)
+    yield from startup_checks(settings, runs_here=runs)
 
 
 def settings_of(config: str | None) -> Settings:
-    """The settings of a node, which has a file: with defaults alone it would have nothing to run."""
+    """The settings of a node. Its file must exist, since the defaults name no local service."""
     settings = load_settings(config)
     if not settings.file.is_file():
         raise no_file_at(settings.file)
@@ -76,7 +73,7 @@ def settings_of(config: str | None) -> Settings:
 
 
 def print_checks(checks: Iterable[Check], *, as_json: bool) -> bool:
-    """A line for each as it comes, and its remedy below it; or JSON. Returns whether none failed."""
+    """Print each check as it arrives, with its remedy below it, or all as JSON. False if one failed."""
     done: list[Check] = []
     colours = {Verdict.OK: "green", Verdict.FAILED: "red", Verdict.SKIPPED: "yellow"}
     for found in checks:
@@ -111,9 +108,9 @@ def start(config: str | None) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
 def show_status(config: str | None, ready: bool, as_json: bool) -> None:
-    """This node's pools: slots, processes, restarts, events done. Exit code 3 when it does not run.
+    """Show this node's pools: slots, processes, restarts, events done. Exit code 3 when it does not run.
 
-    Workers that were started by hand are known to RabbitMQ: celery -A beds status
+    For workers that were started by hand: celery -A beds status
     """
     settings = settings_of(config)
     pid = lock_holder(supervisor.lock_file(settings))
@@ -137,6 +134,9 @@ def show_status(config: str | None, ready: bool, as_json: bool) -> None:
         click.echo(f"node {settings.node.name} does not run; start it with `beds {option}node start`")
     if not pid or (ready and not status.is_ready(settings)):
         raise SystemExit(EX_DOWN)
+    if ready and (replicas := status.stores_read_only(settings)):
+        click.echo(f"not ready: the server of {', '.join(replicas)} takes no writes", err=True)
+        raise SystemExit(EX_DOWN)
 
 
 @node.command()
@@ -157,36 +157,11 @@ def stop(config: str | None, name: str | None) -> None:
 @node.command()
 @click.pass_obj
 def restart(config: str | None) -> None:
-    """Stop and start: new templates, new settings."""
+    """Stop and start the workers, which then use new templates and settings."""
     settings, daemon = settings_of(config), _daemon(config)
     stopped = daemon.stop()
     start_node(daemon, settings, config)
     click.echo(f"{'stopped and started' if stopped else 'was not running; started'}; log: {daemon.log}")
-
-
-def start_node(daemon: Daemon, settings: Settings, config: str | None) -> bool:
-    """Start this node's workers in the background and wait until they serve. False when they ran already.
-
-    Raises:
-        ConfigurationError: the node has nothing to run.
-        StackError: they ended, or did not come up; shows the end of their log.
-    """
-    if daemon.process():
-        return False
-    if lock_holder(supervisor.lock_file(settings)) is not None:
-        raise supervisor.already_runs(settings)
-    state = supervisor.state_file(settings)
-    state.unlink(missing_ok=True)
-    option = ["--config", str(Path(config).resolve())] if config else []
-    daemon.start([sys.executable, "-m", "beds.cli", *option, "node", "run"], cwd=settings.root)
-    try:
-        daemon.wait_until(lambda: status.is_serving(settings), START_SECONDS)
-        if status.is_refused(settings):
-            raise StackError(f"no worker can start:\n{daemon.tail()}", hint=f"the whole log: {daemon.log}")
-    except StackError:
-        daemon.stop()  # what never served is not left behind, to try for ever
-        raise
-    return True
 
 
 def _daemon(config: str | None) -> Daemon:

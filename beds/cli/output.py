@@ -1,25 +1,38 @@
-"""How values look: tables for people, JSON for machines."""
+"""The output of values: as tables or as JSON."""
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from beds.domain.reply import Page, Reply
-from beds.transport import codec
+from beds.wire import codec
 
 CELL_CHARACTERS = 60
 
 
 def print_json(value: Any) -> None:
-    """One JSON value, in the codec's form."""
-    click.echo(json.dumps(codec.encode(value), ensure_ascii=False, indent=2))
+    """Print one JSON value, in the codec's form."""
+    click.echo(json_text(value, indent=2))
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """A value in the codec's form; see `plain_json_text`."""
+    return plain_json_text(codec.encode(value), indent)
+
+
+def plain_json_text(value: Any, indent: int | None = None) -> str:
+    """JSON in which characters are escaped that could control a terminal."""
+    text = json.dumps(value, ensure_ascii=False, indent=indent)
+    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
 
 
 def print_reply(reply: Reply, *, as_json: bool) -> None:
@@ -31,12 +44,12 @@ def print_reply(reply: Reply, *, as_json: bool) -> None:
     else:
         if reply.record:
             print_records([reply.record])
-        key = f" {reply.record_id}" if reply.record_id else ""
+        key = f" {printable(reply.record_id, 500)}" if reply.record_id else ""
         click.echo(f"ok:{key} ({reply.affected} affected)")
 
 
 def how_many(page: Page, noun: str, which: str = "") -> str:
-    """The line under a page: how many there are, and how to see the next ones."""
+    """The line under a page: the number of its records, and the option that shows the next page."""
     more = f"; next page: --cursor {page.cursor}" if page.cursor else ""
     return f"{len(page)} {noun}{'' if len(page) == 1 else 's'}{which}{more}"
 
@@ -50,10 +63,10 @@ def print_records(records: Sequence[Mapping[str, Any]]) -> None:
 
 
 def print_table(columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
-    """A table; wide enough for its content when it is not a terminal that reads it."""
+    """Print a table. Without a terminal it is wide enough for its content."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in columns:
-        table.add_column(name, overflow="fold")
+        table.add_column(printable(name, CELL_CHARACTERS), overflow="fold")
     for row in rows:
         table.add_row(*(_cell(value) for value in row))
     console = Console(highlight=False, markup=False, emoji=False)
@@ -66,12 +79,21 @@ def _cell(value: Any) -> str:
     if value is None:
         return "–"
     if isinstance(value, datetime):
-        return value.strftime("%Y-%m-%d %H:%M:%S%z")
+        return value.isoformat(" ")
+    if isinstance(value, timedelta):
+        return codec.duration_text(value)
+    if isinstance(value, bytes):
+        return printable(base64.b64encode(value).decode(), CELL_CHARACTERS)
     text = json.dumps(codec.encode(value), ensure_ascii=False) if isinstance(value, (dict, list)) else str(value)
     return printable(text, CELL_CHARACTERS)
 
 
+def shown(value: Any, characters: int = CELL_CHARACTERS) -> str:
+    """A foreign value for a line with markup: its escape sequences are removed and its markup is escaped."""
+    return escape(printable("" if value is None else str(value), characters))
+
+
 def printable(text: str, characters: int) -> str:
-    """`text`, cut to size, and without escape sequences for a person's terminal."""
+    """`text`, cut to size and without escape sequences."""
     cut = text if len(text) <= characters else text[: characters - 1] + "…"
     return "".join(c if c.isprintable() else "\ufffd" for c in cut)

@@ -23,7 +23,7 @@ def schema() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
 def apply(config: str | None, as_json: bool) -> None:
-    """Bring both databases to what stands in schema/.
+    """Bring both databases to the state of schema/.
 
     Versioned files are applied once; procedures, views, validators, indexes and stored commands when they changed.
     """
@@ -46,7 +46,7 @@ def apply(config: str | None, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
 def diff(config: str | None, as_json: bool) -> None:
-    """Show what `apply` would do. Exit code 1 when there is something."""
+    """Show the changes that `apply` would make. Exit code 1 when there are any."""
     with tools.changes(load_settings(config)) as changes:
         if as_json:
             print_json([{"store": c.store, "action": c.action, "name": c.name} for c in changes])
@@ -75,9 +75,9 @@ def check(config: str | None, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
 def grants(config: str | None, as_json: bool) -> None:
-    """Print what gives the brokers' users the least they need: SQL, then the role for mongosh.
+    """Print the least rights that the brokers' users need: SQL, then the role for mongosh.
 
-    `apply` grants it as well; this is for a DBA who reads it first, or makes the users elsewhere.
+    `apply` grants them as well. This is for a DBA who reads them first, or creates the users elsewhere.
     """
     found = tools.grants(load_settings(config))
     if as_json:

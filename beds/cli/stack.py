@@ -11,14 +11,15 @@ import click
 
 from beds.cli.output import print_json, print_table
 from beds.config.settings import CONFIG_VARIABLE, no_file_at
-from beds.stack.stack import Stack, node_daemons
+from beds.node.daemon import node_daemons
+from beds.stack.stack import Stack
 
 EX_DOWN = 3
-"""As of LSB `status`: not running."""
+"""The exit code of LSB `status` for "not running"."""
 
 
 def folder_for(config: str | None) -> Path:
-    """`.beds` beside the configuration file. The file itself need not be valid yet: the stack does not read it."""
+    """`.beds` beside the configuration file. The stack does not read that file, so it need not be valid yet."""
     named = config or os.environ.get(CONFIG_VARIABLE)
     if named and not Path(named).is_file():
         raise no_file_at(named)
@@ -34,7 +35,7 @@ def stack() -> None:
 @click.option("--port-base", type=int, help="First port of a new stack (23000 when absent).")
 @click.pass_obj
 def up(config: str | None, port_base: int | None) -> None:
-    """Start what does not run; make it first where there is nothing yet."""
+    """Start the servers that do not run; create them first in a new project."""
     found = Stack(folder_for(config), port_base)
     found.up(click.echo)
     click.echo(f"passwords and ports are in {found.plan.env_file}, which beds.toml names as env_file")
@@ -57,7 +58,7 @@ def down(config: str | None, wipe: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
 def status(config: str | None, as_json: bool) -> None:
-    """Which servers run, and where, and the workers in the background. Exit code 3 when a server does not."""
+    """Show the servers, their ports, and the workers in the background. Exit code 3 when a server does not run."""
     stack = Stack(folder_for(config))
     found = stack.status()
     nodes = [
@@ -81,7 +82,7 @@ def status(config: str | None, as_json: bool) -> None:
 @stack.command()
 @click.pass_obj
 def env(config: str | None) -> None:
-    """The BEDS_… variables as shell commands, with their passwords: eval "$(beds stack env)"."""
+    """Print the BEDS_… variables as shell commands, with their passwords: eval "$(beds stack env)"."""
     plan = Stack(folder_for(config)).plan
     for name, value in {**plan.environment(), **plan.flower_environment()}.items():
         click.echo(f"export {name}={shlex.quote(value)}")
@@ -91,7 +92,7 @@ def env(config: str | None) -> None:
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 @click.pass_obj
 def rabbitmqctl(config: str | None, arguments: tuple[str, ...]) -> None:
-    """rabbitmqctl, meaning this stack's RabbitMQ and no other.
+    """Run rabbitmqctl on this stack's RabbitMQ.
 
     \b
     Example:

@@ -24,7 +24,7 @@ def list_templates(config: str | None, as_json: bool) -> None:
         {
             "name": t.name,
             "store": str(t.store),
-            "key": t.key,
+            "key": t.key_name,
             "operations": [str(o) for o in t.operations()],
             "fetch": list(t.fetch),
             "description": t.template.description,
@@ -55,7 +55,7 @@ def show(config: str | None, name: str, as_json: bool) -> None:
     if as_json:
         print_json(found.model_dump(mode="json", exclude_none=True))
         return
-    click.echo(f"{found.name} ({found.store}), key {found.key}: {found.template.description}\n{found.file}\n")
+    click.echo(f"{found.name} ({found.store}), key {found.key_name}: {found.template.description}\n{found.file}\n")
     print_table(
         ["operation", "object", "limit", "pages by", "may be left out"],
         (

@@ -8,12 +8,11 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from beds.cli.clients import records_client
 from beds.cli.output import how_many, print_json, print_reply, print_table
-from beds.client import Client
-from beds.config import load_settings
 from beds.domain.reply import Page, reply_from_wire
 from beds.domain.ticket import TicketState, TicketStatus
-from beds.transport.requester import read_reply
+from beds.wire.reply import read_reply
 
 
 class _DefaultToShow(click.Group):
@@ -27,7 +26,7 @@ class _DefaultToShow(click.Group):
 
 @click.group(cls=_DefaultToShow)
 def ticket() -> None:
-    """Ask after a ticket, wait for it, cancel it: over AMQP, from anywhere.
+    """Show a ticket, wait for it, cancel it: over AMQP, from any node.
 
     \b
     Examples:
@@ -45,7 +44,7 @@ def ticket() -> None:
 @click.pass_obj
 def show(config: str | None, guid: str, wait: bool, timeout: float, as_json: bool) -> None:
     """Print a ticket's state; the guid may be an event id, too."""
-    with Client(load_settings(config)) as client:
+    with records_client(config) as client:
         found = client.ticket(guid)
         status = _wait(found, timeout) if wait else found.status(timeout)
     if as_json:
@@ -60,13 +59,13 @@ def show(config: str | None, guid: str, wait: bool, timeout: float, as_json: boo
 
 @ticket.command()
 @click.argument("guid")
-@click.option("--by", default="", help="Who asks, as the ticket will tell (else this user and host).")
+@click.option("--by", default="", help="Who cancels, as the ticket will show (else this user and host).")
 @click.option("--timeout", type=float, default=10.0, show_default=True, help="Seconds.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
 def cancel(config: str | None, guid: str, by: str, timeout: float, as_json: bool) -> None:
     """Ask to cancel a ticket: it never begins, or stops at its next checkpoint."""
-    with Client(load_settings(config)) as client:
+    with records_client(config) as client:
         status = client.ticket(guid).cancel(timeout, by=by)
     if as_json:
         print_json({**status.to_wire(), "ready": status.ready})
@@ -86,11 +85,11 @@ def cancel(config: str | None, guid: str, by: str, timeout: float, as_json: bool
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
 def tickets(config: str | None, state: str, limit: int, cursor: str, timeout: float, as_json: bool) -> None:
-    """List tickets in one state, oldest first."""
-    with Client(load_settings(config)) as client:
+    """List tickets in one state, oldest first: one's own, and everybody's with [amqp] operator_url."""
+    with records_client(config) as client:
         page = client.call(
-            "fetch_records", "msTickets", {"state": state}, using="by_state", limit=limit, cursor=cursor,
-            timeout=timeout,
+            "fetch_records", "msTickets", {"state": state},
+            using="all_by_state" if client.is_operator else "by_state", limit=limit, cursor=cursor, timeout=timeout,
         )  # fmt: skip
     assert isinstance(page, Page)
     if as_json:
@@ -102,15 +101,16 @@ def tickets(config: str | None, state: str, limit: int, cursor: str, timeout: fl
 
 
 def _wait(found: Any, timeout: float) -> TicketStatus:
-    """Wait with a bar, where a person looks on."""
+    """Wait for the ticket, with a progress bar on a terminal."""
     console = Console(stderr=True)
     with Progress(
-        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[how_far]}"), TimeElapsedColumn(),
+        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[how_far]}", markup=False),
+        TimeElapsedColumn(),
         console=console, transient=True, disable=not console.is_terminal,
     ) as bar:  # fmt: skip
         task = bar.add_task("PENDING", total=None, how_far="")
 
-        def tell(status: TicketStatus) -> None:
+        def show_progress(status: TicketStatus) -> None:
             progress = status.progress
             of = f" of {progress.total:,}" if progress and progress.total else ""
             bar.update(
@@ -121,7 +121,7 @@ def _wait(found: Any, timeout: float) -> TicketStatus:
                 how_far=f"{progress.done:,}{of} {progress.unit}" if progress else "",
             )
 
-        return found.wait(timeout, tell)  # type: ignore[no-any-return]
+        return found.wait(timeout, show_progress)  # type: ignore[no-any-return]
 
 
 def _print(status: TicketStatus) -> None:

@@ -1,4 +1,4 @@
-"""`beds top`: what waits, what is carried out, and how long it takes."""
+"""`beds top`: waiting events, rates and latencies of the queues."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from beds.cli.clients import records_client
 from beds.cli.output import print_json
-from beds.client import Client
-from beds.config import Settings, load_settings
-from beds.domain.event import Operation
+from beds.client.client import Client
+from beds.domain.event import OPERATOR, Operation
 from beds.domain.reply import Page
 from beds.domain.trace import OK
 from beds.services.metrics import BOUNDS_MS, percentile
 from beds.transport.connection import connect_to
-from beds.transport.topology import DEAD, EVENT_QUEUES, LOG_QUEUES, Depth, depths
+from beds.transport.topology import Depth, depths
+from beds.wire.routes import DEAD, EVENT_QUEUES, LOG_QUEUES
 
 PERCENTS = (50, 95, 99)
 
 
 @dataclass
 class Row:
-    """One queue over the last seconds."""
+    """The figures of one queue over the window."""
 
     depth: Depth | None
     count: int = 0
@@ -56,19 +57,23 @@ class Row:
 @click.option("--json", "as_json", is_flag=True, help="Print once, as JSON.")
 @click.pass_obj
 def top(config: str | None, window: float, once: bool, timeout: float, as_json: bool) -> None:
-    """Watch the queues: what waits, events per second, latencies, errors, and how many slots are busy.
+    """Watch the queues: waiting events, events per second, latencies, errors, and how many slots are busy.
 
     Rates and latencies come from msMetrics, which workers write every few seconds; an admin worker must run. Latency is
-    a worker's time for one event, without its wait in the queue.
+    a worker's time for one event, without its wait in the queue. Without [amqp] operator_url only waiting events are
+    shown.
     """
-    settings = load_settings(config)
-    with (
-        Client(settings) as client,
-        connect_to(settings.amqp, settings.amqp.client_url, patience=timeout) as connection,
-    ):
+    with records_client(config) as client:
+        settings = client.settings
+        connection = connect_to(settings.amqp, settings.amqp.client_url, patience=timeout)
+        _watch(client, connection, window, timeout, once=once, as_json=as_json)
+
+
+def _watch(client: Client, connection: Connection, window: float, timeout: float, *, once: bool, as_json: bool) -> None:
+    with connection:
 
         def look() -> dict[str, dict[str, Any]]:
-            rows = _rows(client, settings, connection, window, timeout)
+            rows = _rows(client, connection, window, timeout)
             return {name: row.to_wire(window) for name, row in rows.items()}
 
         if as_json:
@@ -84,12 +89,12 @@ def top(config: str | None, window: float, once: bool, timeout: float, as_json: 
                 live.update(_table(look(), window), refresh=True)
 
 
-def _rows(client: Client, settings: Settings, connection: Connection, window: float, timeout: float) -> dict[str, Row]:
+def _rows(client: Client, connection: Connection, window: float, timeout: float) -> dict[str, Row]:
     found = depths((*EVENT_QUEUES, *LOG_QUEUES, DEAD), connection)
     rows: dict[str, Row] = defaultdict(lambda: Row(None), {name: Row(depth) for name, depth in found.items()})
     since = datetime.now(UTC) - timedelta(seconds=window)
-    if not (reading := found["rec.read"]) or not reading.consumers:
-        return dict(rows)  # nobody can be asked for rates; what waits is known all the same
+    if not client.is_operator or not (asked := found[OPERATOR]) or not asked.consumers:
+        return dict(rows)  # only an operator may read the rates
     page = client.call(Operation.FETCH, "msMetrics", {"since": since}, using="recent", timeout=timeout)
     assert isinstance(page, Page)
     for record in page:

@@ -18,7 +18,7 @@ def topology() -> None:
 @topology.command("declare")
 @click.pass_obj
 def declare_all(config: str | None) -> None:
-    """Declare every exchange and queue. Workers do it, too, when they start; it does no harm to repeat."""
+    """Declare every exchange and queue. Workers also do this when they start; it may be repeated."""
     settings = load_settings(config)
     wanted = Topology.from_settings(settings.amqp)
     with connect_to(settings.amqp, settings.amqp.broker_url) as connection:

@@ -6,22 +6,22 @@ from collections.abc import Callable
 
 import click
 
-from beds.cli.node import start_node
 from beds.cli.stack import down as stack_down
 from beds.cli.stack import folder_for
 from beds.config import Settings, load_settings
 from beds.config.settings import no_file_at
+from beds.node.background import start_node
+from beds.node.daemon import Daemon, node_daemon
 from beds.schema_tools.apply import changes
-from beds.stack.process import Daemon
-from beds.stack.stack import Stack, node_daemon
+from beds.stack.stack import Stack
 
 
 def bring_up(config: str | None, say: Callable[[str], None], port_base: int | None = None) -> tuple[Settings, Daemon]:
-    """Start what does not run: servers, then the schema, then this node's workers.
+    """Start the servers that do not run, apply the schema, then start this node's workers.
 
     Args:
         config: as `--config`.
-        say: hears what is done.
+        say: called with a line for each step.
         port_base: first port of a new stack.
 
     Returns:
@@ -53,8 +53,8 @@ def bring_up(config: str | None, say: Callable[[str], None], port_base: int | No
 def up(config: str | None, port_base: int | None) -> None:
     """Start a local RabbitMQ, MariaDB and MongoDB, apply the schema, and start this node's workers.
 
-    It may be repeated: what runs is left running. In production these three are three people's work: the servers are
-    there, the DBA runs `beds schema apply`, and `beds node run` starts a node.
+    It may be repeated: servers and workers that run keep running. In production the servers exist already, the DBA runs
+    `beds schema apply`, and `beds node run` starts a node.
     """
     bring_up(config, click.echo, port_base)
     click.echo("next: beds template list; beds call TEMPLATE.OPERATION …; beds doctor; beds down")

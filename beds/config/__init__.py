@@ -1,4 +1,4 @@
-"""What a node knows about itself, from beds.toml."""
+"""The configuration of a node, from beds.toml and the environment."""
 
 from beds.config.settings import Settings, load_settings
 

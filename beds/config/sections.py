@@ -1,4 +1,4 @@
-"""The sections of beds.toml. Every default, unit and limit of the configuration stands here."""
+"""The sections of beds.toml, with every default, unit and limit of the configuration."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import socket
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
 
@@ -17,17 +17,17 @@ BROKER_NAMES: tuple[str, ...] = get_args(BrokerName)
 
 
 def _url_of(*schemes: str) -> AfterValidator:
-    """Refuses what is no URL of these schemes. It holds a password, so the words of the refusal never repeat it."""
+    """A validator for URLs of these schemes. Its error never repeats the URL, which holds a password."""
     forms = " or ".join(f"{scheme}://user:password@host:port/…" for scheme in schemes)
 
     def check(url: SecretStr) -> SecretStr:
         text = url.get_secret_value()
         try:
             parts = urlsplit(text)
-            # MongoDB takes several hosts, "a:1,b:2", which have no single port. Several URLs would be taken for one.
+            # MongoDB accepts several hosts, "a:1,b:2", which have no single port. Several joined URLs are refused.
             has_port = "," in parts.netloc or parts.port != 0
             valid = text.count("://") == 1 and parts.scheme in schemes and parts.netloc and has_port
-        except ValueError:  # a port or an IPv6 address that is none
+        except ValueError:  # an invalid port or IPv6 address
             valid = False
         if not valid:
             raise ValueError(f"not a URL of the form {forms}; `/`, `@`, `:` and `%` in a password are written as %XX")
@@ -37,13 +37,13 @@ def _url_of(*schemes: str) -> AfterValidator:
 
 
 Text = Annotated[str, Field(pattern=r"^[^\x00]+$")]
-"""A name as a driver takes it: no NUL."""
+"""A non-empty name without NUL, which drivers refuse."""
 AmqpUrl = Annotated[SecretStr, _url_of("amqp", "amqps")]
 MongoUri = Annotated[SecretStr, _url_of("mongodb", "mongodb+srv")]
 
 
 ROOT: ContextVar[Path] = ContextVar("ROOT", default=Path())
-"""The folder of the beds.toml that is being read; relative paths of files start there."""
+"""The folder of the beds.toml that is being read; relative paths start there."""
 
 
 def _existing(file: Path) -> Path:
@@ -59,13 +59,13 @@ ReadableFile = Annotated[Path, AfterValidator(_existing)]
 
 
 class Section(BaseModel):
-    """Base of all sections: an unknown key is an error, a secret never shows in one."""
+    """Base of all sections: an unknown key is an error, and errors show no values."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
 def _with_host(name: Any) -> Any:
-    """Containers of one image share their beds.toml, and each needs a name of its own."""
+    """Replace `{host}`: containers of one image share a beds.toml, and each needs its own name."""
     return name.replace("{host}", socket.gethostname().split(".")[0]) if isinstance(name, str) else name
 
 
@@ -73,7 +73,7 @@ class Node(Section):
     name: Annotated[str, BeforeValidator(_with_host), Field(pattern=r"^[A-Za-z0-9_-]{1,32}$")] = "ms"
     """First part of every event id: letters, digits, `_` and `-`, at most 32. `{host}` in it is the machine's name."""
     environment: Annotated[str, Field(pattern=r"^[a-z]{1,16}$")] = "development"
-    """`development`, `production`, or a word of your own; a failed check is fatal in `production` only."""
+    """`development`, `production`, or any other word; a failed check is fatal only in `production`."""
 
     @property
     def is_production(self) -> bool:
@@ -84,14 +84,14 @@ class Tls(Section):
     """TLS to one server. The server's name is always checked against its certificate."""
 
     ca: ReadableFile | None = None
-    """PEM file of the authorities to trust; those of the machine when absent."""
+    """PEM file of the trusted certificate authorities; those of the machine when absent."""
     certificate: ReadableFile | None = None
-    """PEM file of the client's own certificate, where the server asks for one. For MongoDB with its key in it."""
+    """PEM file of the client's certificate, if the server requires one. For MongoDB it also holds the key."""
     key: ReadableFile | None = None
-    """PEM file of the certificate's key, when it lies in another file."""
+    """PEM file of the certificate's key, if it is a separate file."""
 
     def named(self, ca: str, certificate: str, key: str = "key") -> dict[str, str]:
-        """The paths of those files that are set, under the names that a driver has for them."""
+        """The paths of the files that are set, under a driver's names for them."""
         files = {ca: self.ca, certificate: self.certificate, key: self.key}
         return {name: str(file) for name, file in files.items() if file}
 
@@ -104,9 +104,12 @@ class Tls(Section):
 
 class Amqp(Section):
     url: AmqpUrl = SecretStr("amqp://guest:guest@127.0.0.1:5672//")
-    """Where clients publish. Its user needs no configure right."""
+    """For clients, which publish. Its user needs no configure right."""
     worker_url: AmqpUrl | None = None
-    """Where workers consume and declare the topology; `url` when absent."""
+    """For workers, which consume and declare the topology; `url` when absent."""
+    operator_url: AmqpUrl | None = None
+    """For an operator's commands (`beds dead`, `logs`, `top`, `tickets`). Its user may publish with the key `operator`,
+    and so read and change the tickets and records of all users. Omit it on nodes without operators."""
     tls: Tls | None = None
     """For URLs that begin with `amqps://`."""
     queue_type: Literal["quorum", "classic"] = "quorum"
@@ -115,14 +118,14 @@ class Amqp(Section):
     max_body_bytes: Annotated[int, Field(ge=1024, le=128 * 1024 * 1024)] = 1024 * 1024
     """The largest body of an event or a reply, in bytes."""
     heartbeat: Annotated[int, Field(ge=1, le=300)] = 10
-    """Seconds; a silent peer is given up after two of them."""
+    """Seconds; a connection is closed after two heartbeats without data."""
     connect_timeout: Annotated[float, Field(gt=0, le=60)] = 4.0
     """Seconds for one attempt to connect."""
     consumer_timeout: Annotated[int, Field(ge=60)] = 1800
-    """Seconds after which RabbitMQ takes an event from a worker that has not acknowledged it (`consumer_timeout` of
-    rabbitmq.conf). A pool's time limit must lie below, or the whole worker would end."""
+    """Seconds after which RabbitMQ requeues an event that its worker has not acknowledged (`consumer_timeout` of
+    rabbitmq.conf). A pool's time limit must be lower: RabbitMQ closes the channel, and the whole worker ends."""
     max_queue_length: Annotated[int, Field(ge=0)] = 0
-    """Events that may wait in one queue; more are refused with Overloaded. No limit when 0."""
+    """Events that may wait in one queue; further ones are refused with Overloaded. No limit when 0."""
 
     @model_validator(mode="after")
     def _tls_over_amqps(self) -> Amqp:
@@ -138,6 +141,11 @@ class Amqp(Section):
     def broker_url(self) -> str:
         return (self.worker_url or self.url).get_secret_value()
 
+    @property
+    def workers(self) -> str:
+        """The workers' AMQP user."""
+        return unquote(urlsplit(self.broker_url).username or "guest")
+
 
 class Service(Section):
     is_local: bool = False
@@ -150,22 +158,23 @@ class Services(Section):
     jobs: Service = Service()
     admin: Service = Service()
     calgon: Service | None = None
-    """Tickets; where `rec` is local when absent, since they lie in MongoDB."""
+    """Tickets; as `rec` when absent, because tickets are stored in MongoDB."""
     flower: Service = Service()
 
 
 class Broker(Section):
-    """One pool. These numbers are the throttle of the system."""
+    """One pool. These numbers limit the load on the databases."""
 
     instances: Annotated[int, Field(ge=1, le=512)] = 2
-    """Slots: how many events the pool carries out at once."""
+    """Slots: the number of events that the pool executes at once."""
     prefetch: Annotated[int, Field(ge=1, le=1000)] = 1
-    """Events a slot holds in advance. 1 is fair; more is faster for short operations."""
-    pool: Literal["prefork", "threads", "solo"] = "prefork"
+    """Events prefetched per slot. 1 distributes fairly; more is faster for short operations."""
+    pool: Literal["slots", "threads", "solo"] = "slots"
+    """`slots` are processes that consume the queue themselves; the records' pool, `admin`, has `threads` or `solo`."""
     time_limit: Annotated[int, Field(ge=2, le=86_400)] = 30
-    """Seconds after which the slot is killed; stays below `[amqp] consumer_timeout`."""
+    """Seconds after which the slot is killed; must be below 90 % of `[amqp] consumer_timeout`."""
     soft_time_limit: Annotated[int | None, Field(ge=1, le=86_399)] = None
-    """Seconds after which the operation is ended with TimeLimitExceeded; 80 % of `time_limit` when absent."""
+    """Seconds after which the operation ends with TimeLimitExceeded; 80 % of `time_limit` when absent."""
     max_tasks_per_child: Annotated[int | None, Field(ge=1)] = None
     max_memory_per_child: Annotated[int | None, Field(ge=10_000)] = None
     """KiB."""
@@ -182,12 +191,27 @@ class Broker(Section):
         return self.soft_time_limit or max(1, int(self.time_limit * 0.8))
 
 
+_LOOSE_TLS = ("tlsinsecure", "tlsallowinvalidcertificates", "tlsallowinvalidhostnames", "tlsdisableocspendpointcheck")
+"""Options of a MongoDB URI that disable TLS checks."""
+
+
 class RecDatabase(Section):
     uri: MongoUri
     database: Text = "beds"
     tls: Tls | None = None
     connect_timeout: Annotated[float, Field(gt=0, le=60)] = 3.0
     """Seconds to find a server."""
+
+    @model_validator(mode="after")
+    def _tls_is_not_undone(self) -> RecDatabase:
+        options = {
+            name.lower(): value.lower() for name, value in parse_qsl(urlsplit(self.uri.get_secret_value()).query)
+        }
+        off = [name for name in ("tls", "ssl") if options.get(name, "true") != "true"] if self.tls else []
+        loose = [n for n in options if n in _LOOSE_TLS and options[n] != "false"]
+        if off or loose:
+            raise ValueError(f"uri: the option {(off + loose)[0]} would undo TLS or its checks; leave it out")
+        return self
 
     @model_validator(mode="after")
     def _one_file_for_both(self) -> RecDatabase:
@@ -213,7 +237,7 @@ class Databases(Section):
 
 
 class Retry(Section):
-    """How long a worker tries a transient database error again before it answers StoreUnavailable."""
+    """How long a worker retries after a transient database error before it replies StoreUnavailable."""
 
     deadline: Annotated[float, Field(ge=0, le=300)] = 5.0
     """Seconds."""
@@ -222,10 +246,10 @@ class Retry(Section):
 
 
 class Ledger(Section):
-    """What makes an event's effect happen once."""
+    """The idempotency records of writes."""
 
     ttl: Annotated[int, Field(ge=3600, le=31_536_000)] = 604_800
-    """Seconds an entry is kept: longer than any event may wait to be delivered again, or replayed."""
+    """Seconds an entry is kept; must be longer than any event may wait for a redelivery or a replay."""
 
 
 class Calgon(Section):
@@ -234,20 +258,20 @@ class Calgon(Section):
 
 
 class Logging(Section):
-    """Log records and lineage, on their way to the admin worker."""
+    """Log records and lineage that are sent to the admin worker."""
 
     level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
-    """Of the workers' own output, and the lowest that is sent to msLogs."""
+    """The lowest level in the workers' own output and in msLogs."""
     ttl_days: Annotated[int, Field(ge=1, le=36_500)] = 30
-    """Days that the admin worker keeps logs, lineage and audit."""
+    """Days that logs, lineage, audit and dead events are kept."""
     lineage: bool = True
-    """Whether workers tell what they carried out, and for how long."""
+    """Whether workers record the events they execute, and their durations."""
     batch_records: Annotated[int, Field(ge=1, le=5000)] = 1000
     """Records in one message, at most."""
     batch_seconds: Annotated[float, Field(gt=0, le=60)] = 0.2
     """Seconds a record waits for others."""
     buffer_records: Annotated[int, Field(ge=1, le=10_000_000)] = 20_000
-    """Records a process holds while RabbitMQ takes none; beyond that the lowest level is dropped, and counted."""
+    """Records that a process buffers while RabbitMQ is away; beyond it, those of the lowest level are dropped."""
 
 
 class Metrics(Section):
@@ -258,28 +282,29 @@ class Metrics(Section):
 
 
 class Flower(Section):
-    """The monitor, where the service `flower` is local."""
+    """The monitor Flower, which runs where the service `flower` is local."""
 
     address: Text = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65535)] = 5555
     basic_auth: SecretStr = SecretStr("")
-    """`user:password`, several with commas; needed on any address but loopback."""
+    """`user:password`, several with commas. Flower does not start without it."""
     broker_api: SecretStr = SecretStr("")
     """RabbitMQ's management API with a user that has the tag `monitoring`: http://user:password@host:15672/api/"""
 
-    @model_validator(mode="after")
-    def _no_open_door(self) -> Flower:
-        if self.address not in ("127.0.0.1", "::1", "localhost") and not self.basic_auth.get_secret_value():
-            raise ValueError("basic_auth is needed where Flower listens on another address than loopback")
-        return self
+    @property
+    def environment(self) -> dict[str, str]:
+        """Flower's environment. Other users of the machine can read a command line, but not the environment."""
+        secrets = {"FLOWER_BASIC_AUTH": self.basic_auth, "FLOWER_BROKER_API": self.broker_api}
+        found = {name: value.get_secret_value() for name, value in secrets.items() if value.get_secret_value()}
+        return {**found, "FLOWER_UNAUTHENTICATED_API": "0"}
 
 
 class Schema(Section):
     path: Path = Path("schema")
     """Relative to the folder of beds.toml."""
     refresh: Annotated[float, Field(ge=0, le=3600)] = 10.0
-    """Seconds a worker keeps what it read of the named objects' signatures."""
+    """Seconds a worker caches the named objects' signatures."""
     broker_host: str = "127.0.0.1"
     """The host part of the brokers' MariaDB account, to which `beds schema apply` grants."""
     dba: Databases = Databases()
-    """The DBA's own credentials: for `beds schema`, never for a worker."""
+    """The DBA's credentials, for `beds schema` only; a worker never uses them."""

@@ -1,6 +1,6 @@
-"""beds.toml, the environment and the env_file become one frozen `Settings`.
+"""Reads beds.toml, the environment and the env_file into one frozen `Settings`.
 
-Order, strongest first: arguments, `BEDS_…__…` environment variables, the `env_file` named in beds.toml, beds.toml.
+Precedence, highest first: `BEDS_…__…` environment variables, the `env_file` named in beds.toml, beds.toml.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ DEFAULT_FILE = "beds.toml"
 
 
 class Settings(BaseSettings):
-    """Everything a node knows about itself. Make one with `load_settings`."""
+    """The configuration of a node; made by `load_settings`."""
 
     model_config = SettingsConfigDict(
         env_prefix="BEDS_",
@@ -55,7 +55,7 @@ class Settings(BaseSettings):
     )
 
     env_file: Path | None = None
-    """A file of BEDS_… variables with what does not belong under version control, relative to beds.toml."""
+    """A file of BEDS_… variables, such as secrets outside of version control. Relative to beds.toml."""
     node: Node = Node()
     amqp: Amqp = Amqp()
     services: Services = Services()
@@ -67,7 +67,7 @@ class Settings(BaseSettings):
     logging: Logging = Logging()
     metrics: Metrics = Metrics()
     flower: Flower = Flower()
-    # The TOML key is `schema`, a name that pydantic's own classes use.
+    # The TOML key is `schema`; pydantic's BaseModel has an attribute of that name.
     schema_: Schema = Field(default=Schema(), alias="schema")
     _file: Path = PrivateAttr(default_factory=lambda: Path.cwd() / DEFAULT_FILE)
 
@@ -82,7 +82,16 @@ class Settings(BaseSettings):
         for key, entry in value.items():
             name = dotted.get(str(key), str(key))
             merged[name] = {**merged.get(name, {}), **entry} if isinstance(entry, Mapping) else entry
+        if isinstance(merged.get("admin"), Mapping):
+            merged["admin"] = {"pool": "threads", **merged["admin"]}
         return merged
+
+    @field_validator("brokers")
+    @classmethod
+    def _records_need_no_slots(cls, value: dict[str, Broker]) -> dict[str, Broker]:
+        if "admin" in value and value["admin"].pool == "slots":
+            raise ValueError("admin.pool = slots: slots execute events, not records; take threads or solo")
+        return value
 
     @model_validator(mode="after")
     def _limits_below_the_consumer_timeout(self) -> Settings:
@@ -95,14 +104,14 @@ class Settings(BaseSettings):
         return self
 
     def broker(self, name: str) -> Broker:
-        """The pool settings of one broker type; the defaults where beds.toml is silent."""
-        # Records are written while others arrive, and all metrics come to one process.
+        """The pool settings of one broker type; defaults where beds.toml has none."""
+        # Threads: records are written while others arrive, and one process must consume all metrics.
         default = Broker(pool="threads") if name == "admin" else Broker()
         return self.brokers.get(name, default)  # type: ignore[call-overload,no-any-return]
 
     @property
     def file(self) -> Path:
-        """The beds.toml that was read, or would have been."""
+        """The path of beds.toml, even if the file does not exist."""
         return self._file
 
     @property
@@ -123,7 +132,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        # load_settings passes the file as arguments, so these rank lowest here.
+        # load_settings passes the file's content as arguments, so these have the lowest precedence.
         return env_settings, dotenv_settings, init_settings
 
 
@@ -135,13 +144,13 @@ def load_settings(path: Path | str | None = None, environ: Mapping[str, str] | N
         environ: only for reading `$BEDS_CONFIG`; the process environment when absent.
 
     Raises:
-        ConfigurationError: the file cannot be read, or a key or value is wrong; names the file, the key and the remedy.
+        ConfigurationError: the file cannot be read, or a key or value is invalid; names the file, the key and a remedy.
     """
     named = path or (os.environ if environ is None else environ).get(CONFIG_VARIABLE)
     file = Path(named or DEFAULT_FILE).resolve()
     data = _read(file, must_exist=named is not None)
     known = _keys_at(())
-    # Asked here, too: pydantic-settings takes some arguments of its own, and a key must not reach one of those.
+    # pydantic-settings has keyword arguments of its own, so an unknown key must not be passed to it.
     if unknown := [f"unknown key {key}{nearest(key, known)}" for key in data if key not in known]:
         raise _refused(file, unknown)
     if unknown := [f"unknown variable {name}{nearest(name, _variables())}" for name in os.environ if _is_unknown(name)]:
@@ -173,12 +182,12 @@ def _variables() -> list[str]:
 
 
 def _is_unknown(variable: str) -> bool:
-    """Whether a variable of the environment is meant for BEDS, and names no section of it."""
+    """Whether an environment variable has BEDS's prefix and names no section."""
     return variable.startswith("BEDS_") and variable.split("__")[0] not in _variables()
 
 
 def no_file_at(file: Path | str) -> ConfigurationError:
-    """What is said of a configuration file that was named and is not there."""
+    """The error for a named configuration file that does not exist."""
     return ConfigurationError(
         f"no configuration file at {file}", hint=f"give --config or {CONFIG_VARIABLE} the path of a beds.toml"
     )
@@ -186,7 +195,7 @@ def no_file_at(file: Path | str) -> ConfigurationError:
 
 def _read(file: Path, *, must_exist: bool) -> dict[str, Any]:
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        return tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         if not must_exist:
             return {}
@@ -198,7 +207,7 @@ def _read(file: Path, *, must_exist: bool) -> dict[str, Any]:
 
 
 def _explain(failed: ValidationError) -> list[str]:
-    """One line for each problem, with the key and never the value."""
+    """One line for each problem, with the key and without the value."""
     lines = []
     for problem in failed.errors(include_url=False, include_input=False):
         where = ".".join(str(part) for part in problem["loc"])

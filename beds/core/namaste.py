@@ -1,4 +1,4 @@
-"""NamasteCore: the verbs that every adapter implements, and that nothing above it looks behind."""
+"""NamasteCore: the interface that every adapter implements; the code above uses only this interface."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Query:
         using: the name of the fetch in the template.
         args: its arguments, by name.
         limit: records of a page, at most the fetch's `max_limit`.
-        cursor: where the page before ended; empty for the first page.
+        cursor: `Page.cursor` of the previous page; empty for the first page.
     """
 
     using: str
@@ -33,7 +33,7 @@ class NamasteCore(ABC):
     """The unified CRUD interface of one template.
 
     Every method calls exactly one object of the DBA and raises a subclass of `BedsError`, never a driver's error.
-    Data has been checked against the template before it comes here.
+    The caller has validated the data against the template.
     """
 
     @abstractmethod
@@ -42,7 +42,7 @@ class NamasteCore(ABC):
 
     @abstractmethod
     def create_records(self, payloads: Sequence[Payload]) -> Response:
-        """Create many by one call of the bulk object: all of them, or none and an error.
+        """Create many records by one call of the bulk object: all of them, or none and an error.
 
         Returns:
             A Response without a record id; `affected` counts the records.
@@ -50,7 +50,7 @@ class NamasteCore(ABC):
 
     @abstractmethod
     def fetch_records(self, query: Query) -> Page:
-        """Records and the cursor of the next page; an empty cursor means there are no more."""
+        """Fetch one page. Its cursor is empty when there are no more records."""
 
     @abstractmethod
     def update_record(self, payload: Payload) -> Response:

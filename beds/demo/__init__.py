@@ -1,1 +1,1 @@
-"""The sample domain at work: New York's flights of 2013, loaded and asked through BEDS alone."""
+"""The sample domain: New York's flights of 2013, loaded and queried through BEDS alone."""

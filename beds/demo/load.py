@@ -1,4 +1,4 @@
-"""Loading the sample data through BEDS: bulk creates, many in flight, each one event and one call of a bulk object."""
+"""Loads the sample data through BEDS. Each batch is one event and one call of a bulk object; several are in flight."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeVar
 
-from beds.client import Client
+from beds.client.call import Call
+from beds.client.client import Client
 from beds.demo.data import COUNTS, records
 from beds.domain.reply import Page
 from beds.errors import BedsError, DuplicateKey
-from beds.templates.call import Call
 
 T = TypeVar("T")
 
 BATCH = 1000
 """Records of one event; some 300 kB of JSON."""
 IN_FLIGHT = 8
-"""Events on their way at once."""
+"""Events in flight at once."""
 BATCH_SECONDS = 120.0
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """How one template's records went in; `seconds` is 0 when all were there already."""
+    """The load of one template's records. `seconds` is 0 if all existed already."""
 
     template: str
     records: int
@@ -33,19 +33,19 @@ class Loaded:
 
 
 def count(client: Client, template: str) -> int:
-    """How many records the database has."""
+    """The number of a template's records in the database."""
     page = client.call("fetch_records", template, using="count", timeout=60)
     assert isinstance(page, Page)
     return int(next(iter(page[0].values()))) if len(page) else 0
 
 
 def load(client: Client, template: str, advance: Callable[[int], None]) -> Loaded:
-    """Load what is missing of one template. A batch that is there already is passed over, so that it can be repeated.
+    """Load the missing records of one template. It skips batches that exist, so it can be repeated.
 
     Args:
-        client: whom to send through.
+        client: publishes the events.
         template: one of `COUNTS`.
-        advance: hears how many more records are done.
+        advance: called with the number of further records done.
     """
     if count(client, template) >= COUNTS[template]:
         advance(COUNTS[template])

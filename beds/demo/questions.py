@@ -1,10 +1,10 @@
-"""A few real questions to the sample data, each one or two operations through BEDS."""
+"""Sample queries and a document's life, each a few operations through BEDS."""
 
 from __future__ import annotations
 
 from uuid import UUID
 
-from beds.client import Client
+from beds.client.client import Client
 from beds.domain.reply import Record
 
 
@@ -21,7 +21,7 @@ def weather_at_worst_delay(client: Client, airport: str = "JFK") -> tuple[Record
 
 
 def life_of_a_notice(client: Client) -> list[str]:
-    """A document created, updated, read and deleted; what was seen at each step."""
+    """Create, update, read and delete a document. Returns a line for each step."""
     notices = client.template("Notices")
     made = notices.create_record(
         {"airport": "JFK", "title": "Snow on runway 4L", "status": "open", "severity": 2, "details": {"inches": 3}}

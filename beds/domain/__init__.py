@@ -1,1 +1,1 @@
-"""Frozen values that travel between the parts. No I/O, no settings."""
+"""The values that all parts share, such as events, replies and tickets. No I/O, no settings."""

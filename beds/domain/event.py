@@ -1,4 +1,4 @@
-"""One operation on a template, as it crosses RabbitMQ."""
+"""The event: one operation or request that is published to RabbitMQ."""
 
 from __future__ import annotations
 
@@ -38,26 +38,28 @@ def queue_for(store: Store, operation: Operation) -> str:
 
 
 def task_for(store: Store, operation: Operation) -> str:
-    """The Celery task that carries out an operation: `rec.create_record`, …"""
+    """The Celery task that executes an operation: `rec.create_record`, …"""
     return f"{store}.{operation}"
 
 
 CALGON = "calgon"
-"""The queue of questions about tickets; its tasks are `calgon.accept`, `calgon.status`, `calgon.cancel`, and
-for dead events `calgon.replay` and `calgon.discard`."""
-CALGON_VERBS = ("accept", "status", "cancel", "replay", "discard")
+"""The queue of requests about one's own tickets; its tasks are `calgon.accept`, `calgon.status`, `calgon.cancel`."""
+CALGON_VERBS = ("accept", "status", "cancel")
+OPERATOR = "operator"
+"""The queue of an operator's requests, about the tickets and records of all users."""
+OPERATOR_VERBS = ("fetch", "status", "cancel", "replay", "discard")
 
 
 PROBE = "probe"
 
 
 def probe_for(queue: str) -> str:
-    """The Celery task that answers the doctor from a queue's pool: `rec.read.probe`, …"""
+    """The Celery task with which the doctor probes a queue's pool: `rec.read.probe`, …"""
     return f"{queue}.{PROBE}"
 
 
 class RecordKind(StrEnum):
-    """What goes to the exchange beds.logs, many in one message."""
+    """Kinds of records on the exchange beds.logs; one message holds many records of a kind."""
 
     LOG = "log"
     LINEAGE = "lineage"
@@ -76,21 +78,22 @@ RECORD_TASKS: Mapping[RecordKind, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One message: an operation on a template, or a question about tickets.
+    """One message: an operation on a template, a request about tickets, records, or a probe.
 
     Args:
-        task: the Celery task that carries it out.
-        queue: where it goes; also its routing key.
+        task: the Celery task that executes it.
+        queue: its queue and routing key; for records the routing key only.
         arguments: the task's arguments, by name.
-        summary: what a monitor may show: names, never values.
-        lineage: where the event comes from.
-        is_read: it changes nothing, so it may be sent again, and dropped when nobody waits.
+        summary: shown by monitors; holds names, never values.
+        lineage: the event's lineage.
+        repeatable: whether publishing it again has no second effect; a late reply then needs no warning.
         ticket: whether the outcome is kept for polling.
-        expires: when nobody waits any more; a worker drops it after that.
-        actor: on whose behalf the application acts, in its own words.
+        expires_in: seconds after which RabbitMQ drops the event if no worker has received it. RabbitMQ's clock counts,
+            because a client's clock may be wrong.
+        actor: on whose behalf the application acts; a name of its own choice.
         exchange: where it is published.
-        body: the arguments as they go over the wire, once they were judged; see `transport.message.sealed`.
-        is_plain: the arguments are JSON as they stand, and nobody waits for a reply: records for the admin worker.
+        body: the encoded arguments, empty until they are checked; see `wire.message.with_encoded_body`.
+        is_plain: the arguments are plain JSON and no reply is wanted, as for records.
         submitted_at: when the client made the event.
     """
 
@@ -99,9 +102,9 @@ class Event:
     arguments: Mapping[str, Any] = field(repr=False)
     summary: str
     lineage: Lineage
-    is_read: bool = False
+    repeatable: bool = False
     ticket: bool = False
-    expires: datetime | None = None
+    expires_in: float | None = None
     actor: str = ""
     exchange: str = "beds.events"
     is_plain: bool = False
@@ -110,7 +113,7 @@ class Event:
 
     @property
     def acceptance(self) -> dict[str, Any]:
-        """What the ticket store hears of the event before it is carried out."""
+        """The event's ticket, sent to the ticket store before the event."""
         lineage = self.lineage
         return {
             "guid": lineage.guid,
@@ -125,8 +128,10 @@ class Event:
     def of_operation(
         cls, store: Store, operation: Operation, template: str, body: Mapping[str, Any], lineage: Lineage, **more: Any
     ) -> Event:
-        """An operation on a template; `body` has the verb's arguments: `payload`, `payloads`, `record_id`, or `using`,
-        `args`, `limit`, `cursor`."""
+        """An operation on a template.
+
+        `body` has the verb's arguments: `payload`, `payloads`, `record_id`, or `using`, `args`, `limit`, `cursor`.
+        """
         using = body.get("using")
         return cls(
             task_for(store, operation),
@@ -134,7 +139,7 @@ class Event:
             {"template": template, **body},
             f"{template}.{operation}" + (f" using {using}" if isinstance(using, str) else ""),
             lineage,
-            is_read=operation.is_read,
+            repeatable=operation.is_read,
             **more,
         )
 
@@ -145,24 +150,29 @@ class Event:
         """Records for the admin worker. They carry ids, so a second copy does no harm.
 
         Args:
-            kind: what they are.
-            level: the highest level among log records, for whoever binds a queue to `log.error`.
-            common: what all of them have in common.
+            kind: the kind of the records.
+            level: the level of log records, for the routing key, so that a queue may be bound to `log.error`.
+            common: the fields that all records share.
             records: plain JSON objects.
-            lineage: of the message; each record has one of its own.
+            lineage: of the message; each record has its own.
         """
         key = f"{kind}.{level}" if kind is RecordKind.LOG else str(kind)
         arguments = {"kind": str(kind), "common": common, "records": records}
         task = RECORD_TASKS[kind]
-        return cls(task, key, arguments, task, lineage, is_read=True, exchange="beds.logs", is_plain=True)
+        return cls(task, key, arguments, task, lineage, repeatable=True, exchange="beds.logs", is_plain=True)
 
     @classmethod
     def of_calgon(cls, verb: str, arguments: Mapping[str, Any], lineage: Lineage, **more: Any) -> Event:
-        """A question about tickets. All of them may be repeated."""
-        return cls(f"{CALGON}.{verb}", CALGON, arguments, f"{CALGON}.{verb}", lineage, is_read=True, **more)
+        """A request about tickets; repeating it does no harm."""
+        return cls(f"{CALGON}.{verb}", CALGON, arguments, f"{CALGON}.{verb}", lineage, repeatable=True, **more)
+
+    @classmethod
+    def of_operator(cls, verb: str, arguments: Mapping[str, Any], lineage: Lineage, **more: Any) -> Event:
+        """An operator's request; repeating it does no harm."""
+        return cls(f"{OPERATOR}.{verb}", OPERATOR, arguments, f"{OPERATOR}.{verb}", lineage, repeatable=True, **more)
 
     @classmethod
     def of_probe(cls, queue: str, lineage: Lineage, *, retry: bool) -> Event:
-        """A question to a queue's pool whether it answers; with `retry` only after the task has tried again once."""
+        """A probe of a queue's pool; with `retry`, the task replies only after one retry."""
         task = probe_for(queue)
-        return cls(task, queue, {"retry": retry}, task, lineage, is_read=True)
+        return cls(task, queue, {"retry": retry}, task, lineage, repeatable=True)

@@ -17,7 +17,7 @@ _HEX24 = re.compile(r"[0-9a-f]{24}\Z")
 def uuid7() -> uuid.UUID:
     """A time-ordered UUID (RFC 9562, section 5.7): 48 bits of Unix milliseconds, then random bits.
 
-    BEDS needs the time inside: a ticket past its retention is told from one that never was.
+    The time in it distinguishes an expired ticket from one that never existed.
     """
     milliseconds = time.time_ns() // 1_000_000
     value = (milliseconds & 0xFFFF_FFFF_FFFF) << 80 | int.from_bytes(os.urandom(10), "big")
@@ -26,7 +26,7 @@ def uuid7() -> uuid.UUID:
 
 @dataclass(frozen=True, slots=True, order=True)
 class ObjectId:
-    """A MongoDB ObjectId as a client sees it, without pymongo.
+    """A MongoDB ObjectId for clients, without pymongo.
 
     Args:
         hex: 24 lower-case hexadecimal digits.
@@ -46,5 +46,5 @@ class ObjectId:
 
     @classmethod
     def generate(cls) -> ObjectId:
-        """A new one: four bytes of Unix seconds, then random bytes."""
+        """A new ObjectId: four bytes of Unix seconds, then random bytes."""
         return cls(int(time.time()).to_bytes(4, "big").hex() + os.urandom(8).hex())

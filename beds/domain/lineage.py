@@ -1,4 +1,4 @@
-"""Where an event comes from: its id, its parent, its root and how deep it lies (DESIGN section 10)."""
+"""The lineage of an event: its id, its parent, its root and its depth (DESIGN section 10)."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from beds.domain.identity import uuid7
 MAX_DEPTH = 10_000
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 MAX_CHARACTERS = 120
-"""Of an event id: a node's name has at most 32, an environment's 16, a guid 36."""
+"""Length of an event id: a node's name has at most 32 characters, an environment's 16, a guid 36."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lineage:
-    """The place of one event in the tree of what a request set off.
+    """The place of one event in the tree of events that a request caused.
 
     Args:
         node, env: where the event was made, from `[node]` of beds.toml.
         guid: UUIDv7; also the Celery task id and the ticket.
-        parent_id: event id of the spawner, empty for a root.
-        root_id: event id of the root; a root names itself.
-        depth: 0 for a root, one more for each step down.
+        parent_id: event id of the parent, empty for a root.
+        root_id: event id of the root; a root has its own.
+        depth: 0 for a root, one more for each level.
     """
 
     node: str
@@ -44,7 +44,7 @@ class Lineage:
         return cls(node, env, guid, "", f"{node}.{env}.{guid}", 0)
 
     def child(self, node: str, env: str) -> Lineage:
-        """The lineage of something this event spawns on `node`."""
+        """The lineage of an event that this event causes on `node`."""
         return Lineage(node, env, str(uuid7()), self.event_id, self.root_id, self.depth + 1)
 
     def to_header(self) -> dict[str, Any]:
@@ -59,7 +59,7 @@ class Lineage:
 
     @classmethod
     def from_header(cls, header: Mapping[str, Any], guid: str) -> Lineage:
-        """Read the `beds` header of a message; what a foreign client left out is filled in as for a root."""
+        """Read the `beds` header of a message; fields that a foreign client left out get the values of a root."""
         node, env = _name(header, "node", 32), _name(header, "env", 16)
         depth = header.get("depth", 0)
         own_id = f"{node}.{env}.{guid}"
@@ -79,7 +79,7 @@ def guid_of(event_id: str) -> str:
 
 
 def is_event_id(event_id: object, guid: str) -> bool:
-    """Whether it is `node.env.guid`, with this guid."""
+    """Whether `event_id` has the form `node.env.guid`, with this guid."""
     parts = event_id.split(".") if isinstance(event_id, str) and len(event_id) <= MAX_CHARACTERS else []
     return len(parts) == 3 and all(parts) and parts[2] == guid
 

@@ -1,7 +1,8 @@
-"""What an operation answers: a `Response` to a write, a `Page` to a fetch."""
+"""The replies: a `Response` to a write, a `Page` to a fetch."""
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, overload
@@ -10,20 +11,29 @@ from beds.errors import MalformedEvent
 
 Record = dict[str, Any]
 
+SHOWN_RECORDS = 10
+"""Records of a page in its `repr`."""
+_REPR = reprlib.Repr()
+_REPR.maxlevel, _REPR.maxdict, _REPR.maxstring, _REPR.maxother = 3, 20, 60, 60
+
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """The answer to a write.
+    """The reply to a write.
 
     Args:
         record_id: the record's key as text; empty for a bulk create.
-        affected: how many records the named object changed.
-        record: what the object returned, or an empty mapping.
+        affected: the number of records that the named object changed.
+        record: the record that the object returned, or an empty mapping.
     """
 
-    record_id: str = field(repr=False)
+    record_id: str
     affected: int
-    record: Record = field(default_factory=dict, repr=False)
+    record: Record = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        record = f" {_REPR.repr(self.record)}" if self.record else ""
+        return f"<Response {_REPR.repr(self.record_id)}: {self.affected} affected{record}>"
 
     def to_wire(self) -> dict[str, Any]:
         return {"kind": "response", "record_id": self.record_id, "affected": self.affected, "record": self.record}
@@ -31,9 +41,9 @@ class Response:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """The answer to a fetch: records, and the cursor of the next page (empty at the end).
+    """The reply to a fetch: records, and the cursor of the next page (empty at the end).
 
-    It behaves as a sequence of its records.
+    A page behaves as a sequence of its records.
     """
 
     records: tuple[Record, ...] = field(default=(), repr=False)
@@ -53,7 +63,13 @@ class Page:
         return self.records[index]
 
     def __repr__(self) -> str:
-        return f"<Page of {len(self.records)} records{', more follow' if self.cursor else ''}>"
+        shown = "".join(f"\n  {_REPR.repr(record)}" for record in self.records[:SHOWN_RECORDS])
+        rest = len(self.records) - SHOWN_RECORDS
+        return (
+            f"<Page of {len(self.records)} records{', more follow' if self.cursor else ''}{shown}"
+            + (f"\n  … and {rest} more" if rest > 0 else "")
+            + ">"
+        )
 
     def to_wire(self) -> dict[str, Any]:
         return {"kind": "page", "records": list(self.records), "cursor": self.cursor}
@@ -63,16 +79,18 @@ Reply = Response | Page
 
 
 def reply_from_wire(wire: Any) -> Reply:
-    """The reply that `to_wire` described.
+    """The inverse of `to_wire`.
 
     Raises:
-        MalformedEvent: the worker answered in a form this version does not know.
+        MalformedEvent: the worker's reply has a form that is unknown in this version.
     """
-    if isinstance(wire, Mapping):
-        if wire.get("kind") == "response":
-            return Response(
-                str(wire.get("record_id", "")), int(wire.get("affected", 0)), dict(wire.get("record") or {})
-            )
-        if wire.get("kind") == "page":
-            return Page(tuple(wire.get("records") or ()), str(wire.get("cursor", "")))
+    match wire:
+        case {"kind": "response"}:
+            affected, record = wire.get("affected", 0), wire.get("record") or {}
+            if type(affected) is int and isinstance(record, Mapping):
+                return Response(str(wire.get("record_id", "")), affected, dict(record))
+        case {"kind": "page"}:
+            records = wire.get("records") or []
+            if isinstance(records, (list, tuple)) and all(isinstance(record, Mapping) for record in records):
+                return Page(tuple(records), str(wire.get("cursor", "")))
     raise MalformedEvent("the worker's reply has a form this version does not know", hint="update the older side")

@@ -1,4 +1,4 @@
-"""What is known of a ticket (CALGON): its state, its progress, its times and, at the end, its outcome."""
+"""The status of a ticket (CALGON): its state, its progress, its times and, at the end, its outcome."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from beds.errors import MalformedEvent
 
 
 class TicketState(StrEnum):
-    """Celery's names where Celery has one; PENDING is accepted, and waiting in its queue."""
+    """Celery's names of states where Celery has one. PENDING means accepted, and waiting in its queue."""
 
     PENDING = "PENDING"
     STARTED = "STARTED"
@@ -29,7 +29,7 @@ class TicketState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a long operation is: `done` of `total` (None when nobody knows) in `unit`."""
+    """The progress of a long operation: `done` of `total` (None if unknown) in `unit`."""
 
     done: int
     total: int | None = None
@@ -41,14 +41,14 @@ class TicketStatus:
     """A ticket at one moment.
 
     Args:
-        guid, event_id: which one.
-        state: where it is.
+        guid, event_id: the ticket's.
+        state: the current state.
         summary: template and operation.
-        progress: how far it is, when the operation tells.
-        accepted_at, started_at, ended_at: in UTC; None for what has not happened yet.
-        cancelled_by: who asked to cancel it, or empty.
-        worker: which worker began it, or empty.
-        result: the reply on the wire, of a final state; `Ticket.result` makes a reply or an error of it.
+        progress: the progress, if the operation reports it.
+        accepted_at, started_at, ended_at: in UTC; None until then.
+        cancelled_by: who cancelled it, or empty.
+        worker: the worker that began it, or empty.
+        result: the reply as on the wire, in a final state; `Ticket.result` converts it to a reply or an error.
     """
 
     guid: str
@@ -90,7 +90,7 @@ class TicketStatus:
 
 
 def submitted_at(guid: str) -> datetime | None:
-    """When a ticket was made, which its UUIDv7 tells; None for a guid that BEDS never made."""
+    """The time in a ticket's UUIDv7; None for a guid of another form, which BEDS never makes."""
     try:
         parsed = uuid.UUID(guid)
     except (ValueError, AttributeError, TypeError):

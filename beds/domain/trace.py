@@ -1,9 +1,9 @@
-"""What happens while one event is carried out, noted as it happens. A collector in a context variable; no I/O."""
+"""Collects the database calls of the event that is executed, in a context variable. No I/O."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -13,9 +13,9 @@ from beds.domain.event import Operation
 from beds.domain.lineage import Lineage
 
 MAX_CALLS = 1000
-"""Database calls noted for one event; a job of millions tells of its first ones, and of all by its steps."""
+"""Database calls collected for one event; a long job makes more. `steps` counts all writes."""
 OK = "ok"
-"""The outcome of what went well; otherwise it is an error's code."""
+"""The outcome of a success; otherwise an outcome is an error's code."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,10 +23,10 @@ class DatabaseCall:
     """One call of a named object.
 
     Args:
-        object, store: which, and where.
+        object, store: the object's name, and its store.
         at: when it began, Unix seconds.
-        seconds: how long it took.
-        rows: how many records it returned or changed.
+        seconds: its duration.
+        rows: the number of records it returned or changed.
         outcome: `ok`, or the error's code.
     """
 
@@ -40,26 +40,36 @@ class DatabaseCall:
 
 @dataclass(slots=True)
 class Trace:
-    """One event in the hands of a worker.
+    """The execution of one event.
 
     Args:
-        lineage: the event's place.
+        lineage: of the event.
+        user: the AMQP user whose event it is.
+        redelivered: whether RabbitMQ delivered it before.
         at: when it began, Unix seconds.
-        operation, template, body: what it asks for, once that is decoded; `operation` is None for what is none.
-        calls: what was called for it.
+        operation, template, body: the event's, once decoded; `operation` is None for an event that is no operation.
+        calls: its database calls.
     """
 
     lineage: Lineage
+    user: str = ""
+    redelivered: bool = False
     at: float = field(default_factory=time.time)
     operation: Operation | None = None
     template: str = ""
     body: Mapping[str, Any] = field(default_factory=dict, repr=False)
     calls: list[DatabaseCall] = field(default_factory=list)
+    steps: int = 0
+    """Number of writes that it has made or begun; each has its own ledger entry."""
+    counted: bool = False
+    """Whether the metrics include it."""
+    checkpoint: Callable[[int, int | None, str], None] | None = None
+    """Called with `done`, `total` and `unit` to report progress; None for an event without a ticket."""
     _clock: float = field(default_factory=time.perf_counter)
 
     @property
     def seconds(self) -> float:
-        """Since it began."""
+        """Seconds since it began."""
         return time.perf_counter() - self._clock
 
     def note(self, call: DatabaseCall) -> None:
@@ -71,13 +81,13 @@ _current: ContextVar[Trace | None] = ContextVar("beds_trace", default=None)
 
 
 def current_trace() -> Trace | None:
-    """The event that this thread or asyncio task carries out at the moment."""
+    """The trace of the event that this thread or asyncio task executes."""
     return _current.get()
 
 
 @contextmanager
 def tracing(trace: Trace) -> Iterator[Trace]:
-    """Whatever is spawned inside is a child of the trace's event."""
+    """Make `trace` the current one, so that events made inside are children of its event."""
     token = _current.set(trace)
     try:
         yield trace
@@ -86,6 +96,6 @@ def tracing(trace: Trace) -> Iterator[Trace]:
 
 
 def spawn(node: str, env: str) -> Lineage:
-    """The lineage of something made here and now: one below the current event, or a root where there is none."""
+    """The lineage of a new event: a child of the current event, or a root if there is none."""
     trace = _current.get()
     return trace.lineage.child(node, env) if trace else Lineage.root(node, env)

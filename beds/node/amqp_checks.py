@@ -1,12 +1,12 @@
-"""What RabbitMQ says to a node before it serves: that it is there, as declared, without alarm, and that both users have
-the rights they need and no more.
+"""The start-up checks of RabbitMQ: its connection, topology and alarms, and its users' missing and surplus rights.
 
-Rights are found out by trying: the names are made up for the purpose, nothing is consumed, and nothing is left behind.
-What a user may read is not tried, since that could take an event.
+Rights are checked by attempts with random names, which consume nothing and leave nothing behind. Read permissions are
+not checked, since an attempt could consume an event.
 """
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import ssl
 import time
@@ -17,29 +17,31 @@ import amqp
 from kombu import Connection
 
 from beds.config import Settings
+from beds.domain.event import OPERATOR
 from beds.errors import BedsError
 from beds.node.check import Check, failed, of_error, ok, skipped
 from beds.transport.connection import connect_to
-from beds.transport.topology import EVENTS, Topology, declare_each, local_pools, node_queue
+from beds.transport.topology import Topology, declare_each
+from beds.wire.routes import EVENTS, LOGS, local_pools, node_queue
 
 ALARMS = "RabbitMQ's alarms"
 UNROUTABLE = "probe.unroutable"
 """A routing key that no queue is bound to."""
 SILENT_SECONDS = 10.0
-"""After which a peer that has stopped talking is given up."""
+"""Timeout for a peer that stops sending."""
 ALARM_SECONDS = 3.0
-"""How long RabbitMQ gets to say what becomes of a probe."""
+"""Timeout for the confirm of a probe."""
 NAME_SECONDS = 5.0
-"""How long a name may still be held after its node's end, which RabbitMQ notices a moment later."""
+"""Time for which a name may be held after its node's end, until RabbitMQ closes the connection."""
 _DEFINITIONS = "give it what `beds amqp definitions` prints, and nothing else"
 
 
 def amqp_checks(settings: Settings, *, runs_here: bool) -> Iterator[Check]:
-    """The workers' side first, since it declares what clients publish to.
+    """Check the workers' user first, since it declares the exchanges that clients publish to.
 
     Args:
-        settings: which services are local decides what is looked at.
-        runs_here: whether this node's own supervisor runs, and holds the node's name.
+        settings: its local services decide which users are checked.
+        runs_here: whether this node's own supervisor runs and holds the node's name.
     """
 
     def look(connection: Connection) -> Iterator[Check]:
@@ -53,19 +55,22 @@ def amqp_checks(settings: Settings, *, runs_here: bool) -> Iterator[Check]:
 
 
 def client_checks(settings: Settings) -> Iterator[Check]:
-    """That the client's user can publish, and can do nothing else."""
+    """Check that the client's and the operator's user may publish, and nothing else."""
     yield from _connected("RabbitMQ, as client", settings, settings.amqp.client_url, "url", _client)
+    if settings.amqp.operator_url is not None:
+        url = settings.amqp.operator_url.get_secret_value()
+        yield from _connected("RabbitMQ, as operator", settings, url, "operator_url", _operator)
 
 
 Look = Callable[[Connection], Iterator[Check]]
 
 
 class Blocked(Exception):
-    """RabbitMQ raised an alarm: this connection gets no answer to anything any more, not even to its end."""
+    """RabbitMQ raised an alarm: it no longer replies on this connection, not even to a close."""
 
 
 def _connected(name: str, settings: Settings, url: str, key: str, look: Look) -> Iterator[Check]:
-    """Connect, and look around; one failed check when there is no connection."""
+    """Connect, and run the checks of `look`; one failed check if there is no connection."""
     connection = connect_to(settings.amqp, url, patience=SILENT_SECONDS)
     where = connection.as_uri()
     try:
@@ -84,7 +89,7 @@ def _connected(name: str, settings: Settings, url: str, key: str, look: Look) ->
         words = error.message if isinstance(error, BedsError) else str(error) or type(error).__name__
         yield failed(name, f"{where} cannot be reached: {words}", f"start RabbitMQ, or mend [amqp] {key}")
     finally:
-        connection.collect()  # without waiting for the peer's word
+        connection.collect()  # closes the socket without waiting for the peer
 
 
 def _worker(connection: Connection, settings: Settings, runs_here: bool) -> Iterator[Check]:
@@ -109,22 +114,48 @@ def _worker(connection: Connection, settings: Settings, runs_here: bool) -> Iter
 
 def _client(connection: Connection) -> Iterator[Check]:
     name = "client's AMQP rights"
+    too_much = []
     try:
+        # No queue is bound to this key and no client needs it, so topic permissions must refuse it.
         _on_channel(connection, lambda channel: _publish(channel, EVENTS))
+        too_much.append("publish with any key, an operator's too")
     except amqp.NotFound:
         remedy = "start a node with workers first, or `beds topology declare` with the workers' user"
         yield failed(name, f"there is no exchange {EVENTS} yet", remedy)
         return
     except amqp.AccessRefused as error:
-        if "topic" not in error.reply_text:  # a client of a few keys is refused another one, which is as it should be
+        if "topic" not in error.reply_text:  # a refusal by topic permissions is the expected result
             yield failed(name, f"it may not publish to {EVENTS}", _DEFINITIONS)
             return
-    too_much = []
+    forbidden = {
+        f"publish to {EVENTS} with an operator's key": (EVENTS, OPERATOR),
+        f"publish to {EVENTS} with a delayed key, which holds a slot": (EVENTS, f"{'0.' * 28}{UNROUTABLE}"),
+        f"publish to {LOGS} with any key, audits too": (LOGS, UNROUTABLE),
+        f"publish audits to {LOGS}": (LOGS, "audit"),
+    }
+    too_much += [
+        what
+        for what, (exchange, key) in forbidden.items()
+        if _may(connection, lambda channel, e=exchange, k=key: _try_key(channel, e, k))  # type: ignore[misc]
+    ]
     if _may(connection, _declare_another):
         too_much.append("declare queues")
     if _may(connection, lambda channel: _publish(channel, "")):
         too_much.append("publish to any queue")
     yield _rights(name, too_much, f"publishes to {EVENTS}")
+
+
+def _operator(connection: Connection) -> Iterator[Check]:
+    too_much = []
+    if _may(connection, lambda channel: _try_key(channel, EVENTS, UNROUTABLE)):
+        too_much.append("publish with any key")
+    if _may(connection, lambda channel: _try_key(channel, LOGS, "audit")):
+        too_much.append(f"publish audits to {LOGS}")
+    if _may(connection, _declare_another):
+        too_much.append("declare queues")
+    if _may(connection, lambda channel: _publish(channel, "")):
+        too_much.append("publish to any queue")
+    yield _rights("operator's AMQP rights", too_much, f"publishes to {EVENTS}")
 
 
 def _rights(name: str, too_much: list[str], needed: str) -> Check:
@@ -147,7 +178,7 @@ def _limits(settings: Settings) -> Check:
 
 
 def _name(connection: Connection, settings: Settings, runs_here: bool) -> Check:
-    """Whether another node has this one's name. A running node holds an exclusive queue of its name."""
+    """Check that no other node has this one's name. A running node holds an exclusive queue of its name."""
     name = settings.node.name
     if runs_here:
         return ok("node's name", f"{name} is held by the supervisor that runs here")
@@ -173,10 +204,20 @@ def _may(connection: Connection, act: Callable[[Any], None]) -> bool:
 
 
 def _on_channel(connection: Connection, act: Callable[[Any], None]) -> None:
-    """Act on a channel. It is closed in order when all went well: a refusal closes it, an alarm lets nothing close."""
+    """Act on a channel, and close it on success. A refusal has closed it already, and an alarm prevents a close."""
     channel = connection.channel()
     act(channel)
     channel.close()
+
+
+def _try_key(channel: Any, exchange: str, key: str) -> None:
+    """Test whether the user may publish with a key, without a delivery.
+
+    RabbitMQ checks the key first, and then refuses the message for its foreign user id.
+    Raises amqp.AccessRefused: the key is not allowed; Blocked.
+    """
+    with contextlib.suppress(amqp.PreconditionFailed):
+        _publish(channel, exchange, key, user_id=f"nobody.{secrets.token_hex(4)}")
 
 
 def _declare_another(channel: Any) -> None:
@@ -185,14 +226,12 @@ def _declare_another(channel: Any) -> None:
     channel.queue_delete(name)
 
 
-def _publish(channel: Any, exchange: str) -> None:
-    """Publish a message that no queue takes, and wait until RabbitMQ says that it has it. Raises Blocked."""
-    message = amqp.Message("probe", content_type="text/plain")
+def _publish(channel: Any, exchange: str, key: str = UNROUTABLE, **properties: Any) -> None:
+    """Publish a message that no queue takes, and wait for its confirm. Raises Blocked."""
+    message = amqp.Message("probe", content_type="text/plain", **properties)
     reasons: list[str] = []
     channel.connection.on_blocked = reasons.append
     try:
-        channel.basic_publish_confirm(
-            message, exchange, UNROUTABLE, timeout=ALARM_SECONDS, confirm_timeout=ALARM_SECONDS
-        )
+        channel.basic_publish_confirm(message, exchange, key, timeout=ALARM_SECONDS, confirm_timeout=ALARM_SECONDS)
     except TimeoutError:
         raise Blocked(reasons[0] if reasons else "it does not say why") from None

@@ -1,4 +1,4 @@
-"""One line of a start-up check or of the doctor's: what was looked at, what was found, and what to do about it."""
+"""The result of one check, at start-up or by `beds doctor`: its subject, its finding and its remedy."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class Verdict(StrEnum):
 @dataclass(frozen=True, slots=True)
 class Check:
     """Args:
-    name: what was looked at.
-    verdict: whether it is as it should be.
-    found: what was found, without a secret.
-    remedy: what to do, where it is not.
+    name: the subject of the check.
+    verdict: its result.
+    found: the finding, without secrets.
+    remedy: what to do after a failure.
     """
 
     name: str
@@ -52,5 +52,5 @@ def skipped(name: str, why: str) -> Check:
 
 
 def of_error(name: str, error: BedsError) -> Check:
-    """What an error says, as a failed check."""
+    """An error as a failed check."""
     return failed(name, error.message, error.hint)

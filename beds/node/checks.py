@@ -1,4 +1,4 @@
-"""Initial program load: what a node looks at before it serves. In production any failure is fatal."""
+"""The start-up checks of a node. In production any failure is fatal."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from beds.node.amqp_checks import amqp_checks
 from beds.node.check import Check, failed, of_error, ok, skipped
 from beds.services.factory import AdapterFactory
 from beds.templates.registry import TemplateRegistry
-from beds.transport.topology import brokers_of, local_pools
+from beds.wire.routes import brokers_of, local_pools
 
 SKEW_SECONDS = 5.0
-"""By how much two clocks may differ. A client's clock decides when its question expires, a worker's whether it has."""
+"""Allowed difference of two clocks. The times of logs, tickets and audits come from the nodes' own clocks."""
 FREE_DISK_BYTES = 200_000_000
 BYTES_PER_SLOT = 30 * 1024 * 1024
-"""What a slot's process has for itself; the rest it shares with its parent."""
+"""Memory of a slot's process that it does not share with its parent."""
 SERVERS = {Store.REC: "MongoDB", Store.REL: "MariaDB"}
 
 
-def initial_program_load(settings: Settings, *, runs_here: bool = False) -> Iterator[Check]:
+def startup_checks(settings: Settings, *, runs_here: bool = False) -> Iterator[Check]:
     """All checks of this node, one after another.
 
     Args:
-        settings: read and found valid, which is the first check.
+        settings: valid ones; reading them is the first check.
         runs_here: whether this node's own supervisor runs already.
     """
     node = settings.node
@@ -54,7 +54,7 @@ def initial_program_load(settings: Settings, *, runs_here: bool = False) -> Iter
 
 
 def _secrets(settings: Settings) -> Check:
-    """That passwords are there, and that no other user of this machine can read them."""
+    """Check that passwords are set, and that no other user of this machine can read them."""
     urls = (settings.amqp.client_url, settings.amqp.broker_url)
     if settings.node.is_production and any("guest:guest@" in url for url in urls):
         return failed("secrets", "RabbitMQ's default user guest in production", "set BEDS_AMQP__URL and …__WORKER_URL")
@@ -78,7 +78,7 @@ def _secret_files(settings: Settings) -> Iterator[Path]:
 
 
 def _holds_a_secret(settings: Settings) -> bool:
-    """Whether beds.toml itself has a password in it."""
+    """True if beds.toml itself contains a password."""
     rel, rec, flower = settings.databases.rel, settings.databases.rec, settings.flower
     urls = (settings.amqp.client_url, settings.amqp.broker_url, rec and rec.uri.get_secret_value())
     secrets = [urlsplit(url).password for url in urls if url]
@@ -98,7 +98,7 @@ def _disk(settings: Settings) -> Check:
 
 def _memory(settings: Settings, runs_here: bool) -> Check:
     brokers = [broker for pool in local_pools(settings.services) for broker in brokers_of(pool, settings)]
-    slots = sum(broker.instances for broker in brokers if broker.pool == "prefork")
+    slots = sum(broker.instances for broker in brokers if broker.pool == "slots")
     available = psutil.virtual_memory().available
     if not runs_here and slots * BYTES_PER_SLOT > available:
         return failed(
@@ -112,11 +112,13 @@ def _memory(settings: Settings, runs_here: bool) -> Check:
 def _flower(settings: Settings, runs_here: bool) -> Check:
     if importlib.util.find_spec("flower") is None:
         return failed("flower", "it is not installed", "pip install 'beds[ops]'")
+    if not settings.flower.basic_auth.get_secret_value():
+        return failed("flower", "it has no password, and is not started", "set BEDS_FLOWER__BASIC_AUTH=user:password")
     return _port("flower", settings.flower.address, settings.flower.port, runs_here, "[flower] port")
 
 
 def _port(name: str, host: str, port: int, runs_here: bool, key: str) -> Check:
-    """Whether a port that this node will listen on is free."""
+    """Check that a port is free on which this node will listen."""
     if runs_here:
         return ok(name, f"{host}:{port}")
     try:
@@ -127,15 +129,17 @@ def _port(name: str, host: str, port: int, runs_here: bool, key: str) -> Check:
 
 
 def _stores(settings: Settings) -> Iterator[Check]:
-    """The databases of the services that are local."""
+    """Check the databases of the local services."""
     pools = local_pools(settings.services)
-    # Every worker ends tickets, which lie in MongoDB, as all of BEDS's own data.
+    # Every worker updates tickets. MongoDB holds them, like all of BEDS's own data.
     needed = ({Store.REC} if pools else set()) | ({Store.REL} if settings.services.rel.is_local else set())
     try:
-        registry = TemplateRegistry.from_folder(settings.schema_path)
+        registry = TemplateRegistry.from_folder(settings.schema_path, strict=False)
     except BedsError as error:
         yield of_error("templates", error)
         return
+    for problem in registry.broken:
+        yield of_error("templates", problem)
     with contextlib.closing(AdapterFactory(settings, registry)) as factory:
         for store in Store:
             if store in needed:
@@ -145,7 +149,7 @@ def _stores(settings: Settings) -> Iterator[Check]:
 
 
 def _place(settings: Settings, store: Store) -> str:
-    """Where a store's server is, without user and password."""
+    """The address of a store's server, without user and password."""
     rel, rec = settings.databases.rel, settings.databases.rec
     if store is Store.REL and rel:
         return f"{rel.host}:{rel.port}"
@@ -157,18 +161,21 @@ def _store(settings: Settings, factory: AdapterFactory, store: Store) -> Iterato
     asked = datetime.now(UTC)
     try:
         health = factory.examine(store)
-        heard = datetime.now(UTC)
+        replied = datetime.now(UTC)
     except BedsError as error:
         remedy = f"start it, or mend [databases.{store}]"
         yield failed(server, f"{error.message} ({_place(settings, store)})", remedy)
         return
-    yield ok(server, f"answered in {(heard - asked) / timedelta(milliseconds=1):.0f} ms")
-    # What the way there and back took is nobody's fault.
-    skew = max((asked - health.clock).total_seconds(), (health.clock - heard).total_seconds(), 0.0)
+    yield ok(server, f"answered in {(replied - asked) / timedelta(milliseconds=1):.0f} ms")
+    # A server time within the round trip counts as no difference.
+    skew = max((asked - health.clock).total_seconds(), (health.clock - replied).total_seconds(), 0.0)
     if skew > SKEW_SECONDS:
         yield failed(f"clock against {server}", f"they differ by {skew:,.0f} s", "let both run NTP (chrony)")
     else:
         yield ok(f"clock against {server}", f"within {SKEW_SECONDS:.0f} s")
+    if health.read_only:
+        yield failed(f"{server} writes", "the server takes none: it is a replica, or was made read-only",
+                     f"let [databases.{store}] lead to the primary")  # fmt: skip
     if not health.transactions:
         yield failed(f"{server} transactions", "it is no replica set, and has none",
                      "start mongod with --replSet, and rs.initiate() once; one member is enough")  # fmt: skip
@@ -192,4 +199,7 @@ def _templates(factory: AdapterFactory, store: Store) -> Iterator[Check]:
         found += not problems
         for problem in problems:
             yield failed(f"template {name}", problem.message, problem.hint or "`beds schema diff`, then `apply`")
+        if loose := [] if problems else factory.adapter(name).objects_not_strict():
+            yield failed(f"template {name}", f"cut what does not fit, made without strict mode: {', '.join(loose)}",
+                         "make it anew under STRICT_ALL_TABLES: `beds schema apply` does")  # fmt: skip
     yield ok(f"{SERVERS[store]} templates", f"{found} fit the named objects")

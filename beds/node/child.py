@@ -1,6 +1,6 @@
-"""Runs a program that ends with the supervisor, however that goes: `python -m beds.node.child PID PROGRAM …`.
+"""Runs a program that gets SIGTERM however the supervisor ends: `python -m beds.node.child PID PROGRAM …`.
 
-A process of its own, since nothing may run between fork and exec in a supervisor that has threads.
+This is a separate program, since a supervisor with threads must not run Python code between fork and exec.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import signal
 import sys
 
 PR_SET_PDEATHSIG = 1
-"""Of <linux/prctl.h>; it outlives exec."""
+"""Of <linux/prctl.h>. The setting survives exec."""
 
 
 def main(parent: int, command: list[str]) -> None:
     with contextlib.suppress(OSError, AttributeError):  # another system than Linux
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:
-        raise SystemExit(0)  # it went while this started
+        raise SystemExit(0)  # the supervisor ended while this process started
     os.execv(command[0], command)
 
 

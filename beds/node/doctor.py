@@ -1,24 +1,26 @@
-"""Tests the running system from one end to the other, by probes of its own, over AMQP as any client."""
+"""Tests the running system end to end, with probes that it publishes as any client does."""
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-from beds.client import Client
+from beds.client.client import Client
 from beds.config import Settings
-from beds.domain.event import Event, Operation
+from beds.domain.event import OPERATOR, Event, Operation
 from beds.domain.lineage import Lineage
 from beds.errors import BedsError, MalformedEvent, NotFound, PermissionDenied, Unroutable
 from beds.node.amqp_checks import ALARMS, UNROUTABLE, client_checks
 from beds.node.check import Check, failed, of_error, ok, skipped
 from beds.transport.connection import connect_to
-from beds.transport.requester import Pending
-from beds.transport.topology import CRUD_QUEUES, DEAD, EVENT_QUEUES, LOG_QUEUES, Depth, broker_of, depths
+from beds.transport.pending import Pending
+from beds.transport.topology import Depth, depths
+from beds.wire.routes import CRUD_QUEUES, DEAD, EVENT_QUEUES, LOG_QUEUES, QUEUE_ROUTES
 
 ARRIVAL_SECONDS = 0.3
-"""How often to look whether something has arrived."""
+"""Interval between two queries for an expected record."""
 JOBS = "job."
 T = TypeVar("T")
 
@@ -30,12 +32,15 @@ def examine(settings: Settings, timeout: float) -> Iterator[Check]:
         settings: of any node; only `[node]`, `[amqp]` and the templates are used.
         timeout: seconds for each probe.
     """
-    with Client(settings) as client:
-        doctor = Doctor(client, timeout)
+    with contextlib.ExitStack() as stack:
+        client = stack.enter_context(Client(settings))
+        has_operator = settings.amqp.operator_url is not None
+        operator = stack.enter_context(Client(settings, operator=True)) if has_operator else None
+        doctor = Doctor(client, operator, timeout)
         for check in client_checks(settings):
             yield check
             if check.name == ALARMS and check.failed:
-                return  # nothing is taken from anybody
+                return  # RabbitMQ accepts no messages
         try:
             yield doctor.unroutable()
             with connect_to(settings.amqp, settings.amqp.client_url, patience=timeout) as connection:
@@ -52,8 +57,9 @@ def examine(settings: Settings, timeout: float) -> Iterator[Check]:
 class Doctor:
     """The probes of one examination."""
 
-    def __init__(self, client: Client, timeout: float) -> None:
+    def __init__(self, client: Client, operator: Client | None, timeout: float) -> None:
         self._client = client
+        self._operator = operator
         self._timeout = timeout
         self._answered: list[Lineage] = []
 
@@ -69,7 +75,7 @@ class Doctor:
         return failed(name, f"was taken by something bound to {UNROUTABLE}", "see who bound a queue to beds.events")
 
     def pools(self, found: dict[str, Depth | None]) -> Iterator[Check]:
-        """Ask each queue's pool at once. The task tries again once before it answers, which must not lose its way."""
+        """Probe all pools at once. The task of a CRUD queue retries once, which must return to the same queue."""
         asked: dict[str, Pending | BedsError] = {}
         for queue in EVENT_QUEUES:
             depth = found[queue]
@@ -78,7 +84,7 @@ class Doctor:
             elif depth.consumers:
                 event = Event.of_probe(queue, self._lineage(), retry=queue in CRUD_QUEUES)
                 try:
-                    asked[queue] = self._send(event)
+                    asked[queue] = self._send(event, by=self._operator if queue == OPERATOR else None)
                 except BedsError as error:
                     asked[queue] = error
             elif queue.startswith(JOBS):
@@ -94,28 +100,31 @@ class Doctor:
         try:
             if isinstance(pending, BedsError):
                 raise pending
-            answer = self._answer(pending)
+            answer = self._answer(pending, by=self._operator if queue == OPERATOR else None)
         except PermissionDenied:
             return skipped(name, "this node's client may not publish there")
         except BedsError as error:
             return of_error(name, error)
-        # A worker turns away what came by another queue's key: an answer after a retry says it came back to its own.
+        # A worker rejects an event of another queue, so a reply after a retry proves that it returned to its own.
         worker, retries = str(answer["worker"]), int(answer["retries"])
-        if queue in CRUD_QUEUES:  # a question about tickets leaves no lineage
+        if queue in CRUD_QUEUES:  # events about tickets leave no lineage
             self._answered.append(pending.event.lineage)
         if retries:
             return ok(name, f"{worker} answered, and its database, after a retry on its own queue")
         return ok(name, f"{worker} answered")
 
     def dead(self, found: dict[str, Depth | None]) -> Check:
-        """Send what no worker can carry out; it must be buried in msDead, and can be discarded there."""
+        """Send an event that no worker can execute. It must arrive in msDead, where it is discarded."""
         name = "a dead event"
         queue = next((queue for queue in CRUD_QUEUES if (depth := found[queue]) and depth.consumers), None)
         if queue is None:
             return skipped(name, "no pool to end it")
+        operator = self._operator
+        if operator is None:
+            return skipped(name, "[amqp] operator_url is not set, and msDead is an operator's to see")
         lineage = self._lineage()
         try:
-            self._answer(self._send(Event("doctor.dead", queue, {}, "doctor.dead", lineage, is_read=True)))
+            self._answer(self._send(Event("doctor.dead", queue, {}, "doctor.dead", lineage, repeatable=True)))
             return failed(name, f"was carried out by {queue}", "a task doctor.dead is registered; remove it")
         except MalformedEvent:
             pass
@@ -124,46 +133,46 @@ class Doctor:
         except BedsError as error:
             return of_error(name, error)
         try:
-            record = self._arrival(lambda: self._buried(lineage.guid))
+            record = self._arrival(lambda: self._find_dead(operator, lineage.guid))
             if record is None:
                 return failed(name, "did not reach msDead", "see that an admin worker runs: beds.logs,beds.audit,…")
-            self._client.ask("discard", {"ids": [record["dead_id"]], "by": "beds doctor"}, timeout=self._timeout)
+            operator.ask("discard", {"ids": [record["dead_id"]], "by": "beds doctor"}, timeout=self._timeout)
         except BedsError as error:
             return of_error(name, error)
         return ok(name, f"of {queue} reached msDead, its caller was told, and it was discarded")
 
     def lineage(self) -> Check:
-        """What a probe set off must be known."""
+        """Check that the lineage of a probe arrives."""
         name = "lineage"
         if not self._answered:
             return skipped(name, "no pool answered")
         try:
-            known = self._arrival(lambda: self._known(self._answered[-1].guid))
+            found = self._arrival(lambda: self._find_lineage(self._answered[-1].guid))
         except BedsError as error:
             return of_error(name, error)
-        if known is None:
+        if found is None:
             return failed(name, "of a probe did not arrive in msLineage",
                           "see that an admin worker runs, and that [logging] lineage is true")  # fmt: skip
         return ok(name, "of a probe arrived in msLineage")
 
-    def _send(self, event: Event) -> Pending:
-        return self._client.send(event, time.monotonic() + self._timeout)
+    def _send(self, event: Event, by: Client | None = None) -> Pending:
+        return (by or self._client).send(event, time.monotonic() + self._timeout)
 
-    def _answer(self, pending: Pending) -> Any:
-        return self._client.answer(pending, time.monotonic() + self._timeout)
+    def _answer(self, pending: Pending, by: Client | None = None) -> Any:
+        return (by or self._client).answer(pending, time.monotonic() + self._timeout)
 
     def _arrival(self, look: Callable[[], T | None]) -> T | None:
-        """What `look` finds within the time for a probe."""
+        """The first result of `look` within the timeout of a probe, or None."""
         deadline = time.monotonic() + self._timeout
         while (found := look()) is None and time.monotonic() < deadline:
             time.sleep(ARRIVAL_SECONDS)
         return found
 
-    def _buried(self, guid: str) -> dict[str, Any] | None:
-        page = self._client.call(Operation.FETCH, "msDead", {"dead_id": guid}, using="by_id", timeout=self._timeout)
+    def _find_dead(self, operator: Client, guid: str) -> dict[str, Any] | None:
+        page = operator.call(Operation.FETCH, "msDead", {"dead_id": guid}, using="by_id", timeout=self._timeout)
         return next(iter(page), None)  # type: ignore[arg-type]
 
-    def _known(self, guid: str) -> Any:
+    def _find_lineage(self, guid: str) -> Any:
         try:
             return self._client.lineage(guid, timeout=self._timeout)
         except NotFound:
@@ -175,10 +184,10 @@ class Doctor:
 
 
 def _consumers(found: dict[str, Depth | None]) -> Iterator[Check]:
-    """The queues that a client may not publish to."""
+    """Check the consumers of the queues that a client may not publish to."""
     for queue in (*LOG_QUEUES, DEAD):
         depth = found[queue]
-        service = broker_of(queue) if queue in LOG_QUEUES else "admin"
+        service = QUEUE_ROUTES[queue].service if queue in QUEUE_ROUTES else "admin"
         if depth is None or not depth.consumers:
             yield failed(f"pool {queue}", "nobody consumes it", f"start a node whose beds.toml has services.{service}")
         else:

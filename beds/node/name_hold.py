@@ -1,4 +1,4 @@
-"""Holds a node's name: an exclusive queue on RabbitMQ, which no second node can declare, wherever it runs."""
+"""Holds a node's name: an exclusive queue on RabbitMQ, which no second node on any machine can declare."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kombu import Connection
 
 from beds.config import Settings
 from beds.transport.connection import connect_to
-from beds.transport.topology import node_queue
+from beds.wire.routes import node_queue
 
 RETRY_SECONDS = 2.0
 SILENT_SECONDS = 20.0
@@ -19,7 +19,7 @@ logger = logging.getLogger("beds.node")
 
 
 class NameHold(threading.Thread):
-    """A thread with one connection, opened anew when it is lost."""
+    """A thread with one connection, which it reopens when it is lost."""
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(name="beds-name", daemon=True)
@@ -27,10 +27,10 @@ class NameHold(threading.Thread):
         self._ended = threading.Event()
         self._tried = threading.Event()
         self.is_taken = False
-        """Whether another node had the name at the last attempt."""
+        """True if another node had the name at the last attempt."""
 
     def wait_tried(self, seconds: float) -> None:
-        """Wait until the first attempt has shown whose the name is, or for so long."""
+        """Wait until the first attempt has shown whether the name is free, for `seconds` at most."""
         self._tried.wait(seconds)
 
     def run(self) -> None:

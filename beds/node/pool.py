@@ -7,32 +7,33 @@ import socket
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from beds.broker.process import READY_FILE, unique_name
 from beds.config import Settings
 from beds.config.settings import CONFIG_VARIABLE
 from beds.node.systemd import VARIABLES
-from beds.transport.topology import brokers_of, local_pools
+from beds.wire.routes import brokers_of, local_pools
+from beds.worker.process import READY_FILE, unique_name
 
 FIRST_DELAY, LONGEST_DELAY = 0.5, 30.0
-"""Seconds before a process that ended is started again; doubled while it does not last."""
+"""First and longest delay before an ended process is restarted, in seconds. It doubles until a process lasts."""
 LASTING_SECONDS = 60.0
-"""One that ran this long has lasted."""
+"""A process that ran this long has lasted, so the delay starts again at the first."""
 REFUSED_SECONDS = 30.0
-"""Before one that refused to start is asked again: somebody may have mended what was wrong."""
+"""Delay before a process that refused to start is started again, since the cause may be repaired by then."""
 ASK_SECONDS = 1.0
-"""How long Flower's last answer counts."""
+"""Time for which the result of a probe of Flower counts."""
 FLOWER = "flower"
 CELERY = (sys.executable, "-m", "celery", "-A", "beds")
 
 
-class Pool:
-    """A process, started again whenever it ends.
+class Pool(ABC):
+    """A process that is restarted whenever it ends.
 
     Args:
         name: its queues, as `-Q` takes them, or `flower`.
@@ -43,24 +44,31 @@ class Pool:
         self.name = name
         self.restarts = 0
         self.refused = False
-        """Whether it said at its last end that it cannot work."""
+        """True if the last process exited with EX_CONFIG: it cannot work with this configuration."""
         self.worker_name = ""
-        """As Celery knows it; a new one at each start, since the old one's control queue may not be gone yet."""
+        """Its name in Celery. It is new at each start, since the control queue of the old name may still exist."""
         self.process: subprocess.Popen[bytes] | None = None
         self._settings = settings
         self._ready_file = ready_file(settings, name)
         self._delay = FIRST_DELAY
         self._since = 0.0
         self._next_start = 0.0
-        self._answered = False
-        self._ask_again = 0.0
 
     @property
+    @abstractmethod
     def slots(self) -> int:
-        """How many events it carries out at once, by beds.toml."""
-        if self.name == FLOWER:
-            return 0
-        return sum(broker.instances for broker in brokers_of(self.name.split(","), self._settings))
+        """The number of events that it executes at once, from beds.toml."""
+
+    @abstractmethod
+    def _serves(self) -> bool:
+        """True if the running process is ready to work."""
+
+    @abstractmethod
+    def _command(self) -> Sequence[str]: ...
+
+    def _env(self) -> Mapping[str, str]:
+        """Environment variables in addition to the node's own."""
+        return {}
 
     @property
     def state(self) -> str:
@@ -73,39 +81,24 @@ class Pool:
     def is_ready(self) -> bool:
         if self.process is None:
             return False
-        return self._flower_answers() if self.name == FLOWER else self._ready_file.exists()
-
-    def _flower_answers(self) -> bool:
-        """Whether Flower's port is open; asked now and then, though this is looked at several times a second."""
-        if time.monotonic() < self._ask_again:
-            return self._answered
-        address = self._settings.flower.address
-        host = "127.0.0.1" if address == "0.0.0.0" else address
-        try:
-            socket.create_connection((host, self._settings.flower.port), timeout=0.5).close()
-            self._answered = True
-        except OSError:
-            self._answered = False
-        self._ask_again = time.monotonic() + ASK_SECONDS
-        return self._answered
+        return self._serves()
 
     def is_due(self) -> bool:
         return self.process is None and time.monotonic() >= self._next_start
 
     def start(self) -> None:
-        """Start it now."""
-        self.refused = self._answered = False
-        self._ask_again = 0.0
+        """Start the process now."""
+        self.refused = False
         self._ready_file.unlink(missing_ok=True)
         inherited = {name: value for name, value in os.environ.items() if name not in VARIABLES}
         env = {**inherited, CONFIG_VARIABLE: str(self._settings.file), READY_FILE: str(self._ready_file), **self._env()}
         command = [sys.executable, "-m", "beds.node.child", str(os.getpid()), *self._command()]
-        # A session of its own: Ctrl-C at the terminal reaches the supervisor alone, which drains in order.
+        # In a session of its own: Ctrl-C at the terminal reaches only the supervisor, which then drains all pools.
         self.process = subprocess.Popen(command, cwd=self._settings.root, env=env, start_new_session=True)
         self._since = time.monotonic()
 
     def ended(self) -> int | None:
-        """Its exit code when it has ended since the last look; it is then due again after a while."""
+        """The exit code if the process ended since the last call, else None. Schedules the next start."""
         if self.process is None or (code := self.process.poll()) is None:
             return None
         self.process = None
@@ -118,17 +111,17 @@ class Pool:
         return code
 
     def refuse(self) -> None:
-        """Note that it cannot work as things are."""
+        """Mark the pool as refused: its process cannot work with this configuration."""
         self.refused = True
         self._next_start = time.monotonic() + REFUSED_SECONDS
 
     @property
     def next_start_in(self) -> float:
-        """Seconds."""
+        """Seconds until the next start."""
         return max(0.0, self._next_start - time.monotonic())
 
     def to_wire(self) -> dict[str, Any]:
-        """For the state file."""
+        """The pool's entry in the state file."""
         return {
             "pool": self.name,
             "worker": self.worker_name,
@@ -138,39 +131,77 @@ class Pool:
             "restarts": self.restarts,
         }
 
+
+class WorkerPool(Pool):
+    """A Celery worker with its slots. The worker creates its ready file when it consumes."""
+
+    @property
+    def slots(self) -> int:
+        return sum(broker.instances for broker in brokers_of(self.name.split(","), self._settings))
+
+    def _serves(self) -> bool:
+        return self._ready_file.exists()
+
     def _command(self) -> Sequence[str]:
         settings = self._settings
-        if self.name == FLOWER:
-            return [*CELERY, FLOWER, f"--address={settings.flower.address}", f"--port={settings.flower.port}"]
         self.worker_name = unique_name(settings.node.name, self.name.split(","))
         return [*CELERY, "worker", "-Q", self.name, "-n", self.worker_name, "-l", settings.logging.level]
 
-    def _env(self) -> Mapping[str, str]:
-        """Flower's secrets go through its environment, which no other user can see, as they can a command line."""
-        if self.name != FLOWER:
-            return {}
+
+class FlowerPool(Pool):
+    """Flower, which is ready as soon as its port is open."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(FLOWER, settings)
+        self._answered = False
+        self._ask_again = 0.0
+
+    @property
+    def slots(self) -> int:
+        return 0
+
+    def start(self) -> None:
+        self._answered, self._ask_again = False, 0.0
+        super().start()
+
+    def _serves(self) -> bool:
+        """True if its port is open. Called several times a second, so a probe's result counts for `ASK_SECONDS`."""
+        if time.monotonic() < self._ask_again:
+            return self._answered
+        address = self._settings.flower.address
+        host = "127.0.0.1" if address == "0.0.0.0" else address
+        try:
+            socket.create_connection((host, self._settings.flower.port), timeout=0.5).close()
+            self._answered = True
+        except OSError:
+            self._answered = False
+        self._ask_again = time.monotonic() + ASK_SECONDS
+        return self._answered
+
+    def _command(self) -> Sequence[str]:
         flower = self._settings.flower
-        secret = {"FLOWER_BASIC_AUTH": flower.basic_auth, "FLOWER_BROKER_API": flower.broker_api}
-        found = {name: value.get_secret_value() for name, value in secret.items() if value.get_secret_value()}
-        # Without a password Flower's own pages would find its API closed; it listens on loopback only, then.
-        return found if "FLOWER_BASIC_AUTH" in found else {**found, "FLOWER_UNAUTHENTICATED_API": "1"}
+        return [*CELERY, FLOWER, f"--address={flower.address}", f"--port={flower.port}"]
+
+    def _env(self) -> Mapping[str, str]:
+        """Its secrets are in the environment, since other users can read a command line."""
+        return self._settings.flower.environment
 
 
 def pools_of(settings: Settings) -> list[Pool]:
-    """What this node keeps running."""
-    names = [",".join(queues) for queues in local_pools(settings.services)]
-    if settings.services.flower.is_local:
-        names.append(FLOWER)
-    return [Pool(name, settings) for name in names]
+    """The pools that this node keeps running."""
+    pools: list[Pool] = [WorkerPool(",".join(queues), settings) for queues in local_pools(settings.services)]
+    if settings.services.flower.is_local and settings.flower.basic_auth.get_secret_value():
+        pools.append(FlowerPool(settings))  # only with a password: else any web page could shut a pool down through it
+    return pools
 
 
 def ready_file(settings: Settings, name: str) -> Path:
-    """It exists while the worker of these queues consumes."""
+    """The file that exists while the worker of these queues consumes."""
     return settings.root / ".beds" / "run" / f"{settings.node.name}.{name}.ready"
 
 
 def slots_of(pid: int) -> list[int]:
-    """The pids of a prefork worker's slots."""
+    """The pids of a worker's slots."""
     try:
         return sorted(child.pid for child in psutil.Process(pid).children() if child.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:

@@ -1,7 +1,8 @@
-"""What runs on a node, as its supervisor notes it and its workers tell."""
+"""A node's pools, from its supervisor's state file and its workers' replies."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from dataclasses import dataclass
@@ -13,13 +14,17 @@ import psutil
 from celery import Celery
 
 from beds.config import Settings
+from beds.domain.event import Store
+from beds.errors import BedsError
 from beds.node.pool import slots_of
 from beds.node.supervisor import SETTLED, state_file
+from beds.services.factory import AdapterFactory
+from beds.templates.registry import TemplateRegistry
 from beds.transport.connection import connect_to, tls_options
 
 ANSWER_SECONDS = 2.0
 STALE_SECONDS = 15.0
-"""Age of a state file whose supervisor has stopped: it writes one every few seconds."""
+"""A supervisor writes its state file every few seconds, so an older file means that it has stopped."""
 KEYS = ("pool", "worker", "state", "pid", "slots", "restarts")
 
 
@@ -29,10 +34,10 @@ class PoolStatus:
     pool: its queues, or `flower`.
     state: `ready`, `starting`, `waiting`, `refused`.
     pid: of its parent process.
-    slots: how many there should be.
-    slot_pids: the processes of those there are; none where the slots are threads.
+    slots: the configured number.
+    slot_pids: of the running slots; empty if the slots are threads.
     restarts: since the node started.
-    done: events carried out since the worker's start; None when it did not answer.
+    done: events executed since the worker's start; None if it did not reply.
     """
 
     pool: str
@@ -63,21 +68,38 @@ def pools(settings: Settings) -> list[PoolStatus]:
 
 
 def is_serving(settings: Settings) -> bool:
-    """Whether every pool is ready, or has said why it never will be."""
+    """True if every pool is ready or refuses to start."""
     noted = _noted(settings)
     return noted is not None and all(entry["state"] in SETTLED for entry in noted)
 
 
 def is_refused(settings: Settings) -> bool:
-    """Whether there are pools, and none of them can work."""
+    """True if there are pools, and all refuse to start."""
     noted = _noted(settings)
     return bool(noted) and all(entry["state"] == "refused" for entry in noted or [])
 
 
 def is_ready(settings: Settings) -> bool:
-    """Whether a supervisor is at work, and every pool serves; for health checks."""
+    """True if the supervisor runs and every pool is ready; for health checks."""
     noted = _noted(settings)
     return noted is not None and all(entry["state"] == "ready" and _lives(entry["pid"]) for entry in noted)
+
+
+def stores_read_only(settings: Settings) -> list[str]:
+    """The stores of this node's services whose server refuses writes.
+
+    A store that cannot be reached is left out, since its pools report that themselves.
+    """
+    found = []
+    with contextlib.closing(
+        AdapterFactory(settings, TemplateRegistry.from_folder(settings.schema_path, strict=False))
+    ) as factory:
+        for store in Store:
+            service = getattr(settings.services, store)
+            with contextlib.suppress(BedsError):
+                if service.is_local and factory.examine(store).read_only:
+                    found.append(str(store))
+    return found
 
 
 def _lives(pid: Any) -> bool:
@@ -85,7 +107,7 @@ def _lives(pid: Any) -> bool:
 
 
 def _noted(settings: Settings) -> list[dict[str, Any]] | None:
-    """The state file's pools; None where there is none, or one that its supervisor no longer writes."""
+    """The pools in the state file; None if there is no file, or its supervisor no longer writes it."""
     file = state_file(settings)
     try:
         if time.time() - file.stat().st_mtime > STALE_SECONDS:
@@ -97,7 +119,7 @@ def _noted(settings: Settings) -> list[dict[str, Any]] | None:
 
 
 def _done(settings: Settings, workers: list[str]) -> dict[str, int]:
-    """Events carried out by each worker that answers over RabbitMQ."""
+    """Events executed by each worker that replies over RabbitMQ."""
     url = settings.amqp.broker_url
     app = Celery("beds-status", broker=url, set_as_current=False)
     app.conf.broker_use_ssl = tls_options(settings.amqp, url)

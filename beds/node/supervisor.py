@@ -1,4 +1,4 @@
-"""Keeps a node's pools running: checked first, started, started again when one dies, drained together on SIGTERM."""
+"""Checks a node, starts its pools, restarts those that end, and drains all of them on SIGTERM."""
 
 from __future__ import annotations
 
@@ -15,40 +15,40 @@ from types import FrameType
 
 import psutil
 
-from beds.broker.process import EX_CONFIG
 from beds.config import Settings
 from beds.errors import ConfigurationError
-from beds.node.checks import initial_program_load
+from beds.node.checks import startup_checks
 from beds.node.name_hold import NameHold
 from beds.node.pool import Pool, pools_of
 from beds.node.systemd import notify, watchdog_seconds
 from beds.transport.log_handler import LogHandler
-from beds.transport.topology import local_pools
+from beds.wire.routes import local_pools
+from beds.worker.process import EX_CONFIG
 
 TURN_SECONDS = 0.2
-"""How often the supervisor looks around."""
+"""Interval of the supervisor's loop."""
 DRAIN_SECONDS = 60.0
-"""What a worker gets to finish what runs, before it is killed."""
+"""Time for a worker to finish running events before it is killed."""
 HOLD_SECONDS = 10.0
-"""What RabbitMQ gets to say whether the node's name is free."""
+"""Timeout for RabbitMQ's reply whether the node's name is free."""
 STATE_SECONDS = 3.0
-"""How often the state file is written when nothing changes, so that who has stopped is told from who is well."""
+"""Interval at which an unchanged state file is rewritten. Its age then shows whether the supervisor runs."""
 TROUBLE_SECONDS = 2.0
-"""Between two attempts of a supervisor that the machine refuses something."""
+"""Delay before the supervisor tries again after an OSError."""
 SETTLED = ("ready", "refused")
-"""States of a pool in which there is nothing to wait for."""
+"""Pool states that need no further waiting at start-up."""
 REFUSES = "refuses to start (its own output says why)"
 logger = logging.getLogger("beds.node")
 
-Tell = Callable[[str], None]
+Report = Callable[[str], None]
 
 
-def run(settings: Settings, tell: Tell) -> int:
+def run(settings: Settings, report: Report) -> int:
     """Check the node, and run it until SIGTERM or SIGINT. Returns the exit code.
 
     Args:
         settings: which services are local.
-        tell: hears of failed checks, starts and deaths.
+        report: called with a line for each failed check, start and exit.
 
     Raises:
         ConfigurationError: the node has nothing to run, or runs already.
@@ -56,25 +56,25 @@ def run(settings: Settings, tell: Tell) -> int:
     if not any(service and service.is_local for _, service in settings.services):
         raise ConfigurationError("this node has no local service", hint="set is_local in [services] of beds.toml")
     with _only_one(settings):
-        return Supervisor(settings, tell).run()
+        return Supervisor(settings, report).run()
 
 
 class Supervisor:
     """The loop that keeps the pools running. One per process, in its main thread."""
 
-    def __init__(self, settings: Settings, tell: Tell) -> None:
+    def __init__(self, settings: Settings, report: Report) -> None:
         self._settings = settings
-        self._tell = tell
+        self._report = report
         self._pools = pools_of(settings)
         self._stop: list[int] = []
-        self._told_ready = False
+        self._is_ready_sent = False
         self._written: list[dict[str, object]] | None = None
         self._next_writing = 0.0
 
     def run(self) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
-        state_file(self._settings).unlink(missing_ok=True)  # of one that was killed
+        state_file(self._settings).unlink(missing_ok=True)  # left by a killed supervisor
         if not self._may_start():
             return EX_CONFIG
         handler = LogHandler(self._settings)
@@ -98,26 +98,26 @@ class Supervisor:
             state_file(self._settings).unlink(missing_ok=True)
 
     def _may_start(self) -> bool:
-        """Look at everything first. In production all of it must be well."""
+        """Run the start-up checks. False if one failed in production."""
         failures = []
-        for check in initial_program_load(self._settings):
+        for check in startup_checks(self._settings):
             if self._stop:
-                return True  # the loop ends before it begins
+                return True  # a signal arrived: the loop ends at once
             if check.failed:
                 failures.append(check)
-                self._tell(f"check failed: {check}")
+                self._report(f"check failed: {check}")
         if not (failures and self._settings.node.is_production):
             return True
         name = self._settings.node.name
-        self._tell(f"node {name} does not start: in production every check must pass (`beds node check`)")
+        self._report(f"node {name} does not start: in production every check must pass (`beds node check`)")
         return False
 
     def _is_taken(self, hold: NameHold) -> bool:
-        """Take the node's name. True when another node has it, and this one must end for that."""
+        """Take the node's name. True if another node has it and this one must end, as in production."""
         hold.start()
         hold.wait_tried(HOLD_SECONDS)
         if hold.is_taken:
-            self._tell(f"another node is named {self._settings.node.name}: give each a name of its own in [node]")
+            self._report(f"another node is named {self._settings.node.name}: give each a name of its own in [node]")
         return hold.is_taken and self._settings.node.is_production
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
@@ -128,13 +128,13 @@ class Supervisor:
         next_beat = 0.0
         while not self._stop:
             try:
-                if self._look():
+                if self._update():
                     return EX_CONFIG
             except OSError as error:  # a full disk, too many processes: it may pass
                 self._say(logging.ERROR, f"the node cannot be looked after: {error}; trying again")
                 time.sleep(TROUBLE_SECONDS)
-            if not self._told_ready and all(pool.state in SETTLED for pool in self._pools):
-                self._told_ready = True
+            if not self._is_ready_sent and all(pool.state in SETTLED for pool in self._pools):
+                self._is_ready_sent = True
                 notify("READY=1")
             if beat is not None and time.monotonic() >= next_beat:
                 notify("WATCHDOG=1")
@@ -144,10 +144,10 @@ class Supervisor:
             time.sleep(TURN_SECONDS)
         return 0
 
-    def _look(self) -> bool:
-        """Start what is due, and see who has ended. True when the node must end."""
+    def _update(self) -> bool:
+        """Handle ended pools, start due ones, and write the state file. True if the node must end."""
         for pool in self._pools:
-            if (code := pool.ended()) is not None and self._mourn(pool, code):
+            if (code := pool.ended()) is not None and self._handle_exit(pool, code):
                 return True
             if pool.is_due():
                 pool.start()
@@ -158,8 +158,8 @@ class Supervisor:
             self._next_writing = time.monotonic() + STATE_SECONDS
         return False
 
-    def _mourn(self, pool: Pool, code: int) -> bool:
-        """Say that a pool's process ended, and when it is started again. True when the node must end instead."""
+    def _handle_exit(self, pool: Pool, code: int) -> bool:
+        """Report the exit of a pool's process and its next start. True if the node must end instead."""
         if code == EX_CONFIG:
             if self._settings.node.is_production:
                 self._say(logging.CRITICAL, f"pool {pool.name} {REFUSES}; ending the node")
@@ -171,7 +171,7 @@ class Supervisor:
         return False
 
     def _drain(self) -> None:
-        """Let all pools finish what runs. A second signal kills them at once; the events come back."""
+        """Let all pools finish running events. A second signal kills them at once; RabbitMQ redelivers the events."""
         running = [pool.process for pool in self._pools if pool.process is not None]
         for process in running:
             process.terminate()
@@ -184,7 +184,7 @@ class Supervisor:
             time.sleep(TURN_SECONDS / 2)
 
     def _reap_orphans(self) -> None:
-        """As the first process of a container: whatever lost its parent ends up here."""
+        """Reap orphans, which become children of a container's first process."""
         mine = {pool.process.pid for pool in self._pools if pool.process}
         for child in psutil.Process().children():
             with contextlib.suppress(psutil.NoSuchProcess, ChildProcessError):
@@ -192,22 +192,22 @@ class Supervisor:
                     os.waitpid(child.pid, os.WNOHANG)
 
     def _say(self, level: int, words: str) -> None:
-        self._tell(words)
+        self._report(words)
         logger.log(level, words)
 
 
 def state_file(settings: Settings) -> Path:
-    """What runs here, for `beds node status`; there while the supervisor is."""
+    """The file with the pools' states, for `beds node status`. It exists while the supervisor runs."""
     return settings.root / ".beds" / "run" / f"{settings.node.name}.json"
 
 
 def lock_file(settings: Settings) -> Path:
-    """Held by the supervisor of this node, with its pid in it."""
+    """The lock file that this node's supervisor holds; it contains the pid."""
     return settings.root / ".beds" / "run" / f"{settings.node.name}.lock"
 
 
 def already_runs(settings: Settings) -> ConfigurationError:
-    """Why a second supervisor of this node is refused."""
+    """The error for a second supervisor of this node."""
     pid = file.read_text().strip() if (file := lock_file(settings)).exists() else "?"
     return ConfigurationError(
         f"the workers of node {settings.node.name} run already (pid {pid})",
@@ -221,13 +221,16 @@ def _write_state(settings: Settings, pools: list[dict[str, object]]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     new = file.with_suffix(".new")
     new.write_text(json.dumps({"node": settings.node.name, "pid": os.getpid(), "pools": pools}))
-    new.replace(file)  # whoever reads sees the old state or the new one
+    new.replace(file)  # atomic: a reader sees the old state or the new one
 
 
 @contextlib.contextmanager
 def _only_one(settings: Settings) -> Iterator[None]:
-    """Hold this node's lock. Two supervisors of one node double its pools, and after a change of templates answer by
-    turns as the old and the new one."""
+    """Hold this node's lock.
+
+    Two supervisors would double the node's pools. After a change of templates, replies would come from old and new
+    pools by turns.
+    """
     file = lock_file(settings)
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a") as lock:

@@ -1,1 +1,1 @@
-"""The DBA's side: bring both databases to what stands in `schema/`, and say how they differ."""
+"""The DBA's tools: apply `schema/` to both databases, and list the differences."""

@@ -18,7 +18,7 @@ from beds.templates.registry import SYSTEM, TemplateRegistry
 
 @contextlib.contextmanager
 def changes(settings: Settings) -> Iterator[list[Change]]:
-    """What stands between `schema/` and the databases, in the order of application; call each one's `apply()`.
+    """The differences between `schema/` and the databases, in the order of application; call each one's `apply()`.
 
     Raises:
         ConfigurationError: no DBA credentials.
@@ -35,7 +35,7 @@ def changes(settings: Settings) -> Iterator[list[Change]]:
 
 @dataclass(frozen=True)
 class Grants:
-    """What gives the brokers the least they need: SQL statements, and the privileges of MongoDB's role."""
+    """The least rights that the brokers need: SQL statements, and the privileges of MongoDB's role."""
 
     rel: list[str]
     rec: list[dict[str, Any]]
@@ -53,7 +53,10 @@ def grants(settings: Settings) -> Grants:
 
 
 def problems(settings: Settings) -> list[str]:
-    """What keeps the templates from working: bindings that do not fit, and procedures that end a transaction."""
+    """Problems of templates and routines.
+
+    These are bindings that do not fit, procedures that end a transaction, and routines that truncate values.
+    """
     found = []
     registry = TemplateRegistry.from_folder(settings.schema_path)
     with contextlib.closing(AdapterFactory(settings, registry)) as factory:
@@ -62,9 +65,15 @@ def problems(settings: Settings) -> list[str]:
             found += [line for mismatch in mismatches for line in mismatch.detail.get("mismatches", [mismatch.message])]
     if settings.schema_.dba.rel is not None:
         found += [
-            f"procedure {name} commits or runs DDL: it would end the broker's transaction, and is not granted; "
-            f"mend it in its R__ file, or drop it in a new versioned file: DROP PROCEDURE {name}"
+            f"procedure {name} commits, runs DDL or dynamic SQL, or calls one that does: it could end the broker's "
+            f"transaction, and is not granted; mend it in its R__ file, or drop it in a new versioned file: "
+            f"DROP PROCEDURE {name}"
             for name in _rel(settings).procedures_that_commit()
+        ]
+        found += [
+            f"routine {name} was made without strict mode and keeps that: it cuts what does not fit; make it anew with "
+            "SET sql_mode = 'STRICT_ALL_TABLES,…', or without setting sql_mode in its file"
+            for name in _rel(settings).not_strict()
         ]
     return found
 

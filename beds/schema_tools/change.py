@@ -7,18 +7,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-Action = Literal["create", "change", "remove", "grant"]
+Action = Literal["create", "change", "remove", "grant", "revoke"]
 HISTORY = "beds_schema_history"
-"""Table and collection with what was applied, and its checksum."""
+"""The table, and the collection, of the applied files with their checksums."""
 
 
 @dataclass(frozen=True)
 class Change:
     """Args:
     store: `rel` or `rec`.
-    action: what applying does.
+    action: the kind of change.
     name: file or object.
-    apply: does it.
+    apply: called to make the change.
     """
 
     store: str

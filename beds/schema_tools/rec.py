@@ -13,7 +13,8 @@ from pymongo.database import Database
 
 from beds.adapters.mongo import stored_commands
 from beds.adapters.mongo.errors import translated
-from beds.adapters.mongo.session import OBJECTS, connect
+from beds.adapters.mongo.health import rights_on
+from beds.adapters.mongo.session import OBJECTS, SHAPES, connect
 from beds.config.sections import RecDatabase
 from beds.errors import SchemaError
 from beds.schema_tools.change import HISTORY, Action, Change, checksum
@@ -47,16 +48,18 @@ class RecSchema:
         self._database.client.close()
 
     def changes(self) -> list[Change]:
-        """What `apply` would do, in its order. Raises SchemaError where a file is wrong."""
+        """The changes that `beds schema apply` would make, in their order. Raises SchemaError: a file is wrong."""
         with translated():
             existing = set(self._database.list_collection_names())
             applied = {row["_id"]: row["checksum"] for row in self._database[HISTORY].find()}
+            shapes = {row["_id"] for row in self._database[OBJECTS].find({"shape": {"$exists": True}}, {"_id": 1})}
             found = [
                 self._change("create", name, self._make_internal) for name in (OBJECTS, HISTORY) if name not in existing
             ]
         for name, wanted in self._collections.items():
             key = f"{name}/collection.json"
-            if name not in existing or applied.get(key) != checksum(self._texts[key]):
+            is_new = name not in existing or applied.get(key) != checksum(self._texts[key])
+            if is_new or SHAPES + name not in shapes:
                 action: Action = "change" if name in existing else "create"
                 found.append(self._noted(action, key, lambda n=name, w=wanted: self._apply_collection(n, w)))  # type: ignore[misc]
         for name, source in self._objects.items():
@@ -65,7 +68,7 @@ class RecSchema:
                 action = "change" if key in applied else "create"
                 found.append(self._noted(action, key, lambda n=name: self._apply_object(n)))  # type: ignore[misc]
         for key in sorted(applied.keys() - self._texts.keys()):
-            if not key.endswith("/collection.json"):  # data is never dropped; a command that lost its file is
+            if not key.endswith("/collection.json"):  # a command without its file is removed, a collection never is
                 found.append(self._change("remove", key, self._remove_object))
         if found:
             found.append(self._change("grant", f"collections and views to role {BROKER_ROLE}", self._grant))
@@ -74,7 +77,7 @@ class RecSchema:
     def _read(self, file: Path) -> None:
         key = f"{file.parent.name}/{file.name}"
         try:
-            text = self._texts[key] = file.read_text(encoding="utf-8")
+            text = self._texts[key] = file.read_text(encoding="utf-8-sig")
             source = json_util.loads(text, json_options=_OPTIONS)
         except (OSError, ValueError, TypeError, BSONError, RecursionError) as error:
             raise SchemaError(f"schema/rec/{key}: {error}", detail={"file": key}, hint="mend the JSON") from None
@@ -116,8 +119,11 @@ class RecSchema:
 
     def _apply_collection(self, name: str, wanted: Mapping[str, Any]) -> None:
         options = {key: wanted[key] for key in ("validator", "expireAfterSeconds") if key in wanted}
+        shape = (wanted.get("validator") or {}).get("$jsonSchema") or {}
+        # Workers need the number types of a collection's validator, but may not read the validator itself.
+        self._database[OBJECTS].replace_one({"_id": SHAPES + name}, {"shape": _types_in(shape)}, upsert=True)
         if name not in self._database.list_collection_names():
-            if "timeseries" in wanted:  # fixed for good when the collection is made
+            if "timeseries" in wanted:  # cannot be changed after the collection is created
                 options["timeseries"] = wanted["timeseries"]
             self._database.create_collection(name, **options)
         elif options:
@@ -149,7 +155,7 @@ class RecSchema:
         self._database[HISTORY].delete_one({"_id": key})
 
     def privileges(self) -> list[Document]:
-        """What the brokers' role needs, as MongoDB's createRole takes it."""
+        """The privileges of the brokers' role, in the form of MongoDB's createRole."""
 
         def on(collection: str, *actions: str) -> Document:
             return {"resource": {"db": self._database.name, "collection": collection}, "actions": list(actions)}
@@ -157,13 +163,13 @@ class RecSchema:
         views = [name for name, source in self._objects.items() if source["kind"] == "view"]
         return [
             on(OBJECTS, "find"),
-            *(on(name, "find", "insert", "update", "remove") for name in self._collections),
+            *(on(name, *rights_on(name)) for name in self._collections),
             *(on(name, "find") for name in views),
         ]
 
     def _grant(self, _key: str) -> None:
         privileges = self.privileges()
-        # updateRole would need rights on every database of the server; granting and revoking need them on this one.
+        # updateRole needs rights on every database of the server; granting and revoking need them on this one only.
         (role,) = self._database.command("rolesInfo", BROKER_ROLE, showPrivileges=True)["roles"] or [None]
         if role is None:
             self._database.command("createRole", BROKER_ROLE, privileges=privileges, roles=[])
@@ -186,8 +192,20 @@ def _surplus(granted: list[Document], wanted: list[Document]) -> list[Document]:
     return [privilege for privilege in found if privilege["actions"]]
 
 
+def _types_in(schema: Any) -> Document:
+    """The BSON types of a `$jsonSchema`, without its other rules."""
+    if not isinstance(schema, Mapping):
+        return {}
+    found: Document = {"bsonType": schema["bsonType"]} if "bsonType" in schema else {}
+    if isinstance(properties := schema.get("properties"), Mapping):
+        found["properties"] = {name: _types_in(inner) for name, inner in properties.items()}
+    if isinstance(items := schema.get("items"), Mapping):
+        found["items"] = _types_in(items)
+    return found
+
+
 def _is_same_index(old: Mapping[str, Any], keys: list[Any], options: Mapping[str, Any]) -> bool:
-    """Whether an index is as the file says; MongoDB leaves out options that are false."""
+    """True if an index equals that of the file. MongoDB leaves out options that are false."""
     named = _INDEX_KEYS - {"key", "name"}
     wanted = {name: options[name] for name in named if options.get(name) not in (None, False)}
     return list(old["key"]) == keys and {n: old[n] for n in named if old.get(n) not in (None, False)} == wanted

@@ -15,30 +15,41 @@ from typing import Any
 
 import MySQLdb
 
+from beds.adapters.mariadb import definition, health
+from beds.adapters.mariadb.definition import NOT_CODE
 from beds.adapters.mariadb.errors import translated
 from beds.adapters.mariadb.session import connect
 from beds.config.sections import RelDatabase
-from beds.errors import SchemaDrift, SchemaError
+from beds.errors import BedsError, SchemaDrift, SchemaError
 from beds.schema_tools.change import HISTORY, Change, checksum
 
 DDL_SECONDS = 600.0
-"""A DDL statement on a large table takes its time."""
+"""Timeout for DDL, which is slow on a large table."""
 _VERSIONED = re.compile(r"V(\d+)__\w+\.sql\Z")
 _REPEATABLE = re.compile(r"R__\w+\.sql\Z")
 _DELIMITER = re.compile(r"^\s*DELIMITER\b", re.IGNORECASE | re.MULTILINE)
 # Statements that end the caller's transaction: https://mariadb.com/kb/en/sql-statements-that-cause-an-implicit-commit/
 _ENDS_TRANSACTION = re.compile(
-    r"\b(COMMIT|ROLLBACK(?!\s+(WORK\s+)?TO\b)|START\s+TRANSACTION|SET\s+(SESSION\s+|@@)?autocommit|LOCK\s+TABLES?"
+    r"\b(COMMIT|ROLLBACK(?!\s+(WORK\s+)?TO\b)|START\s+TRANSACTION|SET\b[^;]*\bautocommit\b|(UN)?LOCK\s+TABLES?"
     r"|CREATE\s+(OR\s+REPLACE\s+)?(?!TEMPORARY\b|OR\b)\w+|DROP\s+(?!TEMPORARY\b)\w+"
-    r"|(ALTER|RENAME|TRUNCATE|ANALYZE|OPTIMIZE|GRANT|REVOKE)\s+\w+)\b",
+    r"|(ALTER|RENAME|TRUNCATE|ANALYZE|OPTIMIZE|GRANT|REVOKE|FLUSH|(CHECK|REPAIR)\s+(?=TABLE\b|VIEW\b))\s*\w+"
+    # Dynamic SQL cannot be checked before it runs.
+    r"|EXECUTE\s+IMMEDIATE|PREPARE\s+\w+)\b",
     re.IGNORECASE,
 )
-_NOT_CODE = re.compile(r"'(?:[^'\\]|''|\\.)*'|\"(?:[^\"\\]|\"\"|\\.)*\"|`[^`]*`|--[^\n]*|#[^\n]*|/\*.*?\*/", re.DOTALL)
+_QUOTED_NAME = re.compile(r"`[^`]*`")
 
 OWN = "beds/"
-"""Before the names of BEDS's own files in the history."""
-LEDGER_COMMIT = "beds_ledger_commit"
-"""The one procedure that may commit: it ends a transaction of BEDS's own making."""
+"""Prefix of the names of BEDS's own files in the history."""
+OWN_PROCEDURES = frozenset({"beds_ledger_commit", "beds_definition", "beds_columns"})
+"""BEDS's own procedures, which may do this. The first commits BEDS's own transaction; the others run fixed SQL."""
+
+_BINARY_LOG = (
+    "MariaDB writes a binary log, and takes functions and triggers of the DBA only with "
+    "`log_bin_trust_function_creators = 1` under [mysqld]"
+)
+_SETTING_REMEDIES = {1418: _BINARY_LOG, 1419: _BINARY_LOG}
+"""For errors that no change of the file repairs: https://mariadb.com/kb/en/binary-logging-of-stored-routines/"""
 
 CREATE_HISTORY = f"""
 CREATE TABLE IF NOT EXISTS {HISTORY} (
@@ -55,7 +66,7 @@ class RelSchema:
 
     Args:
         folder: `schema/rel`.
-        own: BEDS's own, applied before it.
+        own: the folder of BEDS's own files, which are applied first.
         dba: the DBA's credentials.
         broker: the brokers' credentials; only the account's name is used.
         broker_host: the host part of the brokers' account.
@@ -64,10 +75,11 @@ class RelSchema:
     def __init__(self, folder: Path, own: Path, dba: RelDatabase, broker: RelDatabase | None, broker_host: str) -> None:
         self._files = {f"{OWN}{name}": text for name, text in _read_folder(own).items()} | _read_folder(folder)
         self._dba = dba
+        self._broker_login = broker
         self._broker = f"'{broker.user}'@'{broker_host}'" if broker else ""
 
     def changes(self) -> list[Change]:
-        """What `apply` would do, in its order.
+        """The changes that `beds schema apply` would make, in their order.
 
         Raises:
             SchemaDrift: a versioned file was changed or lost after it was applied, or one failed half-way.
@@ -80,19 +92,30 @@ class RelSchema:
             for name, text in self._files.items()
             if applied.get(name, {}).get("checksum") != checksum(text) or not applied[name]["success"]
         ]
-        if not (pending and self._broker):
+        if not self._broker:
             return pending
-        return [*pending, Change("rel", "grant", f"procedures, functions and views to {self._broker}", self._grant)]
+        missing, surplus = self._rights_to_change()
+        revoked = [
+            Change("rel", "revoke", f"{right} from {self._broker}", lambda r=right: self._revoke([r]))  # type: ignore[misc]
+            for right in surplus
+        ]
+        if not (pending or missing):
+            return revoked
+        name = f"procedures, functions and views to {self._broker}"
+        return [*pending, *revoked, Change("rel", "grant", name, self._grant)]
 
     def procedures_that_commit(self) -> list[str]:
-        """Procedures whose body would end the broker's transaction; they are never granted."""
+        """Procedures that would end the broker's transaction, or that run dynamic SQL. They are never granted.
+
+        A procedure that calls one of them counts as well.
+        """
         with self._connected() as cursor:
-            cursor.execute(
-                "SELECT ROUTINE_NAME AS name, ROUTINE_DEFINITION AS body FROM information_schema.ROUTINES "
-                "WHERE ROUTINE_SCHEMA = DATABASE() AND ROUTINE_TYPE = 'PROCEDURE' ORDER BY ROUTINE_NAME"
-            )
-            found = [row["name"] for row in cursor.fetchall() if ends_transaction(row["body"] or "")]
-            return [name for name in found if name != LEDGER_COMMIT]
+            return sorted(_that_commit(_routines(cursor)))
+
+    def not_strict(self) -> list[str]:
+        """Routines that truncate values, since they were created without strict mode and keep that mode."""
+        with self._connected() as cursor:
+            return [row["name"] for row in _routines(cursor) if not definition.is_strict(str(row["mode"]))]
 
     def grants(self) -> list[str]:
         """The statements that give the brokers' account what it needs, and no more."""
@@ -133,7 +156,8 @@ class RelSchema:
                     pass
             except MySQLdb.Error as error:
                 message = str(error.args[1]) if len(error.args) > 1 else str(error)
-                raise SchemaError(f"{name}: {message}", detail={"file": name}, hint="mend the file") from None
+                remedy = _SETTING_REMEDIES.get(error.args[0], "mend the file")
+                raise SchemaError(f"{name}: {message}", detail={"file": name}, hint=remedy) from None
             self._note(cursor, name, text, time.monotonic() - started, success=True)
 
     def _note(self, cursor: Any, name: str, text: str, seconds: float, *, success: bool) -> None:
@@ -149,22 +173,47 @@ class RelSchema:
         return {row["file"]: row for row in cursor.fetchall()}
 
     def _grantable(self, cursor: Any) -> list[str]:
-        """What the broker gets, as GRANT wants it."""
-        forbidden = set(self.procedures_that_commit())
-        cursor.execute(
-            "SELECT ROUTINE_TYPE AS kind, ROUTINE_NAME AS name FROM information_schema.ROUTINES "
-            "WHERE ROUTINE_SCHEMA = DATABASE() ORDER BY 1, 2"
-        )
-        routines = [f"EXECUTE ON {r['kind']} `{r['name']}`" for r in cursor.fetchall() if r["name"] not in forbidden]
+        """The broker's rights, in GRANT's words."""
+        known = _routines(cursor)
+        forbidden = _that_commit(known)
+        routines = [
+            f"EXECUTE ON {r['kind']} `{r['name']}`"
+            for r in known
+            if not (r["kind"] == "PROCEDURE" and r["name"] in forbidden)
+        ]
         cursor.execute("SELECT TABLE_NAME AS name FROM information_schema.VIEWS WHERE TABLE_SCHEMA = DATABASE()")
         rights = routines + [f"SELECT ON `{row['name']}`" for row in cursor.fetchall()]
         return [right.replace("`", f"`{self._dba.database}`.`", 1) for right in rights]
+
+    def _rights_to_change(self) -> tuple[list[str], list[str]]:
+        """The broker's missing and surplus rights on this database. Both are empty if its login fails.
+
+        `beds node check` finds its rights on other databases.
+        """
+        with self._connected() as cursor:
+            wanted = set(self._grantable(cursor))
+        try:
+            assert self._broker_login is not None
+            with translated(), contextlib.closing(connect(self._broker_login, DDL_SECONDS)) as login:
+                has = health.granted(login.cursor())
+        except BedsError:
+            return [], []
+        here = f"`{self._dba.database}`."
+        surplus = [right for right in sorted(has - wanted) if right.rpartition(" ")[2].startswith(here)]
+        return sorted(wanted - has), surplus
 
     def _grant(self) -> None:
         statements = self.grants()
         with self._connected() as cursor:
             for statement in statements:
                 cursor.execute(statement)
+        # CREATE OR REPLACE keeps a procedure's grant, even if the new text has a COMMIT.
+        self._revoke(self._rights_to_change()[1])
+
+    def _revoke(self, rights: list[str]) -> None:
+        with self._connected() as cursor:
+            for right in rights:
+                cursor.execute(f"REVOKE {right} FROM {self._broker}")
 
     @contextlib.contextmanager
     def _connected(self) -> Iterator[Any]:
@@ -175,9 +224,30 @@ class RelSchema:
                 connection.commit()
 
 
-def ends_transaction(body: str) -> bool:
-    """Whether a routine's body commits, rolls back or runs DDL. Text in quotes and comments does not count."""
-    return bool(_ENDS_TRANSACTION.search(_NOT_CODE.sub(" ", body)))
+def ends_transaction(body: str, sql_mode: str = "") -> bool:
+    """True if a routine's body commits, rolls back or runs DDL. Text in quotes and comments does not count."""
+    return bool(_ENDS_TRANSACTION.search(_QUOTED_NAME.sub(" ", definition.code_of(body, sql_mode))))
+
+
+def _routines(cursor: Any) -> list[dict[str, Any]]:
+    cursor.execute(
+        "SELECT ROUTINE_TYPE AS kind, ROUTINE_NAME AS name, ROUTINE_DEFINITION AS body, SQL_MODE AS mode "
+        "FROM information_schema.ROUTINES WHERE ROUTINE_SCHEMA = DATABASE() ORDER BY 1, 2"
+    )
+    return list(cursor.fetchall())
+
+
+def _that_commit(routines: list[dict[str, Any]]) -> set[str]:
+    bodies = {
+        row["name"]: definition.code_of(str(row["body"] or ""), str(row["mode"] or ""))
+        for row in routines
+        if row["kind"] == "PROCEDURE"
+    }
+    calls = {name: {each.casefold() for each in definition.called(code)} for name, code in bodies.items()}
+    found = {name for name, code in bodies.items() if ends_transaction(code)}
+    while more := {n for n in bodies if n not in found and {name.casefold() for name in found} & calls[n]}:
+        found |= more
+    return found - OWN_PROCEDURES
 
 
 def _read_folder(folder: Path) -> dict[str, str]:
@@ -202,7 +272,7 @@ def _read_folder(folder: Path) -> dict[str, str]:
     ordered = [versioned[number] for number in sorted(versioned)] + repeatable
     texts = {file.name: _read(file) for file in ordered}
     for name, text in texts.items():
-        if _DELIMITER.search(_NOT_CODE.sub(" ", text)):
+        if _DELIMITER.search(NOT_CODE.sub(" ", text)):
             raise SchemaError(
                 f"{name}: DELIMITER belongs to the command-line client",
                 detail={"file": name},
@@ -213,7 +283,7 @@ def _read_folder(folder: Path) -> dict[str, str]:
 
 def _read(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8-sig")  # some editors begin a file with a byte order mark
     except (OSError, UnicodeDecodeError) as error:
         raise SchemaError(
             f"schema/rel/{file.name} cannot be read: {error}", detail={"file": file.name}, hint="mend the file"

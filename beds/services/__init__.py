@@ -1,1 +1,1 @@
-"""What the brokers do with an event: find the adapter, call the verb, answer."""
+"""The workers' logic without Celery: execution of events, tickets, dead events, audit, records and metrics."""

@@ -1,4 +1,4 @@
-"""Who changed what: the audit record of a write, with values masked where the template says so."""
+"""The audit record of a write: who changed which fields, with sensitive values masked."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from beds.domain.event import Operation
 from beds.domain.reply import Reply, Response
 from beds.domain.trace import Trace
 from beds.templates.template import Template
-from beds.transport import codec
+from beds.wire import codec
 
 MASK = "•••"
 VALUE_CHARACTERS = 1_000
-"""What is kept of one value."""
+"""Characters kept of one value."""
 
 
 def audit_record(
@@ -26,18 +26,18 @@ def audit_record(
     Its id follows from the event and its outcome, so that an event delivered again is not audited twice.
 
     Args:
-        trace: the write.
-        operation, template: what it was.
+        trace: of the write.
+        operation, template: the write's.
         outcome: `ok`, or the error's code.
-        reply: what was answered, when it went well.
-        who: `user`, `actor` and where.
+        reply: the result on success.
+        who: `user`, `actor`, `worker` and `redelivered`.
     """
     event = trace.lineage
     asked = hashlib.sha256(codec.dumps(trace.body)).hexdigest()
-    # Whoever uses a guid twice, for two writes, has two audits.
-    guid = str(uuid.uuid5(uuid.UUID(event.guid), f"audit {template.name} {operation} {outcome} {asked}"))
+    # One guid may be used by two users or for two writes; each write gets its own audit record.
+    guid = str(uuid.uuid5(uuid.UUID(event.guid), f"audit {trace.user} {template.name} {operation} {outcome} {asked}"))
     record_id, fields, values = described(operation, template, trace.body)
-    if isinstance(reply, Response) and reply.record_id and not _is_sensitive(template, template.key):
+    if isinstance(reply, Response) and reply.record_id and not template.has_sensitive_key:
         record_id = reply.record_id
     return {
         "event_id": f"{event.node}.{event.env}.{guid}",
@@ -56,31 +56,43 @@ def audit_record(
     }
 
 
+def without_values(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record that is too large for a message, reduced to who changed which record."""
+    return {**record, "values": "{}", "fields": []}
+
+
 def described(operation: Operation, template: Template, body: Mapping[str, Any]) -> tuple[str, list[str], Any]:
-    """What a write asks for: the record's key, the fields that were given, and their values as the codec writes them,
-    masked where the template says so."""
+    """The key, the given fields and the encoded values of a write; sensitive values are masked."""
     if operation is Operation.DELETE:
-        return _shown(template, template.key, body.get("record_id")), [template.key], {}
+        return _shown_key(template, _key_given(template, body.get("record_id"))), list(template.keys), {}
     if operation is Operation.CREATE_MANY:
         rows = body.get("payloads")
         known = [row for row in rows if isinstance(row, Mapping)] if isinstance(rows, list) else []
-        # A bulk load's values would double the data; how many there were, and which fields, tells what was done.
+        # The values of a bulk load would double the stored data, so only the fields and the count are kept.
         return "", [name for name in template.fields if any(name in row for row in known)], {"records": len(known)}
     payload = body.get("payload")
     given = payload if isinstance(payload, Mapping) else {}
     fields = [name for name in template.fields if name in given]
     values = {name: _masked(template, name, given[name]) for name in fields}
-    return _shown(template, template.key, given.get(template.key)), fields, values
+    return _shown_key(template, given), fields, values
 
 
 def _is_sensitive(template: Template, name: str) -> bool:
     return template.fields[name].sensitive
 
 
-def _shown(template: Template, name: str, value: Any) -> str:
-    if value is None:
-        return ""
-    return MASK if _is_sensitive(template, name) else str(value)
+def _shown_key(template: Template, given: Mapping[str, Any]) -> str:
+    text = template.id_of(given)
+    return MASK if text and template.has_sensitive_key else text
+
+
+def _key_given(template: Template, record_id: Any) -> Mapping[str, Any]:
+    """The parts of a key by name, not yet validated."""
+    if len(template.keys) == 1:
+        return {template.keys[0]: record_id}
+    if isinstance(record_id, Mapping):
+        return record_id
+    return dict(zip(template.keys, record_id, strict=False)) if isinstance(record_id, (list, tuple)) else {}
 
 
 def _masked(template: Template, name: str, value: Any) -> Any:

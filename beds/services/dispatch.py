@@ -1,4 +1,4 @@
-"""One event's way through a broker: check it again, find the adapter, call the verb."""
+"""Executes one operation: validates it again, finds the adapter, calls the verb."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from beds.domain.event import Operation, Store
 from beds.domain.reply import Reply
 from beds.errors import MalformedEvent, StoreDenied, UnknownTemplate
 from beds.templates.registry import TemplateRegistry
+from beds.templates.template import Template
 
 _BODY_KEYS: Mapping[Operation, frozenset[str]] = {
     Operation.CREATE: frozenset({"payload"}),
@@ -24,18 +25,46 @@ def _name(using: Any) -> str:
     return using if isinstance(using, str) else ""
 
 
+def _own_records(
+    template: Template, operation: Operation, body: Mapping[str, Any], user: str, operator: bool
+) -> Mapping[str, Any]:
+    """The body of a fetch of BEDS's own records, limited to the user's own. Raises StoreDenied."""
+    spec = template.fetch_spec(_name(body.get("using"))) if operation is Operation.FETCH else None
+    if spec is None or spec.internal:
+        raise StoreDenied(f"template {template.name} belongs to BEDS itself", hint="see docs/reference/tickets.md")
+    if spec.owner is None and not operator:
+        raise StoreDenied(
+            f"{template.name} using {_name(body.get('using'))} is for operators: it reads the records of all users",
+            hint="set [amqp] operator_url to a user that may use the key operator",
+        )
+    if spec.owner is None:
+        return body
+    args = body.get("args")
+    given = args if isinstance(args, Mapping) else {}
+    return {**body, "args": {**given, spec.owner: given.get(spec.owner) if operator else user}}
+
+
 class Factory(Protocol):
-    """What makes adapters; see `AdapterFactory`."""
+    """Makes adapters; see `AdapterFactory`."""
 
     registry: TemplateRegistry
 
     def adapter(self, template_name: str) -> NamasteCore: ...
 
 
-def carry_out(factory: Factory, store: Store, operation: Operation, template: Any, body: Mapping[str, Any]) -> Reply:
-    """Carry out one operation.
+def execute(
+    factory: Factory,
+    store: Store,
+    operation: Operation,
+    template: Any,
+    body: Mapping[str, Any],
+    *,
+    user: str = "",
+    operator: bool = False,
+) -> Reply:
+    """Execute one operation.
 
-    The data is judged again: a client in another language, or with an older template, may have sent anything.
+    The data is validated again, because a client in another language or with an older template may send anything.
 
     Args:
         factory: where adapters come from.
@@ -43,6 +72,8 @@ def carry_out(factory: Factory, store: Store, operation: Operation, template: An
         operation: the verb.
         template: the template's name, as it came over the wire.
         body: the verb's arguments, decoded.
+        user: the AMQP user; it sees only its own of BEDS's records.
+        operator: whether the event came through the operator's queue, whose users see all records.
 
     Raises:
         BedsError: one of its subclasses; nothing was written.
@@ -63,8 +94,8 @@ def carry_out(factory: Factory, store: Store, operation: Operation, template: An
         )
     if operation is not Operation.FETCH:
         found.object_for(operation)
-    if found.system and (operation is not Operation.FETCH or found.fetch_spec(_name(body.get("using"))).internal):
-        raise StoreDenied(f"template {template} belongs to BEDS itself", hint="see docs/reference/tickets.md")
+    if found.system:
+        body = _own_records(found, operation, body, user, operator)
     match operation:
         case Operation.CREATE:
             payload = found.check_create(body.get("payload"))

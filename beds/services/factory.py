@@ -1,4 +1,4 @@
-"""The factory: from a template's name to its adapter, at run time."""
+"""The factory: makes the adapter for a template's name, at run time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from beds.domain.event import Store
 from beds.errors import ConfigurationError
 from beds.templates.registry import TemplateRegistry
 
-# By name, not by import: a node loads the driver of a store only when it serves it, and a client never does.
+# Names instead of imports: a node loads a store's driver only when it serves the store; a client never loads one.
 _STORES: Mapping[Store, tuple[str, str]] = {
     Store.REC: ("beds.adapters.mongo", "Mongo"),
     Store.REL: ("beds.adapters.mariadb", "MariaDB"),
@@ -29,9 +29,9 @@ class AdapterFactory:
     allows no concurrent use of a connection.
 
     Args:
-        settings, registry: what to connect to, and for which templates.
-        timeout: seconds after which a silent socket is given up. In a worker a moment after its soft limit: while a
-            driver waits in C nothing can interrupt it, and past the hard limit the whole process would be killed.
+        settings, registry: the databases, and the templates.
+        timeout: socket timeout in seconds. A worker sets it just after its soft limit: nothing can interrupt a driver
+            that waits in C, and the hard limit would kill the whole process.
     """
 
     def __init__(self, settings: Settings, registry: TemplateRegistry, timeout: float | None = None) -> None:
@@ -62,7 +62,7 @@ class AdapterFactory:
         return adapters[template.name]  # type: ignore[no-any-return]
 
     def examine(self, store: Store) -> Health:
-        """What a store's database says of itself, for a start-up check.
+        """The state of a store's database, for a start-up check.
 
         Raises:
             ConfigurationError: as `adapter`.
@@ -78,7 +78,7 @@ class AdapterFactory:
     def _mine(self) -> Any:
         mine = self._local
         if getattr(mine, "pid", None) != os.getpid():
-            # The sessions of a parent are kept, unused: collecting one would say goodbye on its socket.
+            # Keep the parent's sessions, unused: their destructors would send a quit on the parent's sockets.
             mine.inherited = getattr(mine, "sessions", None)
             mine.pid, mine.sessions, mine.adapters = os.getpid(), {}, {}
         return mine

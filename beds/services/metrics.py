@@ -1,4 +1,4 @@
-"""Counters and latency histograms: gathered in each process, sent as differences, read as percentiles."""
+"""Counters and latency histograms: collected in each process, sent as differences, read as percentiles."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import Any
 from beds.domain.lineage import Lineage
 
 BOUNDS_MS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 30_000)
-"""Upper bounds of the histogram's buckets, in milliseconds; one more bucket holds what took longer."""
+"""Upper bounds of the histogram's buckets, in milliseconds; one more bucket holds longer times."""
 
 Key = tuple[str, str, str, str]
 """Queue, operation, template and outcome."""
 
 
 class Meter:
-    """What one process has carried out since it was last asked. Safe over threads and forks.
+    """Counts the events that one process has executed since the last `drain`. Safe over threads and forks.
 
     Args:
         node, env: for the records' ids.
@@ -32,9 +32,9 @@ class Meter:
         self._reset()
 
     def count(self, key: Key, seconds: float) -> None:
-        """Note one event."""
+        """Count one event."""
         if self._pid != os.getpid():
-            self._reset()  # what a parent counted is the parent's to tell
+            self._reset()  # the parent sends its own counts
         milliseconds = seconds * 1000
         with self._lock:
             entry = self._entries.setdefault(key, [0, 0.0, [0] * (len(BOUNDS_MS) + 1)])
@@ -43,7 +43,9 @@ class Meter:
             entry[2][bisect.bisect_left(BOUNDS_MS, milliseconds)] += 1
 
     def drain(self) -> list[dict[str, Any]]:
-        """The differences since the last time, as records of msMetrics; none where nothing happened."""
+        """Take the counts since the last call, as records of msMetrics; empty when there were no events."""
+        if self._pid != os.getpid():
+            self._reset()  # the parent sends its own counts
         with self._lock:
             entries, self._entries = self._entries, {}
         at = time.time()
@@ -66,7 +68,7 @@ class Meter:
 
 
 def percentile(buckets: Sequence[int], percent: float) -> float | None:
-    """Milliseconds below which `percent` % of the events lie, to within their bucket; None where there are none."""
+    """Milliseconds below which `percent` % of the events lie, interpolated within a bucket; None without events."""
     wanted = sum(buckets) * percent / 100
     if not wanted:
         return None

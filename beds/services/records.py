@@ -1,4 +1,4 @@
-"""The admin worker's side: records from beds.logs become documents of msLogs, msLineage, msAudit and msMetrics."""
+"""The admin worker's record store: writes records to msLogs, msLineage, msAudit and msMetrics."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from beds.domain.clock import now
 from beds.domain.event import RecordKind
-from beds.errors import BedsError, InvalidPayload, MalformedEvent
+from beds.errors import BedsError, DeadEvent, InvalidPayload, MalformedEvent
 from beds.services.dispatch import Factory
 
 TEMPLATES: Mapping[RecordKind, str] = {
@@ -19,13 +19,13 @@ TEMPLATES: Mapping[RecordKind, str] = {
     RecordKind.METRIC: "msMetrics",
 }
 AHEAD_SECONDS = 60.0
-"""How far in the future a record's time may lie; what is later counts as that."""
+"""How far in the future a record's time may lie; a later time is set back to this limit."""
 MAX_RECORDS = 5000
-"""In one message."""
+"""Records in one message."""
 
 
 class RecordStore:
-    """Writes records, each once however often it is delivered: its id is its key.
+    """Writes records. A redelivered record is stored once, because its id is its key.
 
     Args:
         factory: where adapters come from.
@@ -40,12 +40,12 @@ class RecordStore:
         """Write the records of one message, and return them as they were written.
 
         Args:
-            kind: what they are.
-            common: what all of them have in common.
+            kind: the kind of the records.
+            common: the fields that all of them share.
             records: plain JSON objects.
 
         Raises:
-            MalformedEvent, InvalidPayload: one of them is not of the contract; the others were written.
+            MalformedEvent, InvalidPayload: a record breaks the contract; the others were written.
             StoreUnavailable: MongoDB cannot be reached.
         """
         if not isinstance(common, Mapping) or not isinstance(records, list) or not 0 < len(records) <= MAX_RECORDS:
@@ -69,20 +69,26 @@ class RecordStore:
 def _document(kind: RecordKind, common: Mapping[str, Any], record: Any) -> dict[str, Any]:
     if not isinstance(record, Mapping):
         raise MalformedEvent("a record is an object", detail={"field": "records"})
-    return _placed(kind, common, record) | {"at": _instant(record.get("at"))}
+    found = _placed(kind, common, record) | {"at": _instant(record.get("at"))}
+    if kind is RecordKind.LINEAGE:
+        # The sender chooses the event's id, so the user is part of the key: no user can overwrite another's record.
+        found["id"] = f"{found.get('event_id')} {found.get('user', '')}"
+        if found.get("outcome") == DeadEvent.code:
+            found["id"] += " dead"  # a replayed event has a second record, of its execution
+    return found
 
 
 def _placed(kind: RecordKind, common: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
-    """The record with what its process says of all: beside its own fields, or in a metric's series."""
+    """The record merged with the common fields; a metric has them in its `meta`."""
     if kind is RecordKind.METRIC and isinstance(meta := record.get("meta"), Mapping):
         return {**record, "meta": {**common, **meta}}
     return {**common, **record}
 
 
 def _instant(seconds: Any) -> datetime:
-    """A time of the wire, in Unix seconds, to the millisecond that MongoDB keeps."""
+    """Convert Unix seconds from the wire to a datetime, cut to the millisecond that MongoDB stores."""
     try:
-        # A clock that runs ahead must not hide what comes after it.
+        # A clock that runs ahead must not sort its records after all later ones.
         return datetime.fromtimestamp(int(min(seconds, time.time() + AHEAD_SECONDS) * 1000) / 1000, UTC)
     except (TypeError, ValueError, OverflowError, OSError):
         raise MalformedEvent("at: takes Unix seconds", detail={"field": "at"}) from None

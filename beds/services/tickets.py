@@ -1,12 +1,11 @@
-"""The ticket store: msTickets, through the same adapters and stored commands as everybody's data.
+"""The ticket store: msTickets, through the same adapters and stored commands as application data.
 
-A ticket that has ended never changes again: each change is guarded by its state, in the database.
+An ended ticket never changes again, except by `reopen`: each update in the database is conditional on the state.
 """
 
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -30,15 +29,12 @@ from beds.services.dispatch import Factory
 
 TEMPLATE, BEGIN, REOPEN = "msTickets", "msTicketsBegin", "msTicketsReopen"
 ACCEPT_FIELDS = frozenset({"guid", "event_id", "root_id", "parent_id", "summary", "queue"})
-ACCEPTANCE_SECONDS = 10.0
-"""From a ticket's making to its acceptance, at most, on machines whose clocks agree."""
-GRACE_SECONDS = 1.0
-"""How long a question waits for a ticket's acceptance: both came through the same queue, that one earlier, and may be
-in the hands of another slot still."""
+WAITING_DAYS = 7
+"""A waiting ticket is kept for this time. If its event begins later, the ticket is created again."""
 
 
 class TicketStore:
-    """Tickets of all nodes.
+    """Tickets of all nodes. A ticket's key is its AMQP user and its guid, so no user can read or block another's.
 
     Args:
         factory: where the adapter of msTickets comes from.
@@ -49,27 +45,27 @@ class TicketStore:
         self._factory = factory
         self._ttl = ttl
 
-    def accept(self, tickets: Sequence[Any]) -> None:
-        """Note tickets as PENDING. What is known of one already stays as it is.
+    def accept(self, user: str, tickets: Sequence[Any]) -> None:
+        """Store a user's tickets as PENDING. Existing tickets stay unchanged.
 
         Raises:
-            MalformedEvent: one of them is not of the contract.
+            MalformedEvent: a ticket breaks the contract.
         """
-        documents = [self._new(ticket) for ticket in tickets]
+        documents = [self._new(user, ticket) for ticket in tickets]
         if len(documents) > 1:
             try:
                 self._adapter.create_records(documents)
                 return
             except DuplicateKey:
-                pass  # a worker was faster with one of them: one by one, then
+                pass  # a worker has stored one of them already; insert one by one
         for document in documents:
             try:
                 self._adapter.create_record(document)
             except DuplicateKey:
                 continue
 
-    def accept_keyed(self, ticket: Any, key: Any, digest: Any) -> TicketStatus:
-        """Note a ticket under an idempotency key, or find the one that has the key.
+    def accept_keyed(self, user: str, ticket: Any, key: Any, digest: Any) -> TicketStatus:
+        """Store a ticket under an idempotency key, or return this user's ticket that has the key.
 
         Raises:
             IdempotencyConflict: the key belongs to another event.
@@ -78,16 +74,16 @@ class TicketStore:
             if not isinstance(value, str) or not value:
                 raise WrongType(f"{name} takes a text", detail={"field": name})
         fields = self._factory.registry[TEMPLATE].fields
-        document = self._new(ticket) | {
+        document = self._new(user, ticket) | {
             "idempotency_key": fields["idempotency_key"].check("idempotency_key", key),
             "digest": fields["digest"].check("digest", digest),
         }
         try:
             self._adapter.create_record(document)
         except DuplicateKey:
-            found = self._first("by_key", {"idempotency_key": key})
-            if found is None:  # it expired between the two; or the guid is taken, which is the same ticket again
-                return self._status(self._first("by_guid", {"guid": document["guid"]}) or document)
+            found = self._first("by_key", {"user": user, "idempotency_key": key})
+            if found is None:  # it expired in between, or this ticket itself was stored before
+                return self._status(self._first("by_guid", {"user": user, "guid": document["guid"]}) or document)
             if found.get("digest") != digest:
                 raise IdempotencyConflict(
                     "this idempotency key belongs to another event",
@@ -97,53 +93,58 @@ class TicketStore:
         return self._status(document)
 
     def start(self, ticket: Mapping[str, Any], worker: str, claim: str, *, again: bool) -> Record | None:
-        """Note that a worker begins.
+        """Mark a ticket as started by a worker.
 
         Args:
-            ticket: the event's, as its header tells.
-            worker: who begins.
-            claim: the same when the same delivery asks once more, since it has not heard the answer.
-            again: RabbitMQ delivers the event once more, since whoever had it is gone.
+            ticket: the event's, from its header.
+            worker: the worker's name.
+            claim: id of this delivery's claim; a retry of a lost request passes the same one.
+            again: whether RabbitMQ redelivered the event, because its former worker is gone.
 
         Returns:
-            The ticket as it is then: ended, perhaps, or to be cancelled. None when another worker has another copy of
-            the same event in hand.
+            The ticket after the update, which may have ended or be marked for cancellation. None when another worker
+            executes a copy of the event.
         """
-        guid = str(ticket["guid"])
+        user, guid = str(ticket["user"]), str(ticket["guid"])
         changes = {
+            "user": user,
             "guid": guid,
             "state": str(TicketState.STARTED),
             "started_at": now(),
             "worker": worker,
             "claim": claim,
+            "expires_at": self._kept_until(now()),  # a ticket that waited long must not expire during execution
         }
         adapter = self._adapter if again else self._factory.adapter(BEGIN)
         for _ in range(3):
             try:
                 return adapter.update_record(changes).record
             except NotFound:
-                found = self._first("by_guid", {"guid": guid})
-            if found is None:  # the event was faster than its acceptance
-                self.accept([ticket])
+                found = self._first("by_guid", {"user": user, "guid": guid})
+            if found is None:  # the event arrived before its acceptance
+                self.accept(user, [{name: value for name, value in ticket.items() if name in ACCEPT_FIELDS}])
             elif TicketState(found["state"]).is_final or found.get("claim") == claim:
                 return found
             elif not again and found["state"] != TicketState.PENDING:
                 return None
-            # else: its acceptance was noted between the two questions
+            # else: the acceptance was stored between the two queries, so try again
         raise UnknownTicket(f"ticket {guid} cannot be begun", detail={"guid": guid})
 
-    def progress(self, guid: str, done: int, total: int | None, unit: str) -> Record:
-        """Note progress. Returns the ticket as it is then. Raises NotFound when it has ended."""
+    def progress(self, user: str, guid: str, done: int, total: int | None, unit: str) -> Record:
+        """Store progress. Returns the updated ticket. Raises NotFound when it has ended."""
         progress = {"done": done, "total": total, "unit": unit}
-        return self._change(guid, {"state": str(TicketState.PROGRESS), "progress": progress})
+        return self._change(user, guid, {"state": str(TicketState.PROGRESS), "progress": progress})
 
-    def end(self, guid: str, state: TicketState, outcome: bytes, by: str = "", *, dead: bool = False) -> None:
-        """Note the outcome; the reply's own JSON text. A ticket that ended before keeps its first outcome.
+    def end(
+        self, user: str, guid: str, state: TicketState, outcome: bytes, by: str = "", *, dead: bool = False
+    ) -> None:
+        """Store the outcome. A ticket that ended before keeps its first outcome.
 
         Args:
-            guid, state, outcome: whose, which, and the reply.
+            user, guid: the ticket's key.
+            state, outcome: the final state, and the reply's JSON text.
             by: who cancelled it.
-            dead: its event lies in msDead, and may be replayed.
+            dead: whether its event is in msDead, and may be replayed.
         """
         at = now()
         changes: dict[str, Any] = {
@@ -153,74 +154,89 @@ class TicketStore:
             "outcome": outcome.decode(),
         }
         try:
-            self._change(guid, changes | ({"cancelled_by": by} if by else {}) | ({"dead": True} if dead else {}))
+            self._change(user, guid, changes | ({"cancelled_by": by} if by else {}) | ({"dead": True} if dead else {}))
         except NotFound:
             return
 
-    def reopen(self, guid: str) -> None:
-        """Let the ticket of a dead event wait again, for its event is published once more. Others stay as they are."""
+    def reopen(self, user: str, guid: str) -> None:
+        """Set a dead event's ticket to PENDING again, for its replay. Other tickets stay unchanged."""
         try:
-            self._factory.adapter(REOPEN).update_record({"guid": guid, "state": str(TicketState.PENDING)})
+            self._factory.adapter(REOPEN).update_record(
+                {
+                    "user": user,
+                    "guid": guid,
+                    "state": str(TicketState.PENDING),
+                    "expires_at": self._kept_until(now()),
+                }
+            )
         except NotFound:
             return
 
-    def cancel(self, guid: Any, by: Any) -> TicketStatus:
-        """Ask to cancel: at once when it has not begun, else at its next checkpoint.
+    def cancel(self, user: str, guid: Any, by: str) -> TicketStatus:
+        """Mark a ticket as cancelled; a running event stops at its next checkpoint.
 
-        The wish is noted before anything else, so a worker that begins at the same moment sees it.
+        `cancelled_by` is stored first, so a worker that begins at the same moment finds it.
 
         Raises:
-            UnknownTicket, TicketExpired: there is no such ticket.
+            UnknownTicket, TicketExpired: the user has no such ticket.
         """
-        if not isinstance(by, str):
-            raise WrongType(f"by takes a name, not {type(by).__name__}", detail={"field": "by"})
-        self.status(guid)
+        self.status(user, guid)
         try:
-            found = self._change(guid, {"cancelled_by": by[:200] or "unknown"})
+            found = self._change(user, guid, {"cancelled_by": by[:200] or "unknown"})
         except NotFound:
-            return self.status(guid)
+            return self.status(user, guid)
         return self._status(found)
 
-    def status(self, guid: Any) -> TicketStatus:
-        """What is known.
+    def status(self, user: str, guid: Any) -> TicketStatus:
+        """The status of a user's ticket. It does not wait for the acceptance: the client asks again.
 
         Raises:
-            UnknownTicket: it was never accepted.
-            TicketExpired: its outcome is kept no more.
+            UnknownTicket: this user has no such ticket, or it was not accepted yet.
+            TicketExpired: its outcome is no longer kept.
         """
         made = submitted_at(guid) if isinstance(guid, str) else None
         if made is None:
             raise UnknownTicket("this is no ticket of BEDS", detail={"guid": str(guid)[:64]})
-        deadline = time.monotonic() + GRACE_SECONDS
-        while True:
-            found = self._first("by_guid", {"guid": guid})
-            if found is not None:
-                return self._status(found)
-            if made < datetime.now(UTC) - timedelta(seconds=self._ttl):
-                raise TicketExpired(f"the outcome of {guid} is kept no more", detail={"guid": guid, "ttl": self._ttl})
-            # An older one would have been noted by now; waiting for it would keep others from their answers.
-            if time.monotonic() >= deadline or made < datetime.now(UTC) - timedelta(seconds=ACCEPTANCE_SECONDS):
-                raise UnknownTicket(f"ticket {guid} was never accepted", detail={"guid": guid})
-            time.sleep(0.05)
+        found = self._first("by_guid", {"user": user, "guid": guid})
+        if found is not None:
+            return self._status(found)
+        if made < datetime.now(UTC) - timedelta(seconds=self._ttl):
+            raise TicketExpired(f"the outcome of {guid} is kept no more", detail={"guid": guid, "ttl": self._ttl})
+        raise UnknownTicket(f"ticket {guid} was never accepted from this user", detail={"guid": guid})
+
+    def owners_of(self, guid: Any) -> list[str]:
+        """The users that have a ticket with this guid; more than one if a user reused another's guid."""
+        if not isinstance(guid, str):
+            return []
+        return [str(found["user"]) for found in self._adapter.fetch_records(Query("owner", {"guid": guid}, 10, ""))]
 
     @property
     def _adapter(self) -> NamasteCore:
         return self._factory.adapter(TEMPLATE)
 
-    def _new(self, ticket: Any) -> dict[str, Any]:
+    def _new(self, user: str, ticket: Any) -> dict[str, Any]:
         if not isinstance(ticket, Mapping):
             raise MalformedEvent("a ticket is an object", detail={"field": "tickets"})
         if surplus := ticket.keys() - ACCEPT_FIELDS:
             raise UnknownField(f"a ticket does not take {min(surplus)}", detail={"field": min(surplus)})
-        document = self._factory.registry[TEMPLATE].check_create(ticket, "ticket")
+        document = self._factory.registry[TEMPLATE].check_create({**ticket, "user": user}, "ticket")
         if submitted_at(document["guid"]) is None:
             raise MalformedEvent("guid: a ticket's guid is a UUIDv7", detail={"field": "guid"})
         if not is_event_id(document.get("event_id"), document["guid"]):
             raise MalformedEvent("event_id: it is not node.env.guid", detail={"field": "event_id"})
-        return document | {"state": str(TicketState.PENDING), "accepted_at": now()}
+        at = now()
+        return document | {
+            "state": str(TicketState.PENDING),
+            "accepted_at": at,
+            "expires_at": self._kept_until(at),
+        }
 
-    def _change(self, guid: str, changes: Mapping[str, Any]) -> Record:
-        return self._adapter.update_record({"guid": guid, **changes}).record
+    def _kept_until(self, at: datetime) -> datetime:
+        """When a ticket that has not ended expires."""
+        return at + max(timedelta(days=WAITING_DAYS), timedelta(seconds=self._ttl))
+
+    def _change(self, user: str, guid: str, changes: Mapping[str, Any]) -> Record:
+        return self._adapter.update_record({"user": user, "guid": guid, **changes}).record
 
     def _first(self, using: str, args: Mapping[str, Any]) -> Record | None:
         page = self._adapter.fetch_records(Query(using, dict(args), 1, ""))

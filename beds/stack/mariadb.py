@@ -1,4 +1,4 @@
-"""MariaDB: how it is made, started and found ready."""
+"""MariaDB: creates, starts and checks the local server."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from beds.stack.server import Server
 
 
 class MariaDB(Server):
-    """A server with a data directory of its own; root may come in through its socket only."""
+    """A server with its own data directory. Root can connect only through its socket."""
 
     name = "mariadb"
     package = "mariadb-server-core (Debian)"
@@ -28,7 +28,7 @@ class MariaDB(Server):
 
     @property
     def _socket(self) -> Path:
-        # A Unix socket's path may have about 100 characters; the stack's folder may lie deeper than that.
+        # A Unix socket's path may have about 100 characters, and that of the stack's folder may be longer.
         digest = hashlib.sha256(str(self.folder).encode()).hexdigest()[:12]
         return Path(os.environ.get("XDG_RUNTIME_DIR", "/tmp")) / f"beds-{os.getuid()}-{digest}.sock"
 
@@ -88,7 +88,7 @@ class MariaDB(Server):
                     f"CREATE USER beds_{user}@'127.0.0.1' IDENTIFIED BY %s", [self.plan.passwords[f"rel_{user}"]]
                 )
             cursor.execute(f"GRANT ALL ON {DATABASE}.* TO beds_dba@'127.0.0.1' WITH GRANT OPTION")
-            # `beds schema apply` grants the broker what it may call, object by object.
+            # `beds schema apply` grants the broker its rights, object by object.
             connection.commit()
 
     def down(self) -> bool:

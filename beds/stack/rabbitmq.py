@@ -1,4 +1,4 @@
-"""RabbitMQ: how it is made, started and found ready."""
+"""RabbitMQ: creates, starts and checks the local server."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pydantic import SecretStr
 
 from beds.config.sections import Amqp
 from beds.errors import StackError
+from beds.node.daemon import Daemon, accepts
 from beds.stack.plan import VHOST, Plan
-from beds.stack.process import Daemon, accepts
 from beds.stack.server import Server
 from beds.transport.rights import ADMINISTRATOR, User, definitions, users_of
 
 
 class RabbitMQ(Server):
-    """A node of its own: own name, own cookie, own epmd. Users come from a definitions file at the first boot."""
+    """A node with its own name, cookie and epmd. A definitions file creates the users at the first boot."""
 
     name = "rabbitmq"
     package = "rabbitmq-server (Debian)"
@@ -41,7 +41,7 @@ class RabbitMQ(Server):
 
     @property
     def environment(self) -> dict[str, str]:
-        """What rabbitmq-server and rabbitmqctl need to mean this node and no other."""
+        """Variables that make rabbitmq-server and rabbitmqctl use this node and no other."""
         folder = self.folder
         return {
             "HOME": str(folder),  # the Erlang cookie lies here
@@ -75,8 +75,8 @@ class RabbitMQ(Server):
         )
 
     def _definitions(self) -> dict[str, object]:
-        url = {role: SecretStr(self.plan.amqp_url(role)) for role in ("app", "worker")}
-        users = users_of(Amqp(url=url["app"], worker_url=url["worker"]))
+        url = {role: SecretStr(self.plan.amqp_url(role)) for role in ("app", "worker", "operator")}
+        users = users_of(Amqp(url=url["app"], worker_url=url["worker"], operator_url=url["operator"]))
         return definitions(VHOST, [*users, User.of(self.plan.amqp_url("admin"), ADMINISTRATOR, "administrator")])
 
     def start(self) -> None:
@@ -96,7 +96,7 @@ class RabbitMQ(Server):
         return True
 
     def management(self, path: str) -> Any:
-        """What RabbitMQ's management API answers to GET /api/<path>. Raises OSError."""
+        """The reply of RabbitMQ's management API to GET /api/<path>. Raises OSError."""
         user = f"beds_admin:{self.plan.passwords['amqp_admin']}"
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.plan.management_port}/api/{path}",
@@ -106,17 +106,27 @@ class RabbitMQ(Server):
             return json.load(answer)
 
     def provision(self) -> None:
-        """The definitions file has done it; it is not needed again, and would undo later changes at each boot."""
+        """Remove the definitions file: the first boot imported it, and each further boot would undo later changes."""
         conf = self.folder / "rabbitmq.conf"
         conf.write_text("".join(li for li in conf.read_text().splitlines(True) if "load_definitions" not in li))
         (self.folder / "definitions.json").unlink()
+
+    def define_users(self) -> None:
+        """Import all users and rights into a RabbitMQ that an earlier version created. Raises StackError."""
+        file = self.folder / "definitions.json"
+        file.touch(mode=0o600)
+        file.write_text(json.dumps(self._definitions()))
+        try:
+            self.control("import_definitions", str(file))
+        finally:
+            file.unlink()
 
     def down(self) -> bool:
         ran = super().down()
         return self.epmd.stop() or ran
 
     def control(self, *arguments: str) -> str:
-        """`rabbitmqctl` against this node. Raises StackError."""
+        """Run `rabbitmqctl` on this node. Raises StackError."""
         program = self.program("/usr/lib/rabbitmq/bin/rabbitmqctl", "rabbitmqctl")
         done = subprocess.run(
             [program, *arguments],

@@ -1,4 +1,4 @@
-"""What the three servers have in common: a data directory, ports, a daemon."""
+"""The common part of the three servers: a data directory, ports, a background process."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 import psutil
 
 from beds.errors import StackError
-from beds.stack.plan import Plan
-from beds.stack.process import Daemon, port_is_free
+from beds.node.daemon import Daemon, port_is_free
+from beds.stack.plan import Plan, free_base
 
 START_SECONDS = 90.0
 
@@ -36,11 +36,11 @@ class Server(ABC):
 
     @property
     def _made(self) -> Path:
-        """Written last when the data directory is complete."""
+        """The marker file, written last when the data directory is complete."""
         return self.folder / ".made"
 
     def up(self) -> bool:
-        """Start it, making its data directory first where there is none. False when it ran already.
+        """Start the server; create its data directory first if there is none. False if the server ran already.
 
         Raises:
             StackError: the program is missing, a port is taken, or it did not come up.
@@ -50,7 +50,7 @@ class Server(ABC):
             return False
         self.clear_the_way()
         if not self._made.exists():
-            # What a start that was cut off left behind is of no use, and it is ours.
+            # An interrupted first start left these files, so they are incomplete.
             shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir(parents=True)
             self.make()
@@ -62,7 +62,7 @@ class Server(ABC):
         return True
 
     def clear_the_way(self) -> None:
-        """Stop what a killed process left behind, and see that the ports are free. Nothing, when it runs already.
+        """Stop the remains of a killed server, and check that the ports are free. Does nothing if the server runs.
 
         Raises:
             StackError: a port is taken.
@@ -76,9 +76,9 @@ class Server(ABC):
                     f"port {port} ({what}) is taken by {_owner_of(port)}",
                     detail={"port": port},
                     hint="this stack's data names its ports: stop that program, or start anew with `beds stack down "
-                    "--wipe` and `beds stack up --port-base 24000`"
+                    f"--wipe` and `beds stack up --port-base {free_base()}`"
                     if self._made.exists()
-                    else f"give this stack other ports: `{sys.argv[0]} stack up --port-base 24000`, then go on",
+                    else f"give this stack other ports: `{sys.argv[0]} stack up --port-base {free_base()}`, then go on",
                 )
 
     def _start(self) -> None:
@@ -90,7 +90,7 @@ class Server(ABC):
 
     @abstractmethod
     def make(self) -> None:
-        """Make the data directory."""
+        """Create the data directory."""
 
     @abstractmethod
     def start(self) -> None: ...
@@ -116,7 +116,7 @@ class Server(ABC):
 
 
 def _owner_of(port: int) -> str:
-    """Which process listens there, as far as this user may see."""
+    """The process that listens on a port, if this user may see it."""
     with contextlib.suppress(psutil.Error):
         for connection in psutil.net_connections("tcp"):
             listens = connection.status == psutil.CONN_LISTEN and connection.laddr

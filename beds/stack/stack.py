@@ -13,33 +13,16 @@ from pathlib import Path
 import psutil
 
 from beds.errors import StackError
+from beds.node.daemon import STOP_SECONDS, lock_holder, node_daemons
 from beds.stack.mariadb import MariaDB
 from beds.stack.mongodb import MongoDB
-from beds.stack.plan import Plan, load_plan
-from beds.stack.process import STOP_SECONDS, Daemon, lock_holder
+from beds.stack.plan import Plan, lacks_users, load_plan
 from beds.stack.rabbitmq import RabbitMQ
 from beds.stack.server import Server
 
 NEEDED_BYTES = 1_500_000_000
-"""Free disk that a new stack and the sample data need, with room to spare."""
+"""Free disk space for a new stack and the sample data, with a margin."""
 SERVERS: tuple[type[Server], ...] = (RabbitMQ, MariaDB, MongoDB)
-DRAIN_SECONDS = 70.0
-"""What a node gets to drain its workers, which takes them 60 seconds at most."""
-
-
-def node_daemon(folder: Path, name: str) -> Daemon:
-    """What runs the workers of a node, when `beds node start` or `beds demo` started one.
-
-    Args:
-        folder: `.beds` beside the node's configuration file.
-        name: the node's.
-    """
-    return Daemon(f"node.{name}", folder / "run", DRAIN_SECONDS)
-
-
-def node_daemons(folder: Path) -> list[Daemon]:
-    """Those that run, or were left behind."""
-    return [Daemon(file.stem, file.parent, DRAIN_SECONDS) for file in sorted((folder / "run").glob("node.*.pid"))]
 
 
 @dataclass(frozen=True)
@@ -71,11 +54,11 @@ class Stack:
     def rabbitmq(self) -> RabbitMQ:
         return next(server for server in self.servers if isinstance(server, RabbitMQ))
 
-    def up(self, tell: Callable[[str], None]) -> None:
-        """Start what does not run. `tell` hears a line for each server.
+    def up(self, report: Callable[[str], None]) -> None:
+        """Start the servers that do not run. `report` is called with a line for each server.
 
         Raises:
-            StackError: names what is in the way; what came up stays up.
+            StackError: names the obstacle. Servers that were started keep running.
         """
         if any(character.isspace() for character in str(self.folder)):
             raise StackError(
@@ -91,17 +74,22 @@ class Stack:
         with _alone(self.folder):
             for server in self.servers:
                 server.clear_the_way()
+            is_new, is_older = not (self.folder / "stack.json").exists(), lacks_users(self.folder)
             self.plan.save()
             for server in self.servers:
                 started = server.up()
                 ports = ", ".join(str(port) for port in server.ports.values())
-                tell(f"{server.name:9} {'started' if started else 'was running'} on {ports}")
+                report(f"{server.name:9} {'started' if started else 'was running'} on {ports}")
+            if is_older and not is_new:
+                self.rabbitmq.define_users()
+            if is_new:
+                report(f"flower    user beds, password {self.plan.passwords['flower']} (kept in {self.plan.env_file})")
 
     @staticmethod
     def down(folder: Path, *, wipe: bool = False) -> list[str]:
-        """Stop everything, workers first; with `wipe`, delete all data as well. Returns what was stopped.
+        """Stop everything, workers first; with `wipe`, delete all data as well. Returns the names of what it stopped.
 
-        It needs no plan that can be read: what runs is known by its pid files.
+        It does not read the plan, since pid files identify the running processes.
         """
         folder = folder.resolve()
         if not folder.is_dir():
@@ -127,7 +115,7 @@ class Stack:
 
 
 def _stop_terminals(folder: Path) -> bool:
-    """Ask `beds node run` in a terminal to drain, before its servers go. False when there is none."""
+    """Drain every `beds node run` in a terminal before its servers stop. False if there is none."""
     pids = [pid for file in folder.glob("*.lock") if (pid := lock_holder(file))]
     for pid in pids:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -140,7 +128,7 @@ def _stop_terminals(folder: Path) -> bool:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """One `up` or `down` at a time."""
+    """Hold the stack's lock, so that one `up` or `down` runs at a time."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
         try:

@@ -1,1 +1,1 @@
-"""Templates (by the developer), named objects (by the DBA), and how the one is bound to the other."""
+"""Templates (by the developer), named objects (by the DBA), and the binding of the first to the second."""

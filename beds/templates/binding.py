@@ -1,11 +1,15 @@
-"""Binding: which value of an event goes into which parameter of a named object, and whether all of them fit.
+"""Binds an event's values to the parameters of a named object, and checks that they fit.
 
-Parameters are matched by name. Besides the template's fields and a fetch's arguments there are a few names that BEDS
-fills in:
+Parameters are matched by name, to the template's fields, to a fetch's arguments, or to these reserved names:
 
-    document   the whole record of a create or update      changes    an update without its key
+    document   the whole record of a create or update
+    changes    an update without its key
     documents  the records of a bulk create (also `records`, for procedures)
-    limit      the number of records a fetch asks for       after_<f>  field f of the last record of the page before
+    limit      the number of records of a page
+    after_<f>  field f of the last record of the previous page
+
+A field or an argument with a reserved name usually takes precedence; see `reserved_type`. A parameter of MariaDB
+without a value gets null, so the DBA may add one while older templates are in use.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from dataclasses import dataclass
 
 from beds.domain.event import Operation, Store
 from beds.errors import SchemaMismatch
+from beds.templates.fields import FieldSpec
 from beds.templates.named_object import NamedObject, ObjectKind, Param
 from beds.templates.template import FetchSpec, ObjectRef, Template
 
@@ -34,7 +39,7 @@ BULK_NAMES = frozenset({"documents", "records"})
 
 @dataclass(frozen=True, slots=True)
 class Mismatch:
-    """One thing that does not fit, for a person to mend."""
+    """One mismatch between a template and a named object."""
 
     file: str
     table: str
@@ -49,7 +54,7 @@ class Mismatch:
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """A template's operation, bound to the object that carries it out."""
+    """A template's operation, bound to the object that executes it."""
 
     template: Template
     operation: Operation
@@ -70,7 +75,7 @@ def bind(template: Template, table: str, target: NamedObject | None) -> Binding:
     """Bind the operation of one TOML table (`create`, `fetch.by_faa`, …).
 
     Raises:
-        SchemaMismatch: the object is missing or does not fit; `detail["mismatches"]` names each thing.
+        SchemaMismatch: the object is missing or does not fit; `detail["mismatches"]` lists each mismatch.
     """
     operation, ref = template.refs()[table]
     problems = list(_problems(template, operation, ref, target))
@@ -95,7 +100,13 @@ def _problems(
         wanted = " or ".join(sorted(kinds))
         return [("", f"is a {target.kind}; {operation} needs a {wanted}")]
     problems: list[tuple[str, str]] = []
-    inputs = [p for p in target.params if p.mode == "in"]
+    if isinstance(ref, FetchSpec) and (uncertain := template.uncertain_cursor(ref)):
+        return [("", uncertain)]
+    if not target.strict and target.several and operation is not Operation.FETCH:
+        return [
+            ("", "was made without strict mode and has several statements: it would cut what does not fit in silence")
+        ]
+    inputs = [p for p in target.params if p.takes_value]
     if operation is Operation.CREATE_MANY:
         return _bulk_problems(inputs)
     for param in inputs:
@@ -103,7 +114,7 @@ def _problems(
         if problem:
             problems.append((param.name, problem))
     names = {p.name for p in inputs}
-    for missing in _wanted(template, operation, ref, target) - names:
+    for missing in sorted(_wanted(template, operation, ref, target) - names):
         problems.append((missing, "is missing: the template needs it"))
     return problems
 
@@ -117,16 +128,18 @@ def _bulk_problems(inputs: list[Param]) -> list[tuple[str, str]]:
 
 
 def _param_problem(template: Template, operation: Operation, ref: ObjectRef, param: Param) -> str | None:
-    reserved = reserved_type(template, operation, ref, param.name)
+    reserved = reserved_type(template, operation, ref, param)
     if reserved:
-        return None if reserved in param.types else f"is {param.declared}, but BEDS fills it with {reserved}"
-    spec = template.fields.get(param.name)
-    if isinstance(ref, FetchSpec):
-        spec = ref.args.get(param.name) or spec
-    if operation is Operation.DELETE and param.name != template.key:
-        return f"is surplus: delete_record knows only the key {template.key}"
-    if spec is None:
+        if reserved not in param.types:
+            return f"is {param.declared}, but BEDS fills it with {reserved}"
+        return param.cannot_page or None
+    if is_unfilled(template, operation, ref, param):
+        # All parameters of MariaDB may be null.
+        if template.store is Store.REL or param.optional or param.mode == "inout":
+            return None
         return "is surplus: it is no field of the template, no argument of the fetch and no reserved name"
+    spec = spec_of(template, ref, param.name)
+    assert spec is not None
     if spec.type not in param.types:
         return f"is {param.declared}, but the template's field is {spec.type}"
     if spec.max_length and param.max_length and spec.type in ("string", "bytes") and spec.max_length > param.max_length:
@@ -134,29 +147,45 @@ def _param_problem(template: Template, operation: Operation, ref: ObjectRef, par
     return None
 
 
-def reserved_type(template: Template, operation: Operation, ref: ObjectRef, name: str) -> str | None:
-    """The field type of a parameter that BEDS fills in itself, or None when the name is not reserved here."""
-    if name == "document" and operation in (Operation.CREATE, Operation.UPDATE):
-        return "object"
-    if name == "changes" and operation is Operation.UPDATE:
-        return "object"
-    if isinstance(ref, FetchSpec):
-        if name == "limit":
-            return "integer"
-        if name.removeprefix("after_") in ref.cursor and name.startswith("after_"):
-            return template.fields[name.removeprefix("after_")].type
+def spec_of(template: Template, ref: ObjectRef, name: str) -> FieldSpec | None:
+    """The argument or field for a parameter or column of this name; an argument takes precedence."""
+    own = ref.args.get(name) if isinstance(ref, FetchSpec) else None
+    return own or template.fields.get(name)
+
+
+def is_unfilled(template: Template, operation: Operation, ref: ObjectRef, param: Param) -> bool:
+    """Whether no value of an event fills the parameter, so that it gets null or keeps its default."""
+    if operation is Operation.DELETE:
+        return param.name not in template.keys
+    return spec_of(template, ref, param.name) is None and not reserved_type(template, operation, ref, param)
+
+
+def reserved_type(template: Template, operation: Operation, ref: ObjectRef, param: Param) -> str | None:
+    """The type of a parameter that BEDS fills itself, or None when its name is a field or an argument."""
+    name = param.name
+    if not isinstance(ref, FetchSpec):
+        takes_record = name == "document" and operation in (Operation.CREATE, Operation.UPDATE)
+        takes_changes = name == "changes" and operation is Operation.UPDATE
+        return "object" if (takes_record or takes_changes) and (param.whole or name not in template.fields) else None
+    if name in ref.args:
+        return None
+    if name == "limit":
+        # A field of that name takes precedence, unless the fetch needs the parameter for its pages.
+        return "integer" if param.whole or ref.cursor or name not in template.fields else None
+    if name.startswith("after_") and name.removeprefix("after_") in ref.cursor:
+        return template.fields[name.removeprefix("after_")].type
     return None
 
 
 def _wanted(template: Template, operation: Operation, ref: ObjectRef, target: NamedObject) -> set[str]:
-    """Parameters without which data would be lost silently, or a page would not end."""
+    """Required parameters: without them data would be lost silently, or paging would never end."""
     if isinstance(ref, FetchSpec):
         paging = {f"after_{name}" for name in ref.cursor} | ({"limit"} if ref.cursor else set())
         return paging | set(ref.args) | set(ref.optional)
     if operation is not Operation.CREATE:
-        return {template.key}
-    if target.param("document"):
+        return set(template.keys)
+    if any(reserved_type(template, operation, ref, param) for param in target.params):
         return set()
-    # The store may make the key itself (AUTO_INCREMENT): then the template's create does not require it.
-    made_by_store = set() if template.fields[template.key].required else {template.key}
+    # A key that is not required may be generated by the store (AUTO_INCREMENT).
+    made_by_store = {name for name in template.keys if not template.fields[name].required}
     return set(template.fields) - made_by_store

@@ -1,30 +1,31 @@
-"""The types of template fields: what a value must be, checked before anything is published or written."""
+"""The types and limits of template fields. Values are checked before anything is published or written."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from datetime import UTC, date, datetime, time
+from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from functools import cached_property
 from typing import Annotated, Any, Literal, get_args
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from beds.domain.clock import now, to_millisecond
 from beds.domain.identity import ObjectId, uuid7
 from beds.errors import InvalidPayload, MissingField, OutOfRange, TooLong, WrongType
 
 FieldType = Literal[
-    "string", "integer", "number", "decimal", "boolean", "datetime", "date", "time",
+    "string", "integer", "number", "decimal", "boolean", "datetime", "date", "time", "duration",
     "uuid", "bytes", "object_id", "object", "array",
 ]  # fmt: skip
 FIELD_TYPES: tuple[str, ...] = get_args(FieldType)
 
 MAX_DEPTH = 64
-"""Levels of nesting in a value. MongoDB stops at 100, and a JSON parser at some depth of its own."""
-INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
+"""Levels of nesting in a value. MongoDB allows 100, and JSON parsers have limits of their own."""
+INTEGER_MIN, INTEGER_MAX = -(2**63), 2**64 - 1
+"""From the smallest signed to the largest unsigned integer of 64 bits; a store may allow less."""
 
 _PYTHON_TYPES: Mapping[str, tuple[type, ...]] = {
     "string": (str,),
@@ -35,6 +36,7 @@ _PYTHON_TYPES: Mapping[str, tuple[type, ...]] = {
     "datetime": (datetime,),
     "date": (date,),
     "time": (time,),
+    "duration": (timedelta,),
     "uuid": (UUID,),
     "bytes": (bytes,),
     "object_id": (ObjectId,),
@@ -59,11 +61,11 @@ class FieldSpec(BaseModel):
 
     type: FieldType
     required: bool = False
-    """A create must have it, and it may not be null."""
+    """A create must include the field, and its value may not be null."""
     max_length: Annotated[int | None, Field(ge=1)] = None
     """Characters of a string, bytes of a bytes value, items of an array."""
-    min: int | float | None = None
-    max: int | float | None = None
+    min: int | Decimal | None = None
+    max: int | Decimal | None = None
     values: tuple[str, ...] | None = None
     """The only strings allowed."""
     digits: Annotated[int | None, Field(ge=1, le=65)] = None
@@ -71,12 +73,21 @@ class FieldSpec(BaseModel):
     scale: Annotated[int | None, Field(ge=0, le=30)] = None
     """Digits after the point of a decimal."""
     precision: Literal["microsecond", "millisecond"] = "microsecond"
-    """`millisecond` cuts a datetime to what MongoDB can store; without it finer values are refused there."""
+    """`millisecond` cuts a datetime to what MongoDB can store; otherwise MongoDB's adapter refuses finer values."""
     generate: Literal["uuid7", "object_id", "now"] | None = None
-    """Filled in by the client when a create leaves the field out."""
+    """The client generates the value when a create omits the field."""
     sensitive: bool = False
-    """Its values appear in no log, audit, lineage or error."""
+    """The field's values appear in no log, audit, lineage or error."""
     description: str = ""
+
+    @field_validator("min", "max", mode="before")
+    @classmethod
+    def _as_written(cls, limit: Any) -> Any:
+        """A float limit as the decimal that its text shows: the float 99.99 is slightly less than 99.99."""
+        exact = Decimal(repr(limit)) if isinstance(limit, float) else limit
+        if isinstance(exact, Decimal) and not exact.is_finite():
+            raise ValueError("a limit is no finite number")
+        return exact
 
     @model_validator(mode="after")
     def _generator_fits(self) -> FieldSpec:
@@ -91,8 +102,6 @@ class FieldSpec(BaseModel):
             limit = getattr(self, name)
             if limit is not None and self.type not in ("integer", "number", "decimal"):
                 raise ValueError(f"{name} is for numbers, the type is {self.type}")
-            if limit is not None and not math.isfinite(limit):
-                raise ValueError(f"{name} is no finite number")
         if self.min is not None and self.max is not None and self.min > self.max:
             raise ValueError("min is above max")
         if self.values is not None and not self.values:
@@ -115,15 +124,15 @@ class FieldSpec(BaseModel):
         return _GENERATORS[self.generate]()
 
     def check(self, name: str, value: Any, *, nullable: bool = True) -> Any:
-        """The value as it is to be sent: a datetime in UTC (cut where `precision` says so), a tuple as a list."""
+        """Check the value, and return it as it is sent: a datetime in UTC (cut to `precision`), a tuple as a list."""
         if value is None:
             if self.required or not nullable:
                 raise MissingField(f"field {name} is required and may not be null", detail=_where(name))
             return None
         if type(value) is str and self._is_open_text and len(value) <= (self.max_length or len(value)):
             if value.isascii():
-                return value  # nothing of what follows could find fault with it
-        elif type(value) is int and self._is_open_integer and INT64_MIN <= value <= INT64_MAX:
+                return value  # none of the following checks could fail
+        elif type(value) is int and self._is_open_integer and INTEGER_MIN <= value <= INTEGER_MAX:
             return value
         elif type(value) is datetime and self.type == "datetime" and value.tzinfo is UTC:
             return to_millisecond(value) if self.precision == "millisecond" else value
@@ -134,13 +143,13 @@ class FieldSpec(BaseModel):
                 detail=_where(name, length=len(value), max_length=self.max_length),
                 hint="shorten the value",
             )
+        check_plain(name, value)
         if isinstance(value, (int, float, Decimal)) and not isinstance(value, bool):
             self._check_number(name, value)
         if isinstance(value, str) and self.values and value not in self.values:
             raise OutOfRange(
                 f"field {name} must be one of {', '.join(self.values)}", detail=_where(name, allowed=list(self.values))
             )
-        check_plain(name, value)
         if isinstance(value, datetime):
             try:
                 instant = value.astimezone(UTC)
@@ -150,13 +159,8 @@ class FieldSpec(BaseModel):
         return list(value) if isinstance(value, tuple) else value
 
     def _check_type(self, name: str, value: Any) -> None:
-        allowed = _PYTHON_TYPES[self.type]
-        fits = isinstance(value, allowed)
-        if isinstance(value, bool) and self.type != "boolean":
-            fits = False  # bool is an int to Python, but not to a person
-        if isinstance(value, datetime) and self.type == "date":
-            fits = False
-        if not fits:
+        if not fits(self.type, value):
+            allowed = _PYTHON_TYPES[self.type]
             raise WrongType(
                 f"field {name} takes {self.type}, not {type(value).__name__}",
                 detail=_where(name, expected=self.type, got=type(value).__name__),
@@ -164,12 +168,23 @@ class FieldSpec(BaseModel):
             )
 
     def _check_number(self, name: str, value: int | float | Decimal) -> None:
-        if self.min is not None and value < self.min:
-            raise OutOfRange(f"field {name} must be at least {self.min}", detail=_where(name, min=self.min))
-        if self.max is not None and value > self.max:
-            raise OutOfRange(f"field {name} must be at most {self.max}", detail=_where(name, max=self.max))
+        # A float is compared with the limit as a float, other numbers with the exact limit.
+        exact = float if isinstance(value, float) else Decimal
+        if self.min is not None and value < exact(self.min):
+            raise OutOfRange(f"field {name} must be at least {self.min}", detail=_where(name, min=_plain(self.min)))
+        if self.max is not None and value > exact(self.max):
+            raise OutOfRange(f"field {name} must be at most {self.max}", detail=_where(name, max=_plain(self.max)))
         if self.type == "decimal":
             check_decimal(name, Decimal(value), self.digits, self.scale)
+
+
+def fits(type_name: str, value: Any) -> bool:
+    """Whether a value has a field's type; its limits are not checked."""
+    if isinstance(value, bool):
+        return type_name == "boolean"  # bool is a subclass of int
+    if isinstance(value, datetime):
+        return type_name == "datetime"
+    return isinstance(value, _PYTHON_TYPES[type_name])
 
 
 def check_decimal(name: str, value: Decimal, digits: int | None, scale: int | None) -> None:
@@ -181,7 +196,7 @@ def check_decimal(name: str, value: Decimal, digits: int | None, scale: int | No
     if not value.is_finite():
         raise OutOfRange(f"field {name} must be a finite number", detail=_where(name))
     _, digit_tuple, exponent = value.as_tuple()
-    assert isinstance(exponent, int)  # only non-finite values have a letter here
+    assert isinstance(exponent, int)  # only non-finite values have a letter as exponent
     after_point = max(0, -exponent)
     before_point = max(0, len(digit_tuple) + exponent) if value else 0
     if scale is not None and after_point > scale:
@@ -195,11 +210,11 @@ def check_decimal(name: str, value: Decimal, digits: int | None, scale: int | No
 
 
 def check_plain(path: str, value: Any, depth: int = 0) -> None:
-    """Refuse what cannot cross the wire unchanged, at any depth of `value`.
+    """Refuse values that cannot be encoded without loss, at any depth of `value`.
 
     Raises:
-        InvalidPayload: NaN, an infinity, a naive datetime, an integer beyond 64 bits, a lone surrogate,
-            a key that is not text, nesting deeper than `MAX_DEPTH`, or a type of its own.
+        InvalidPayload: NaN, an infinity, a naive datetime, nanoseconds, an integer beyond 64 bits, a lone surrogate,
+            a key that is not text, nesting deeper than `MAX_DEPTH`, or a type that the codec does not support.
     """
     if depth > MAX_DEPTH:
         raise InvalidPayload(
@@ -213,13 +228,19 @@ def check_plain(path: str, value: Any, depth: int = 0) -> None:
         if not math.isfinite(value):
             raise OutOfRange(f"field {path} must be a finite number", detail=_where(path), hint="send null instead")
     elif isinstance(value, int) and not isinstance(value, bool):
-        if not INT64_MIN <= value <= INT64_MAX:
+        if not INTEGER_MIN <= value <= INTEGER_MAX:
             raise OutOfRange(
                 f"field {path} does not fit 64 bits", detail=_where(path), hint="use a decimal field for larger numbers"
             )
     elif isinstance(value, Decimal):
         check_decimal(path, value, None, None)
     elif isinstance(value, datetime):
+        if getattr(value, "nanosecond", 0):
+            raise OutOfRange(
+                f"field {path} has nanoseconds; microseconds are kept",
+                detail=_where(path),
+                hint="round it yourself: timestamp.floor('us')",
+            )
         if value.tzinfo is None or value.utcoffset() is None:
             raise WrongType(
                 f"field {path} is a datetime without a zone", detail=_where(path), hint="add one: .replace(tzinfo=UTC)"
@@ -237,7 +258,7 @@ def check_plain(path: str, value: Any, depth: int = 0) -> None:
     elif isinstance(value, (list, tuple)):
         for index, inner in enumerate(value):
             check_plain(f"{path}.{index}", inner, depth + 1)
-    elif value is not None and not isinstance(value, (bool, date, time, UUID, bytes, ObjectId)):
+    elif value is not None and not isinstance(value, (bool, date, time, timedelta, UUID, bytes, ObjectId)):
         raise WrongType(
             f"field {path} is of type {type(value).__module__}.{type(value).__name__}, which BEDS does not carry",
             detail=_where(path, got=type(value).__name__),
@@ -252,6 +273,10 @@ def _check_text(path: str, text: str) -> None:
         raise WrongType(
             f"field {path} holds a lone surrogate, which is not text", detail=_where(path), hint="send it as bytes"
         ) from None
+
+
+def _plain(limit: int | Decimal) -> int | str:
+    return limit if isinstance(limit, int) else str(limit)
 
 
 def _where(name: str, **more: Any) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""A named object of the DBA, as its signature stands in the database."""
+"""A named object of the DBA, with the signature that the database declares."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal
@@ -27,30 +27,39 @@ class Param:
 
     Args:
         name: without the `p_` prefix of MariaDB parameters.
-        types: the field types it can take.
-        declared: the type in the store's own words, for messages.
-        mode: `in`, or `out` for a procedure's OUT parameter.
-        optional: the object has a value of its own when none is given.
-        default: that value.
+        types: the field types that it accepts.
+        declared: the type as the store declares it, for messages.
+        mode: `in`; `out` or `inout` for a procedure's OUT and INOUT parameters.
+        optional: whether the object has a default for it.
+        default: that default.
         max_length: characters or bytes.
-        digits, scale: of a decimal.
-        fraction: digits of a second that a datetime keeps.
-        max: the largest number.
-        rules: further rules in the store's own form, which the adapter checks.
+        checks: called with the field's name and a value that is not null. Each raises InvalidPayload with the field's
+            name if the store would change the value.
+        whole: whether BEDS fills it (with a whole record or a limit), even if a field has the same name.
+        cannot_page: why no page can begin after its value; empty if one can.
+        ignores: differences that the store ignores when it compares texts: `case`, `spaces` at the end.
     """
 
     name: str
     types: frozenset[str]
     declared: str
-    mode: Literal["in", "out"] = "in"
+    mode: Literal["in", "out", "inout"] = "in"
     optional: bool = False
     default: Any = None
     max_length: int | None = None
-    digits: int | None = None
-    scale: int | None = None
-    fraction: int | None = None
-    max: float | None = None
-    rules: Mapping[str, Any] = field(default_factory=dict)
+    checks: tuple[Callable[[str, Any], None], ...] = ()
+    whole: bool = False
+    cannot_page: str = ""
+    ignores: frozenset[str] = frozenset()
+
+    @property
+    def takes_value(self) -> bool:
+        return self.mode != "out"
+
+    def check(self, name: str, value: Any) -> None:
+        """Refuse a value that the store would cut, pad, round or convert. `name` is the field's."""
+        for check in self.checks:
+            check(name, value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,16 +67,31 @@ class NamedObject:
     """A stored procedure, function or view, or a stored command.
 
     Args:
-        name: as the DBA named it.
-        kind: how it is called.
+        name: the name that the DBA chose.
+        kind: determines how it is called.
         params: in the order of the declaration.
         command: a stored command's body (MongoDB only).
+        shape: the collection's declared BSON types (MongoDB only); see `schema_tools.rec`.
+        columns: the columns that a bulk object reads of a record, by field (MariaDB only).
+        reads_all: whether a bulk object may read more than `columns`.
+        fields_of: the field that goes into a column, by the column's name, for messages.
+        several: whether a routine has several statements; only the last one's warnings are available then.
+        stamp: changes with the object's definition, so that an outdated binding is detected; empty where a binding
+            cannot become outdated.
+        strict: whether it refuses values that do not fit; a routine made without MariaDB's strict mode cuts them.
     """
 
     name: str
     kind: ObjectKind
     params: tuple[Param, ...] = ()
     command: Mapping[str, Any] = field(default_factory=dict)
+    shape: Mapping[str, Any] = field(default_factory=dict)
+    columns: Mapping[str, Param] = field(default_factory=dict)
+    reads_all: bool = True
+    fields_of: Mapping[str, str] = field(default_factory=dict)
+    several: bool = False
+    stamp: str = ""
+    strict: bool = True
     description: str = ""
 
     def param(self, name: str) -> Param | None:

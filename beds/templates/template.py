@@ -1,16 +1,18 @@
-"""A template: the developer's TOML file that names a data domain and the objects that serve it."""
+"""A template: the developer's TOML file with a data domain's fields and named objects."""
 
 from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
+from decimal import Decimal
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from beds.domain.event import Operation, Store
+from beds.domain.record_id import id_text
 from beds.errors import (
     InvalidPayload,
     MissingField,
@@ -26,7 +28,7 @@ from beds.templates.fields import FieldSpec, check_plain
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,63}$")]
 DEFAULT_LIMIT = 100
-"""Records of a page when neither the caller nor the template says."""
+"""Records of a page when neither the caller nor the template sets a limit."""
 MAX_LIMIT = 10_000
 
 
@@ -35,24 +37,33 @@ class _Table(BaseModel):
 
 
 class ObjectRef(_Table):
-    """Which named object carries out an operation."""
+    """The named object that executes an operation."""
 
     object: Name
     idempotent: bool = False
-    """Safe to repeat: needs no ledger entry."""
+    """Whether it is safe to repeat, and so needs no ledger entry."""
 
 
 class FetchSpec(ObjectRef):
     """One `[fetch.<name>]` table."""
 
     cursor: tuple[Name, ...] = ()
-    """Fields by which the object orders and pages; it takes each as the parameter `after_<field>`."""
+    """Fields by which the object orders and pages; it takes each as the parameter `after_<field>`. Together they must
+    identify one record and never be null: otherwise pages would skip records, or never end."""
+    unique: bool = False
+    """Whether the cursor's fields identify a record of the result without the template's key, as in a grouping."""
+    results: tuple[Name, ...] = ()
+    """Names of the result sets of a procedure that returns several. The page then has one record, with a list of
+    records under each name."""
     optional: tuple[Name, ...] = ()
-    """Arguments a caller may leave out; the object gets null."""
+    """Arguments that a caller may omit; the object gets null."""
     args: dict[Name, FieldSpec] = {}
     """Arguments that are no fields of the template."""
     internal: bool = False
-    """For BEDS's own use: not to be asked from outside (system templates only)."""
+    """Whether only BEDS itself may use the fetch (system templates only)."""
+    owner: Name | None = None
+    """The argument that BEDS fills with the client's AMQP user, so that a client sees only its own records (system
+    templates only). A fetch of a system template without it is for operators."""
     limit: Annotated[int, Field(ge=1, le=MAX_LIMIT)] = DEFAULT_LIMIT
     max_limit: Annotated[int, Field(ge=1, le=MAX_LIMIT)] = 1000
 
@@ -60,14 +71,19 @@ class FetchSpec(ObjectRef):
 class _Header(_Table):
     name: Name
     store: Store
-    key: Name
+    key: tuple[Name, ...]
     description: str = ""
+
+    @field_validator("key", mode="before")
+    @classmethod
+    def _as_several(cls, key: Any) -> Any:
+        return (key,) if isinstance(key, str) else key
 
 
 class Template(_Table):
     """A data domain.
 
-    `check_*` methods are the one place where a caller's data is judged; client and worker both call them.
+    The `check_*` methods validate a caller's data; client and worker both call them.
     """
 
     template: _Header
@@ -79,31 +95,41 @@ class Template(_Table):
     fields: dict[Name, FieldSpec]
     file: Path = Field(default=Path(), exclude=True)
     system: bool = Field(default=False, exclude=True)
-    """Shipped with BEDS, which alone writes there."""
+    """Whether it is shipped with BEDS; only BEDS writes its records."""
 
     @model_validator(mode="after")
-    def _hangs_together(self) -> Template:
-        if self.key not in self.fields:
-            raise ValueError(f"template.key {self.key!r} is not one of the fields")
-        key_spec = self.fields[self.key]
-        if self.store is Store.REC and not (key_spec.required or key_spec.generate):
-            raise ValueError(f"fields.{self.key}: the key of a document is required = true, or has generate")
+    def _is_consistent(self) -> Template:
+        if not self.keys or len(set(self.keys)) < len(self.keys):
+            raise ValueError("template.key takes one field, or several different ones")
+        for key in self.keys:
+            if key not in self.fields:
+                raise ValueError(f"template.key {key!r} is not one of the fields")
+            key_spec = self.fields[key]
+            if self.store is Store.REC and not (key_spec.required or key_spec.generate):
+                raise ValueError(f"fields.{key}: the key of a document is required = true, or has generate")
+            if len(self.keys) > 1 and not (key_spec.required or key_spec.generate):
+                raise ValueError(f"fields.{key}: a part of a composite key is required = true, or has generate")
         for name, spec in self.fetch.items():
             for cursor_field in spec.cursor:
                 if cursor_field not in self.fields:
                     raise ValueError(f"fetch.{name}.cursor: {cursor_field!r} is not one of the fields")
+            if spec.results and (spec.cursor or self.store is Store.REC):
+                raise ValueError(f"fetch.{name}.results: for procedures of MariaDB that do not page")
+            if len(set(spec.results)) < len(spec.results):
+                raise ValueError(f"fetch.{name}.results: a name stands twice")
             for argument in spec.optional:
                 if argument not in spec.args and argument not in self.fields:
                     raise ValueError(f"fetch.{name}.optional: {argument!r} is no field and no argument of the fetch")
-            if spec.internal and not self.system:
-                raise ValueError(f"fetch.{name}.internal is for BEDS's own templates")
+            for key in ("internal", "owner"):
+                if getattr(spec, key) and not self.system:
+                    raise ValueError(f"fetch.{name}.{key} is for BEDS's own templates")
             if spec.limit > spec.max_limit:
                 raise ValueError(f"fetch.{name}.limit is above its max_limit")
         return self
 
     @cached_property
-    def _to_see_to(self) -> tuple[tuple[str, FieldSpec], ...]:
-        """What a create must have, or gets: few of many fields, and asked for each record of a bulk."""
+    def _required_or_generated(self) -> tuple[tuple[str, FieldSpec], ...]:
+        """The fields that a create must have or gets; cached, because a bulk create needs them for each record."""
         return tuple((name, spec) for name, spec in self.fields.items() if spec.required or spec.generate)
 
     @property
@@ -115,14 +141,50 @@ class Template(_Table):
         return self.template.store
 
     @property
-    def key(self) -> str:
+    def keys(self) -> tuple[str, ...]:
+        """The field or fields that identify a record."""
         return self.template.key
 
+    @property
+    def key_name(self) -> str:
+        """The key as text: `faa`, or `order_id, line_no`."""
+        return ", ".join(self.keys)
+
+    def key_of(self, record: Mapping[str, Any]) -> tuple[Any, ...]:
+        """The values of a record's key; None for a missing part."""
+        return tuple(record.get(name) for name in self.keys)
+
+    def id_of(self, record: Mapping[str, Any]) -> str:
+        """A record's key as text, as in replies, audit and lineage; empty if a part is missing."""
+        parts = self.key_of(record)
+        return "" if None in parts else id_text(parts)
+
+    @property
+    def has_sensitive_key(self) -> bool:
+        return any(self.fields[name].sensitive for name in self.keys)
+
+    def shown_id(self, record: Mapping[str, Any]) -> str:
+        """`id_of` for messages: masked if a part of the key is sensitive."""
+        return "•••" if self.has_sensitive_key else self.id_of(record)
+
+    def uncertain_cursor(self, spec: FetchSpec) -> str:
+        """Why pages of a fetch could skip records or never end; empty if they cannot."""
+        for name in spec.cursor:
+            if not (name in self.keys or self.fields[name].required):
+                return f"its cursor names {name}, which may be null: no page can begin after a null"
+        missing = [name for name in self.keys if name not in spec.cursor]
+        if spec.cursor and missing and not spec.unique:
+            return (
+                f"its cursor lacks the key {', '.join(missing)}: records with equal values would be skipped; add it at "
+                f"the end, or say unique = true where the result has one record for each value"
+            )
+        return ""
+
     def object_for(self, operation: Operation, using: str = "") -> ObjectRef:
-        """The object behind an operation.
+        """The object that executes an operation.
 
         Raises:
-            UnknownOperation, UnknownFetch: the template has none.
+            UnknownOperation, UnknownFetch: the template names none.
         """
         if operation is Operation.FETCH:
             return self.fetch_spec(using)
@@ -165,13 +227,13 @@ class Template(_Table):
         }
 
     def check_create(self, payload: Any, where: str = "payload") -> dict[str, Any]:
-        """A new record: all required fields, generated ones filled in.
+        """Validate a new record, and fill in generated fields.
 
         Raises:
-            InvalidPayload: and its subclasses; names the field.
+            InvalidPayload: or a subclass; names the field.
         """
         checked = self._check_fields(payload, where)
-        for name, spec in self._to_see_to:
+        for name, spec in self._required_or_generated:
             if name not in checked and spec.generate:
                 checked[name] = spec.make()
             if spec.required and name not in checked:
@@ -188,24 +250,48 @@ class Template(_Table):
         return [self.check_create(payload, f"payloads[{index}]") for index, payload in enumerate(payloads)]
 
     def check_update(self, payload: Any) -> dict[str, Any]:
-        """The key and what changes; a field left out stays as it is."""
+        """Validate an update: the key and the changed fields. An omitted field stays unchanged."""
         checked = self._check_fields(payload, "payload")
-        if checked.get(self.key) is None:
-            raise MissingField(f"an update needs the key field {self.key}", detail=_at(self.key))
-        if len(checked) == 1:
+        for key in self.keys:
+            if checked.get(key) is None:
+                raise MissingField(f"an update needs the key field {key}", detail=_at(key))
+        if len(checked) == len(self.keys):
             raise InvalidPayload("the update changes nothing", detail=_at("payload"), hint="give a field to change")
         return checked
 
     def check_record_id(self, record_id: Any) -> Any:
-        if record_id is None:
-            raise MissingField(f"delete_record needs the record's {self.key}", detail=_at(self.key))
-        return self.fields[self.key].check(self.key, record_id)
+        """Validate the key of the record to delete: a value, or a composite key's values as a mapping or in order."""
+        if len(self.keys) == 1:
+            return self._check_key_part(self.keys[0], record_id)
+        match record_id:
+            case Mapping() if record_id.keys() == set(self.keys):
+                parts = [record_id[name] for name in self.keys]
+            case list() | tuple() if len(record_id) == len(self.keys):
+                parts = list(record_id)
+            case _:
+                raise WrongType(
+                    f"the key of {self.name} has {len(self.keys)} parts: {self.key_name}",
+                    detail=_at(self.keys[0]),
+                    hint="give a mapping of them, or a list in this order",
+                )
+        return {name: self._check_key_part(name, part) for name, part in zip(self.keys, parts, strict=True)}
+
+    def _check_key_part(self, name: str, value: Any) -> Any:
+        if value is None:
+            raise MissingField(f"delete_record needs the record's {name}", detail=_at(name))
+        return self.fields[name].check(name, value)
+
+    def key_values(self, record_id: Any) -> dict[str, Any]:
+        """The parts of a checked key by name."""
+        return dict(record_id) if len(self.keys) > 1 else {self.keys[0]: record_id}
 
     def check_fetch(
         self, using: Any, args: Any, limit: Any = None, cursor: Any = ""
     ) -> tuple[str, dict[str, Any], int, str]:
-        """A fetch's name, arguments, limit and cursor. An argument the template does not know is left to the worker,
-        which knows the object's parameters."""
+        """Validate a fetch's name, arguments, limit and cursor.
+
+        An argument that the template does not define is checked by the worker, which has the object's parameters.
+        """
         if not isinstance(using, str):
             raise WrongType(f"using takes a name, not {type(using).__name__}", detail=_at("using"))
         name = using or (next(iter(self.fetch)) if len(self.fetch) == 1 else "")
@@ -214,9 +300,9 @@ class Template(_Table):
         checked = {}
         for arg, value in given.items():
             known = spec.args.get(arg) or self.fields.get(arg)
-            # A query asks by a value; the field's `required` speaks of records.
+            # Null is allowed only for an optional argument or the owner, and only if the field is not required.
             if known:
-                checked[arg] = known.check(arg, value, nullable=arg in spec.optional)
+                checked[arg] = known.check(arg, value, nullable=arg in spec.optional or arg == spec.owner)
             else:
                 check_plain(str(arg)[:64], {arg: value})
                 checked[arg] = value
@@ -260,13 +346,14 @@ _SECTION = {
 
 
 def load_template(file: Path, *, system: bool = False) -> Template:
-    """Read one template file; `system` when it is one that BEDS ships.
+    """Read one template file; `system` if BEDS ships it.
 
     Raises:
-        TemplateError: it cannot be read or is wrong; names the file, the key and what is allowed.
+        TemplateError: it cannot be read or is invalid; names the file and the key.
     """
     try:
-        data = tomllib.loads(file.read_text(encoding="utf-8"))
+        # utf-8-sig, because some editors write a byte order mark. Decimal keeps a limit exactly as written.
+        data = tomllib.loads(file.read_text(encoding="utf-8-sig"), parse_float=Decimal)
         return Template.model_validate({**data, "file": file, "system": system})
     except ValidationError as failed:
         problems = [

@@ -1,1 +1,1 @@
-"""RabbitMQ: the topology, the codec, and one connection that publishes and takes replies."""
+"""RabbitMQ: the topology, the rights of users, and a connection that publishes and receives replies."""

@@ -1,4 +1,4 @@
-"""Connections to RabbitMQ, all made in one way: the same patience, and TLS with the peer's name checked."""
+"""Makes all connections to RabbitMQ, with the same timeouts, and TLS that verifies the server's name."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ def connect_to(settings: Amqp, url: str, *, patience: float | None = None, **opt
 
     Args:
         settings: `[amqp]` of beds.toml.
-        url: as whom; `settings.client_url` or `settings.broker_url`.
-        patience: seconds after which a peer that says nothing is given up, for who asks and waits; none when absent.
-        options: kombu's, beside those that come from the settings.
+        url: `settings.client_url` or `settings.broker_url`; it holds the AMQP user.
+        patience: read and write timeout in seconds, for a caller that waits; no timeout when absent.
+        options: kombu's; they override those that come from the settings.
     """
     defaults: dict[str, Any] = {"heartbeat": settings.heartbeat, "connect_timeout": settings.connect_timeout}
     if patience is not None:
@@ -26,7 +26,7 @@ def connect_to(settings: Amqp, url: str, *, patience: float | None = None, **opt
 
 
 def tls_options(settings: Amqp, url: str) -> dict[str, Any] | bool:
-    """How py-amqp is to speak TLS to an `amqps` URL; False for another. It checks no name unless it is told to."""
+    """py-amqp's TLS options for an `amqps` URL; False for another. By default py-amqp verifies no server name."""
     if not url.startswith("amqps://"):
         return False
     options: dict[str, Any] = {"cert_reqs": ssl.CERT_REQUIRED, "server_hostname": None}  # None: the URL's host

@@ -1,8 +1,8 @@
-"""A `logging.Handler` that sends records to msLogs, with the event in whose course they were written.
+"""A `logging.Handler` that sends log records to msLogs, each with the event during which it was written.
 
     logging.getLogger().addHandler(beds.LogHandler())
 
-It never waits for RabbitMQ, never raises into the application, and never logs what its own sending logs.
+It never waits for RabbitMQ, never raises into the application, and skips log records about its own sending.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from beds.domain.trace import current_trace
 from beds.transport.shipper import THREAD_NAME, Shipper
 
 OWN_LOGGERS = ("amqp.", "kombu.", "pymongo.", "vine.", "beds.transport.")
-"""What these write comes from sending records or writing them down: sent again, it would never end."""
+"""These log while records are sent or stored; sending their log records would loop."""
 ROUTINE_LOGGERS = ("celery.worker.strategy.", "celery.app.trace.")
-"""Two lines for each event at INFO, which lineage tells better; their warnings are sent."""
+"""They log two INFO lines per event, which lineage covers; only their warnings and errors are sent."""
 LAST_SECOND = 2**32
-"""Unix seconds beyond which a record's time is a mistake."""
+"""Unix seconds; a later time of a record is invalid, and replaced by the current one."""
 MESSAGE_CHARACTERS, TRACEBACK_CHARACTERS, EXTRA_CHARACTERS = 8_000, 32_000, 1_000
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
 class LogHandler(logging.Handler):
-    """Sends what is logged to the admin worker.
+    """Sends log records to the admin worker.
 
     Args:
         settings: beds.toml; `load_settings()` when absent.
-        shipper: what sends; one of its own, as the client's user, when absent.
+        shipper: sends the records; a new one with the client's AMQP user when absent.
     """
 
     def __init__(self, settings: Settings | None = None, shipper: Shipper | None = None) -> None:
@@ -61,6 +61,7 @@ class LogHandler(logging.Handler):
                 "parent_id": trace.lineage.event_id if trace else "",
                 "root_id": trace.lineage.root_id if trace else event_id,
                 "depth": trace.lineage.depth + 1 if trace else 0,
+                **({"user": trace.user} if trace and trace.user else {}),
                 "at": record.created if 0 < record.created < LAST_SECOND else time.time(),
                 "level": _text(str(record.levelname), 20),
                 "levelno": (levelno := min(max(int(record.levelno), 0), 1000)),
@@ -72,22 +73,22 @@ class LogHandler(logging.Handler):
             if more := vars(record).keys() - _STANDARD:
                 wire["extra"] = {_text(name, 100): _plain(getattr(record, name)) for name in sorted(more)}
             self.shipper.add(RecordKind.LOG, wire, levelno)
-        except Exception:  # noqa: BLE001 — what logging's own handlers do: a log line never breaks the application
+        except Exception:  # noqa: BLE001 — as in logging's own handlers, a log line never breaks the application
             self.handleError(record)
 
     def flush(self) -> None:
-        """Nothing to do here: `shipper.flush()` waits, and a handler's flush must not."""
+        """Do nothing: `shipper.flush()` would wait, and a handler's flush must not."""
 
 
 def _plain(value: Any) -> Any:
-    """A value of `extra` as JSON has it."""
+    """Convert a value of `extra` to a plain JSON value."""
     if value is None or isinstance(value, (bool, int)) or (isinstance(value, float) and math.isfinite(value)):
         return value if not isinstance(value, int) or -(2**63) <= value < 2**63 else str(value)
     return _text(str(value), EXTRA_CHARACTERS)
 
 
 def _text(text: str, characters: int) -> str:
-    """Cut to size, and without what is no Unicode text or what MongoDB takes for the end of a name."""
+    """Cut to size, and replace lone surrogates and NULs, which MongoDB does not accept in names."""
     if len(text) > characters:
         text = f"{text[:characters]}… ({len(text):,} characters)"
     return text if text.isascii() and "\0" not in text else text.encode(errors="replace").decode().replace("\0", "�")

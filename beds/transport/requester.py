@@ -1,19 +1,17 @@
-"""Publishing events and matching confirms and replies to them, over one link that is renewed when it is lost."""
+"""Publishes events and matches confirms and replies to them, over one connection that is renewed when lost."""
 
 from __future__ import annotations
 
-import json
 import os
-import random
 import threading
 import time
 import weakref
-from concurrent.futures import Future, InvalidStateError
 from typing import Any
 
 from pydantic import SecretStr
 
 from beds.config.sections import Amqp
+from beds.domain.backoff import Backoff
 from beds.domain.event import Event
 from beds.errors import (
     BedsError,
@@ -21,77 +19,32 @@ from beds.errors import (
     BrokerUnavailable,
     CallTimeout,
     ClientClosed,
-    InternalError,
-    MalformedEvent,
     Overloaded,
     PermissionDenied,
     Unroutable,
     from_wire,
 )
-from beds.transport import codec
-from beds.transport.link import Link
-from beds.transport.message import sealed, to_message
+from beds.transport.amqp_connection import AmqpConnection
+from beds.transport.pending import Pending
+from beds.wire.message import to_message, with_encoded_body
 
-FIRST_DELAY = 0.05
-"""Seconds before the second attempt to connect; doubled each time, at most `LONGEST_DELAY`."""
-LONGEST_DELAY = 1.0
 RETRY_AFTER = 1.0
 """Seconds after which a full queue may have room again."""
 
 
-class Pending:
-    """One published event: `confirmed` when RabbitMQ has it, `reply` when a worker answered.
-
-    Both fail with the same error when the event cannot come through.
-    """
-
-    __slots__ = ("__weakref__", "confirmed", "event", "reply")
-
-    def __init__(self, event: Event) -> None:
-        self.event = event
-        self.confirmed: Future[None] = Future()
-        self.reply: Future[Any] = Future()
-
-    def fail(self, error: BedsError) -> None:
-        error.event_id = error.event_id or self.event.lineage.event_id
-        for future in (self.confirmed, self.reply):
-            try:
-                future.set_exception(error)
-            except InvalidStateError:
-                continue  # it ended before
-
-    def confirm(self) -> None:
-        try:
-            self.confirmed.set_result(None)
-        except InvalidStateError:
-            return  # returned as unroutable: the confirm that follows means nothing
-
-    def answer(self, body: bytes | str) -> None:
-        self.confirm()
-        try:
-            value = read_reply(_parsed(body))
-        except BedsError as error:
-            self.fail(error)
-            return
-        try:
-            self.reply.set_result(value)
-        except InvalidStateError:
-            return  # a second reply, after a redelivery
-
-
 class Requester:
-    """Sends events and hears replies. Safe over threads and forks; one connection per process, opened when needed.
+    """Publishes events and receives replies. Safe over threads and forks; one connection per process, opened on use.
 
     Args:
         settings: `[amqp]` of beds.toml.
-        url: as whom to connect, when it is not `[amqp] url`.
+        url: replaces `[amqp] url` when not empty.
     """
 
     def __init__(self, settings: Amqp, url: str = "") -> None:
         self._settings = settings.model_copy(update={"url": SecretStr(url)}) if url else settings
         self._closed = False
         self._opening = threading.Lock()
-        self._conversation: _Conversation | None = None
+        self._in_flight: _InFlight | None = None
         _live.add(self)
 
     def send(self, event: Event, deadline: float) -> Pending:
@@ -99,42 +52,42 @@ class Requester:
 
         Args:
             event: what to send.
-            deadline: monotonic seconds; nothing here takes longer.
+            deadline: monotonic seconds.
 
         Raises:
             BrokerUnavailable: no connection by the deadline.
-            BrokerBlocked: RabbitMQ takes no messages by the deadline.
+            BrokerBlocked: RabbitMQ still blocks publishing at the deadline.
             PermissionDenied: the user or password is refused.
             InvalidPayload: the event cannot be sent.
         """
-        event = sealed(event, self._settings.max_body_bytes)
-        conversation = self._open(deadline)
-        link = conversation.link
-        if link.blocked and not link.wait_unblocked(deadline):
-            raise BrokerBlocked(f"RabbitMQ takes no messages: {link.blocked}", event_id=event.lineage.event_id)
-        message = to_message(event, link.user)
+        event = with_encoded_body(event, self._settings.max_body_bytes)
+        in_flight = self._open(deadline)
+        connection = in_flight.connection
+        if connection.blocked and not connection.wait_unblocked(deadline):
+            raise BrokerBlocked(f"RabbitMQ takes no messages: {connection.blocked}", event_id=event.lineage.event_id)
+        message = to_message(event, connection.user)
         pending = Pending(event)
         try:
-            link.publish(message, event.exchange, event.queue, lambda tag: conversation.await_answer(tag, pending))
+            connection.publish(message, event.exchange, event.queue, lambda tag: in_flight.await_answer(tag, pending))
         except PermissionDenied as refusal:
-            if _speaks_of(refusal, pending):
+            if _is_about(refusal, pending):
                 raise
-            raise _because_of_another() from None
+            raise _closed_by_another() from None
         return pending
 
     @property
     def is_ready(self) -> bool:
-        """Whether `send` would go out at once."""
-        current = self._conversation
-        return current is not None and current.link.is_open and not current.link.blocked
+        """Whether `send` would publish at once."""
+        current = self._in_flight
+        return current is not None and current.connection.is_open and not current.connection.blocked
 
     @property
     def blocked(self) -> str:
-        """Why RabbitMQ takes no messages at the moment, or empty."""
-        return self._conversation.link.blocked if self._conversation else ""
+        """Why RabbitMQ has blocked the connection, or empty."""
+        return self._in_flight.connection.blocked if self._in_flight else ""
 
     def why_late(self, pending: Pending, what: str) -> BedsError:
-        """Why there was nothing by the deadline; `what` begins the sentence."""
+        """The error for a missing confirm or reply at the deadline; `what` begins its message."""
         event = pending.event
         detail = {"guid": event.lineage.guid, "queue": event.queue}
         where: dict[str, Any] = {"detail": detail, "event_id": event.lineage.event_id}
@@ -145,30 +98,30 @@ class Requester:
         return CallTimeout(
             f"{what} to {event.summary} by the deadline",
             hint=f"does a worker consume {event.queue}? `beds node start` starts those of this node"
-            + ("" if event.is_read else "; the write may still be carried out"),
+            + ("" if event.repeatable else "; the write may still be carried out"),
             **where,
         )
 
     def close(self) -> None:
-        """End the connection; whoever still waits gets ClientClosed."""
+        """Close the connection; requests in flight fail with ClientClosed."""
         self._closed = True
-        current, self._conversation = self._conversation, None
+        current, self._in_flight = self._in_flight, None
         if current:
-            current.link.close()
+            current.connection.close()
             current.fail_all(ClientClosed("the client was closed"))
 
     def after_fork(self) -> None:
-        """In a child: forget the parent's connection, and connect anew at the next use."""
-        if self._conversation:
-            self._conversation.link.abandon()
+        """In a child: drop the parent's connection, and open a new one at the next use."""
+        if self._in_flight:
+            self._in_flight.connection.abandon()
         self._opening = threading.Lock()
-        self._conversation = None
+        self._in_flight = None
 
-    def _open(self, deadline: float) -> _Conversation:
-        current = self._conversation
-        if current is not None and current.link.is_open:
+    def _open(self, deadline: float) -> _InFlight:
+        current = self._in_flight
+        if current is not None and current.connection.is_open:
             return current
-        delay = FIRST_DELAY
+        backoff = Backoff(deadline)
         while True:
             remaining = deadline - time.monotonic()
             if not self._opening.acquire(timeout=max(0.0, remaining)):
@@ -176,31 +129,36 @@ class Requester:
             try:
                 if self._closed:
                     raise ClientClosed("this client is closed")
-                current = self._conversation
-                if current is not None and current.link.is_open:
+                current = self._in_flight
+                if current is not None and current.connection.is_open:
                     return current
                 timeout = max(0.05, min(self._settings.connect_timeout, remaining))
-                self._conversation = current = _Conversation(self._settings, timeout)
+                current = _InFlight(self._settings, timeout)
+                if self._closed:  # by another thread, while this one connected
+                    current.connection.close()
+                    raise ClientClosed("this client is closed")
+                self._in_flight = current
                 return current
             except BrokerUnavailable:
-                if time.monotonic() + delay > deadline:
+                pause = backoff.next_pause()
+                if pause is None:
                     raise
             finally:
                 self._opening.release()
-            time.sleep(delay * random.uniform(0.5, 1.0))
-            delay = min(delay * 2, LONGEST_DELAY)
+            time.sleep(pause)
 
 
-class _Conversation:
-    """One link, and who waits for what over it. What is lost with a link never touches those on the next one."""
+class _InFlight:
+    """One connection and its in-flight requests. Losing the connection fails only these requests."""
 
     def __init__(self, settings: Amqp, timeout: float) -> None:
         self._lock = threading.Lock()
+        self._queues_are_limited = settings.max_queue_length > 0
         self._over = False
         self._unconfirmed: dict[int, Pending] = {}
-        # Weak: a reply that nobody waits for any more is not kept.
+        # Weak, so that a request whose caller has stopped waiting is dropped.
         self._waiting: weakref.WeakValueDictionary[str, Pending] = weakref.WeakValueDictionary()
-        self.link = Link(
+        self.connection = AmqpConnection(
             settings,
             timeout,
             on_reply=self._on_reply,
@@ -210,10 +168,10 @@ class _Conversation:
         )
 
     def await_answer(self, tag: int, pending: Pending) -> None:
-        """Keep an event that is about to be published with this delivery tag.
+        """Register an event that is about to be published with this delivery tag.
 
         Raises:
-            BrokerUnavailable: the link was lost at this very moment, and who waited has been told.
+            BrokerUnavailable: the connection has just been lost, and the requests in flight have failed.
         """
         with self._lock:
             if self._over:
@@ -222,7 +180,7 @@ class _Conversation:
             self._unconfirmed[tag] = pending
 
     def fail_all(self, why: BedsError) -> None:
-        """Tell everybody that the link is of no more use."""
+        """Fail every in-flight request with `why`."""
         with self._lock:
             self._over = True
             unconfirmed = set(map(id, self._unconfirmed.values()))
@@ -230,9 +188,9 @@ class _Conversation:
             waiting = list(self._waiting.values())
         for pending in waiting:
             known_lost = id(pending) in unconfirmed
-            if isinstance(why, PermissionDenied) and not (known_lost and _speaks_of(why, pending)):
-                # Another event was refused, and took the channel with it.
-                pending.fail(_because_of_another())
+            if isinstance(why, PermissionDenied) and not (known_lost and _is_about(why, pending)):
+                # RabbitMQ refused another event, and closed the channel.
+                pending.fail(_closed_by_another())
             else:
                 pending.fail(from_wire(why.to_wire()))
 
@@ -246,12 +204,20 @@ class _Conversation:
             # Dictionaries keep their order, so the oldest tag comes first.
             tags = [t for t in self._unconfirmed if t <= tag] if multiple else [tag]
             confirmed = [self._unconfirmed.pop(t) for t in tags if t in self._unconfirmed]
+        in_doubt = not accepted and not self._queues_are_limited
         for pending in confirmed:
             if accepted:
                 pending.confirm()
-            else:
+            elif self._queues_are_limited:
                 detail = {"queue": pending.event.queue, "retry_after": RETRY_AFTER}
                 pending.fail(Overloaded(f"the queue {pending.event.queue} is full", detail=detail))
+            else:
+                # A queue without a limit is never full, so its leader failed, and may have stored the event. The event
+                # is therefore published again under its guid.
+                pending.fail(_in_doubt(pending.event.queue))
+        if in_doubt:
+            # RabbitMQ keeps refusing on this channel until the failed leader is back; a new one finds the new leader.
+            self.connection.give_up(_in_doubt(confirmed[0].event.queue if confirmed else "a queue"))
 
     def _on_return(self, guid: str, key: str) -> None:
         pending = self._waiting.get(guid)
@@ -259,36 +225,19 @@ class _Conversation:
             pending.fail(Unroutable(f"no queue takes the key {key}", detail={"routing_key": key}))
 
 
-def _because_of_another() -> BrokerUnavailable:
-    """What is told of an event that a refusal of another one took with it: it may be sent again."""
+def _in_doubt(queue: str) -> BrokerUnavailable:
+    return BrokerUnavailable(f"RabbitMQ did not say whether it keeps an event of {queue}")
+
+
+def _closed_by_another() -> BrokerUnavailable:
+    """The error of an event that was in flight when RabbitMQ refused another one; it may be sent again."""
     return BrokerUnavailable("the channel was closed because of another event")
 
 
-def _speaks_of(refusal: PermissionDenied, pending: Pending) -> bool:
-    """Whether RabbitMQ's words name this event's key, or no key at all (the whole exchange is refused)."""
+def _is_about(refusal: PermissionDenied, pending: Pending) -> bool:
+    """Whether RabbitMQ's reply text names this event's key, or no key (the whole exchange is refused)."""
     words = str(refusal.detail.get("reply", ""))
     return f"'{pending.event.queue}'" in words or "topic" not in words
-
-
-def _parsed(body: bytes | str) -> Any:
-    try:
-        return json.loads(body)
-    except ValueError:
-        raise MalformedEvent("the worker's reply is not JSON") from None
-
-
-def read_reply(meta: Any) -> Any:
-    """The value in a worker's reply, as JSON has it. Raises the error it carries."""
-    try:
-        status, result = meta["status"], meta["result"]
-    except (KeyError, TypeError):
-        raise MalformedEvent("the worker's reply cannot be read") from None
-    if status == "SUCCESS":
-        return codec.decode(result)
-    wire = result.get("beds") if isinstance(result, dict) else None
-    if isinstance(wire, dict):
-        raise from_wire(codec.decode(wire))
-    raise InternalError(f"the worker answered {status}")
 
 
 _live: weakref.WeakSet[Requester] = weakref.WeakSet()

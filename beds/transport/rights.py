@@ -1,6 +1,6 @@
-"""What each AMQP user may do, as values: the least that its part of the system needs.
+"""The least rights that each AMQP user needs, as values.
 
-`beds amqp definitions`, the local stack and the start-up checks all read it here.
+`beds amqp definitions`, the local stack and the start-up checks all use them.
 """
 
 from __future__ import annotations
@@ -17,20 +17,19 @@ from urllib.parse import unquote, urlsplit
 from beds.config.sections import Amqp, Flower
 from beds.domain.event import CALGON
 from beds.errors import ConfigurationError, nearest
-from beds.transport.topology import EVENT_QUEUES, EVENTS, LOGS
+from beds.wire.routes import CRUD_QUEUES, EVENT_QUEUES, EVENTS, LEVELS, LOGS
 
 NOTHING = "^$"
 CELERYS = r"celery|reply\.celery\.|.+\.celery\.pidbox$"
-"""Exchanges and queues that Celery's workers declare for themselves: monitoring events, pid boxes, delayed delivery."""
-_PREFIXES = "|".join(sorted({re.escape(queue.split(".")[0]) for queue in EVENT_QUEUES if "." in queue}))
-WORKERS = rf"^(beds\.|({_PREFIXES})\.|{CALGON}$|{CELERYS})"
+"""Exchanges and queues that Celery's workers declare: monitoring events, pidboxes, delayed delivery."""
+WORKERS = rf"^(beds\.|({'|'.join(map(re.escape, EVENT_QUEUES))})$|{CELERYS})"
 
 
 @dataclass(frozen=True, slots=True)
 class Rights:
-    """Patterns of the names that a user may configure, write to and read from: RabbitMQ's own three.
+    """RabbitMQ's three permissions: patterns of the names that a user may configure, write to and read from.
 
-    `topics` limits, for an exchange, the routing keys that it may write with.
+    `topics` pairs an exchange with the pattern of the routing keys that the user may publish with.
     """
 
     configure: str
@@ -41,18 +40,22 @@ class Rights:
 
 WORKER = Rights(WORKERS, rf"{WORKERS}|^amq\.default$", WORKERS)
 """Declares the topology, consumes, and replies through the default exchange."""
-CLIENT = Rights(NOTHING, rf"^({re.escape(EVENTS)}|{re.escape(LOGS)})$", NOTHING, ((LOGS, r"^log\."),))
-"""Publishes events and its own logs; the rest of beds.logs is the workers' word. Direct reply-to needs no right."""
+CLIENT = Rights(
+    NOTHING, rf"^({re.escape(EVENTS)}|{re.escape(LOGS)})$", NOTHING, ((LOGS, rf"^log\.({'|'.join(LEVELS)})$"),)
+)
+"""Publishes events and its own logs; only workers publish other records. Direct reply-to needs no right."""
+DEFAULT_KEYS = (*CRUD_QUEUES, CALGON)
+"""Routing keys of an application's client; jobs and the operator's queue are granted by name."""
 ADMINISTRATOR = Rights(".*", ".*", ".*")
 MONITOR = Rights(NOTHING, NOTHING, NOTHING)
-"""Looks at queues through the management API (tag `monitoring`), and touches none."""
+"""Reads queue states through the management API (tag `monitoring`), and no messages."""
 
 
 def client_for(keys: Sequence[str]) -> Rights:
     """The rights of a client that may use some queues only.
 
     Args:
-        keys: routing keys on beds.events; all when empty.
+        keys: routing keys on beds.events; `DEFAULT_KEYS` when empty.
 
     Raises:
         ConfigurationError: there is no such key.
@@ -62,8 +65,8 @@ def client_for(keys: Sequence[str]) -> Rights:
             raise ConfigurationError(
                 f"no routing key {key!r}{nearest(key, EVENT_QUEUES)}", hint=f"the keys: {', '.join(EVENT_QUEUES)}"
             )
-    # Named also when it is everything: an import adds, and would leave an earlier limit in place.
-    allowed = (EVENTS, f"^({'|'.join(map(re.escape, keys))})$" if keys else ".*")
+    # Match whole keys only: kombu also binds each queue by `#.<key>`, for events that a worker delays.
+    allowed = (EVENTS, f"^({'|'.join(map(re.escape, keys or DEFAULT_KEYS))})$")
     return Rights(CLIENT.configure, CLIENT.write, CLIENT.read, (*CLIENT.topics, allowed))
 
 
@@ -89,14 +92,14 @@ class User:
 
 
 def users_of(amqp: Amqp, keys: Sequence[str] = ()) -> list[User]:
-    """The users that beds.toml names: the client's and the workers'.
+    """The users that beds.toml names: the client's, the workers', and the operator's where it names one.
 
     Args:
-        amqp: both URLs.
-        keys: what the client may publish to; all when empty.
+        amqp: the URLs.
+        keys: the client's routing keys; `DEFAULT_KEYS` when empty.
 
     Raises:
-        ConfigurationError: a URL without user or password, or one user for both.
+        ConfigurationError: a URL without user or password, two URLs with one user, or different vhosts.
     """
     if vhost_of(amqp.client_url) != vhost_of(amqp.broker_url):
         raise ConfigurationError("[amqp] url and worker_url name different vhosts", hint="a node works in one")
@@ -106,11 +109,19 @@ def users_of(amqp: Amqp, keys: Sequence[str] = ()) -> list[User]:
             f"clients and workers share the AMQP user {client.name}, which then has the workers' rights",
             hint="give workers a user of their own in [amqp] worker_url",
         )
-    return [client, worker]
+    if amqp.operator_url is None:
+        return [client, worker]
+    operator = User.of(amqp.operator_url.get_secret_value(), client_for(EVENT_QUEUES))
+    if operator.name in (client.name, worker.name):
+        raise ConfigurationError(
+            f"the operator's AMQP user {operator.name} is that of others, who then have an operator's rights",
+            hint="give operators a user of their own in [amqp] operator_url",
+        )
+    return [client, worker, operator]
 
 
 def monitor_of(flower: Flower) -> list[User]:
-    """The user with whom Flower asks RabbitMQ about queues; none where `[flower] broker_api` is not set."""
+    """Flower's user for the management API; empty when `[flower] broker_api` is not set."""
     url = flower.broker_api.get_secret_value()
     return [User.of(url, MONITOR, "monitoring")] if url else []
 

@@ -1,7 +1,7 @@
-"""Records on their way to the admin worker: gathered in memory, sent in batches, kept until RabbitMQ has them.
+"""Sends records to the admin worker: buffered in memory, sent in batches, kept until RabbitMQ confirms them.
 
-The application's threads only append to a buffer. A thread of the shipper's own, one per process, publishes with
-confirms, and publishes again what a lost connection took; the records carry ids, so the admin worker keeps each once.
+The application's threads only append to a buffer. The shipper's thread, one per process, publishes with confirms, and
+publishes again when a connection is lost. Records carry ids, so the admin worker stores each once.
 """
 
 from __future__ import annotations
@@ -25,36 +25,37 @@ from beds.config import Settings
 from beds.domain.event import Event, RecordKind
 from beds.domain.lineage import Lineage
 from beds.errors import BedsError, BodyTooLarge, BrokerUnavailable, TransportError
-from beds.transport.requester import Pending, Requester
+from beds.transport.pending import Pending
+from beds.transport.requester import Requester
 
 logger = logging.getLogger(__name__)
 
 Record = dict[str, Any]
 LINEAGE_RANK = 35
-"""Lineage outlives log records up to WARNING (30) when the buffer is full, and errors (40) outlive it."""
+"""When the buffer is full, lineage is dropped after log records up to WARNING (30), and before errors (40)."""
 THREAD_NAME = "beds-shipper"
 ATTEMPT_SECONDS = 5.0
-"""How long one attempt to publish or to be confirmed may take, before it is made again."""
+"""Timeout of one attempt to publish, and of one wait for a confirm."""
 PAUSE_SECONDS = 0.5
-"""Between two attempts that failed at once."""
+"""Pause after a failed attempt."""
 FLUSH_SECONDS = 5.0
-"""What is left at the end of a process is given this long."""
+"""Time to send the remaining records when the process ends."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """A message with records; `pending` when it was published, and may be confirmed."""
+    """A message with records; `pending` is None while it has not been published."""
 
     event: Event
     pending: Pending | None = None
 
 
 class Shipper:
-    """Takes records from any thread and ships them. Made once per process tree; each child has its own buffer.
+    """Takes records from any thread and sends them. Made once per process tree; each child has its own buffer.
 
     Args:
         settings: `[amqp]`, `[logging]`, `[metrics]` and `[node]` of beds.toml.
-        url: as whom to connect; `[amqp] url` when empty.
+        url: the AMQP URL; `[amqp] url` when empty.
     """
 
     def __init__(self, settings: Settings, url: str = "") -> None:
@@ -73,8 +74,8 @@ class Shipper:
         Args:
             kind: `log` or `lineage`.
             record: plain JSON values.
-            rank: what the record is worth, as a logging level. When the buffer is full the lowest is dropped, the
-                newest first, and the next log record that is sent says how many.
+            rank: the record's importance, as a logging level. When the buffer is full, the newest record of the
+                lowest rank is dropped; the next log record that is sent carries the count.
         """
         with self._lock:
             if self._over:
@@ -94,23 +95,23 @@ class Shipper:
         self.start()
 
     def send(self, kind: RecordKind, records: Sequence[Record]) -> Sent:
-        """Publish records at once, past the buffer; `settle` waits until RabbitMQ has them."""
-        event = self._event(kind, records)
+        """Publish records at once, without the buffer; `settle` waits for RabbitMQ's confirm."""
+        event = self.event(kind, records)
         try:
             return Sent(event, self._requester.send(event, time.monotonic() + ATTEMPT_SECONDS))
         except TransportError:
             return Sent(event)
 
     def settle(self, sent: Sent, deadline: Callable[[], float]) -> None:
-        """Wait until RabbitMQ has what `send` published, publishing it again where that is needed.
+        """Wait until RabbitMQ confirms what `send` published; publish it again where needed.
 
         Args:
-            sent: what `send` returned.
-            deadline: tells it, in monotonic seconds; it may come nearer while this waits.
+            sent: returned by `send`.
+            deadline: called after each failed attempt; returns monotonic seconds, which may become earlier.
 
         Raises:
-            TransportError: not by the deadline.
-            BodyTooLarge: RabbitMQ would never take it.
+            TransportError: no confirm by the deadline.
+            BodyTooLarge: the message has too many bytes or values.
         """
         pending = sent.pending
         while True:
@@ -130,23 +131,23 @@ class Shipper:
             time.sleep(PAUSE_SECONDS)
 
     def add_source(self, source: Callable[[], list[Record]]) -> None:
-        """Ask `source` for metrics every `[metrics] interval` seconds, and at the end."""
+        """Call `source` for metrics every `[metrics] interval` seconds, and when the process ends."""
         self._sources.append(source)
 
     def start(self) -> None:
-        """Let this process's thread run, which the first record does as well."""
+        """Start this process's thread, as the first record does."""
         if self._thread is None:
             self._start()
 
     def flush(self, timeout: float = FLUSH_SECONDS) -> bool:
-        """Wait until all records taken so far are with RabbitMQ. False when `timeout` seconds were not enough."""
+        """Wait until RabbitMQ has confirmed all buffered records. False after `timeout` seconds."""
         with self._lock:
             self._hurry = True
             self._news.notify()
             return self._idle.wait_for(lambda: not self._held, timeout)
 
     def close(self, timeout: float = FLUSH_SECONDS) -> None:
-        """Flush, and end the thread and its connection. What is not sent by then is lost with the process."""
+        """Flush, and end the thread and its connection. Records not sent within `timeout` seconds are lost."""
         with self._lock:
             self._give_up_at = time.monotonic() + timeout
             self._news.notify()
@@ -159,7 +160,7 @@ class Shipper:
         self._requester.close()
 
     def after_fork(self) -> None:
-        """In a child: what the parent holds is the parent's to send."""
+        """In a child: start with an empty buffer, because the parent sends its own records."""
         self._reset()
 
     def _reset(self) -> None:
@@ -168,7 +169,7 @@ class Shipper:
         self._idle = threading.Condition(self._lock)
         self._buffers: dict[tuple[int, RecordKind], deque[Record]] = {}
         self._held = self._dropped = self._sequence = 0
-        """Records not confirmed yet; records dropped since a log record told; the last log record's number."""
+        """Records not confirmed yet; dropped records not reported yet; number of the last log record."""
         self._hurry = self._over = False
         self._oldest = 0.0
         self._give_up_at = float("inf")
@@ -179,17 +180,17 @@ class Shipper:
 
     def _start(self) -> None:
         if sys.is_finalizing():
-            return  # Python starts no thread any more, and waits for ever for one that it began to start
+            return  # starting a thread now would hang: Python runs no new threads while it finalizes
         with self._lock:
             if self._thread is not None:
                 return
             self._thread = thread = threading.Thread(target=self._run, name=THREAD_NAME, daemon=True)
-        # A child of multiprocessing ends without atexit, and forgets what its parent registered.
+        # A multiprocessing child runs no atexit handlers, and drops the finalizers that its parent registered.
         Finalize(None, self.close, exitpriority=0)
         thread.start()
 
     def _make_room(self, rank: int) -> bool:
-        """Drop the newest of the lowest rank, or say that the new record itself is to be dropped."""
+        """Drop the newest record of the lowest rank. False if the new record itself must be dropped."""
         self._dropped += 1
         waiting = [key for key, buffer in self._buffers.items() if buffer]
         lowest = min(waiting, default=(rank, RecordKind.LOG))
@@ -204,7 +205,7 @@ class Shipper:
             kind, level, records = batch
             try:
                 self._deliver(kind, level, records)
-            except Exception:  # whatever a record is, the next ones are not held up by it
+            except Exception:  # a bad record must not stop the next ones
                 logger.exception("%d records cannot be sent", len(records))
                 with self._lock:
                     self._dropped += len(records)
@@ -216,7 +217,7 @@ class Shipper:
                         self._idle.notify_all()
 
     def _next_batch(self) -> tuple[RecordKind, str, list[Record]] | None:
-        """Wait for enough records, or for long enough; the most important first. None at the end of the process."""
+        """Wait for a full or due batch, and take that of the highest rank. None at the end of the process."""
         with self._lock:
             while True:
                 now = time.monotonic()
@@ -238,7 +239,7 @@ class Shipper:
                 self._news.wait(None if wake == float("inf") else max(0.0, wake - now))
 
     def _take(self) -> tuple[RecordKind, str, list[Record]]:
-        """The next batch of the highest rank, from oldest to newest; its first log record tells what was dropped."""
+        """The next batch of the highest rank, oldest first; its first log record carries the number of dropped ones."""
         rank, kind = max(key for key, buffer in self._buffers.items() if buffer)
         buffer = self._buffers[rank, kind]
         batch = [buffer.popleft() for _ in range(min(len(buffer), self._limits.batch_records))]
@@ -248,9 +249,9 @@ class Shipper:
         return kind, _word_for(rank), batch
 
     def _deliver(self, kind: RecordKind, level: str, records: list[Record]) -> None:
-        """Publish one batch until RabbitMQ has it; in halves where it is too large for one message."""
+        """Publish one batch until RabbitMQ confirms it; split it in halves if it is too large for one message."""
         try:
-            self.settle(Sent(self._event(kind, records, level)), lambda: self._give_up_at)
+            self.settle(Sent(self.event(kind, records, level)), lambda: self._give_up_at)
         except BodyTooLarge:
             if len(records) == 1:
                 with self._lock:
@@ -262,7 +263,8 @@ class Shipper:
         except BedsError as error:  # the process ends
             logger.warning("%d records were not sent: %s", len(records), error)
 
-    def _event(self, kind: RecordKind, records: Sequence[Record], level: str = "") -> Event:
+    def event(self, kind: RecordKind, records: Sequence[Record], level: str = "") -> Event:
+        """The event that carries records."""
         node = self._settings.node
         lineage = Lineage.root(node.name, node.environment)
         return Event.of_records(kind, level, self._common, records, lineage)
@@ -277,7 +279,7 @@ _WORDS = (
 
 
 def _word_for(levelno: int) -> str:
-    """The level in a routing key: one of five, whatever levels an application has made up."""
+    """The level's name in a routing key; an application's own level gets the next lower of the five names."""
     return next((word for least, word in _WORDS if levelno >= least), "debug")
 
 

@@ -1,4 +1,4 @@
-"""Exchanges and queues as values, and the one function that declares them (DESIGN section 3)."""
+"""Exchanges and queues as values, and their declaration (DESIGN section 3)."""
 
 from __future__ import annotations
 
@@ -10,79 +10,22 @@ from typing import Any
 import amqp
 from kombu import Connection, Exchange, Queue
 
-from beds.config import Settings
-from beds.config.sections import Amqp, Broker, Services
-from beds.domain.event import CALGON, RecordKind
+from beds.config.sections import Amqp
 from beds.errors import BrokerUnavailable, PermissionDenied, TopologyMismatch
+from beds.wire.routes import DEAD, EVENTS, LOGS, QUEUE_ROUTES
 
 UNLIMITED = 1_000_000_000
-"""Deliveries. RabbitMQ 4 drops a message after 20 where a quorum queue names no limit; 3.x knows no word for none."""
-
-EVENTS = "beds.events"
-LOGS = "beds.logs"
-DEAD = "beds.dead"
-
-CRUD_QUEUES = ("rec.read", "rec.write", "rel.read", "rel.write")
-EVENT_QUEUES = (*CRUD_QUEUES, "job.aggregate", "job.migrate", "job.warehouse", CALGON)
-"""Each is bound to beds.events by its own name."""
-ADMIN = "admin"
-LOG_QUEUES: Mapping[str, tuple[str, ...]] = {
-    "beds.logs": ("log.*", "lineage"),
-    "beds.audit": ("audit",),
-    "beds.metrics": ("metric",),
-}
-QUEUES = (*EVENT_QUEUES, *LOG_QUEUES)
-"""All that a worker may consume."""
-
-
-def local_pools(services: Services) -> list[tuple[str, ...]]:
-    """The pools that a node runs, each by its queues: one for each queue of its stores, one for tickets, one for all
-    that comes through beds.logs."""
-    found: list[tuple[str, ...]] = [
-        (queue,) for queue in CRUD_QUEUES if getattr(services, queue.split(".")[0]).is_local
-    ]
-    if (services.calgon or services.rec).is_local:
-        found.append((CALGON,))
-    if services.admin.is_local:
-        found.append(tuple(LOG_QUEUES))
-    return found
-
-
-def node_queue(name: str) -> str:
-    """The exclusive queue that a running node holds, so that no other takes its name."""
-    return f"beds.node.{name}"
-
-
-def record_queue(kind: RecordKind) -> str:
-    """The queue that records of a kind come to."""
-    return next(queue for queue, keys in LOG_QUEUES.items() if any(key.split(".")[0] == kind for key in keys))
-
+"""Deliveries. RabbitMQ 4 drops a message after 20 if a quorum queue sets no limit; 3.x has no value for no limit."""
 
 _DELAY = re.compile(r"^(?:[01]\.){28}")
 
 
 def undelayed(key: str) -> str:
-    """A routing key without what native delayed delivery puts before it, through exchanges of Celery's own, to which no
-    client may publish."""
+    """A routing key without the prefix of Celery's native delayed delivery.
+
+    Only Celery's own exchanges add the prefix, and no client may publish to them.
+    """
     return _DELAY.sub("", key)
-
-
-def takes(queue: str, key: str) -> bool:
-    """Whether a message with this routing key belongs in that queue."""
-    patterns = LOG_QUEUES.get(queue, (queue,))
-    return any(
-        key == p or (p.endswith(".*") and key.startswith(p[:-1]) and "." not in key[len(p) - 1 :]) for p in patterns
-    )
-
-
-def broker_of(queue: str) -> str:
-    """The broker type of `[brokers]` whose pool serves a queue."""
-    return ADMIN if queue in LOG_QUEUES else queue
-
-
-def brokers_of(queues: Iterable[str], settings: Settings) -> list[Broker]:
-    """The pool settings of the queues that one worker serves: one for each broker type among them."""
-    return [settings.broker(name) for name in dict.fromkeys(map(broker_of, queues))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +40,8 @@ class QueueSpec:
     def to_kombu(self) -> Queue:
         """The queue as Celery consumes it.
 
-        Its routing key has no wildcard: Celery binds the queue's exchange to its own delayed delivery by that key, and
-        `#` would bring a copy of every task that is tried again.
+        Its routing key has no wildcard, because Celery binds the exchange to its delayed delivery by that key: `#`
+        would route a copy of every retried task here.
         """
         return Queue(
             self.name,
@@ -122,15 +65,15 @@ class Topology:
         is_quorum = amqp_settings.queue_type == "quorum"
         limit = {"x-delivery-limit": amqp_settings.delivery_limit} if is_quorum else {}
         dead_lettered: dict[str, Any] = kind | limit | {"x-dead-letter-exchange": DEAD}
-        # A full queue says so to who publishes, instead of dropping what waits longest.
+        # A full queue rejects new messages instead of dropping the oldest.
         full = {"x-max-length": amqp_settings.max_queue_length, "x-overflow": "reject-publish"}
         limited = dead_lettered | (full if amqp_settings.max_queue_length else {})
+        arguments = {EVENTS: limited, LOGS: dead_lettered}
         return cls(
             exchanges=(EVENTS, LOGS, DEAD),
             queues=(
-                *(QueueSpec(name, EVENTS, (name,), limited) for name in EVENT_QUEUES),
-                *(QueueSpec(name, LOGS, keys, dead_lettered) for name, keys in LOG_QUEUES.items()),
-                # The last stop: it is read as raw messages, and never dead-letters further.
+                *(QueueSpec(q.name, q.exchange, q.keys, arguments[q.exchange]) for q in QUEUE_ROUTES.values()),
+                # The last queue: it is consumed as raw messages, and has no dead-letter exchange.
                 QueueSpec(DEAD, DEAD, ("#",), kind | ({"x-delivery-limit": UNLIMITED} if is_quorum else {})),
             ),
         )
@@ -140,14 +83,14 @@ class Topology:
 
 
 Problems = dict[str, TopologyMismatch | PermissionDenied]
-"""What cannot be declared, by the name of the exchange or queue."""
+"""The error of each exchange or queue that cannot be declared, by name."""
 
 
 def declare(topology: Topology, connection: Connection) -> None:
     """Declare everything. Harmless to repeat.
 
     Args:
-        topology: what is to exist.
+        topology: the exchanges and queues.
         connection: a connection whose user may configure `beds.*` and the queues.
 
     Raises:
@@ -160,7 +103,7 @@ def declare(topology: Topology, connection: Connection) -> None:
 
 
 def declare_each(topology: Topology, connection: Connection) -> Problems:
-    """Declare what can be, in an order in which nothing can be lost, and say what keeps the rest from it, by name.
+    """Declare everything that can be declared, exchanges first. Returns the errors of the others by name.
 
     Raises:
         BrokerUnavailable: RabbitMQ cannot be reached.
@@ -184,14 +127,14 @@ def declare_each(topology: Topology, connection: Connection) -> Problems:
 
 @dataclass(frozen=True, slots=True)
 class Depth:
-    """What waits in a queue, and how many consumers it has."""
+    """Messages waiting in a queue, and its number of consumers."""
 
     messages: int
     consumers: int
 
 
 def depths(names: Iterable[str], connection: Connection) -> dict[str, Depth | None]:
-    """What waits in each queue; None for one that does not exist. Needs no right but to come in.
+    """The depth of each queue; None for one that does not exist or is refused. Needs no right but to connect.
 
     Raises:
         BrokerUnavailable: RabbitMQ cannot be reached.
@@ -212,7 +155,7 @@ def depths(names: Iterable[str], connection: Connection) -> dict[str, Depth | No
 
 
 class _explained:
-    """Turns RabbitMQ's refusal of a declaration into an error that names both sides and the way out, and notes it."""
+    """Converts RabbitMQ's refusal of a declaration into an error with a hint, and adds it to `problems`."""
 
     def __init__(self, kind: str, name: str, wanted: Mapping[str, Any], problems: Problems) -> None:
         self._what = f"{kind} {name}"
@@ -241,6 +184,6 @@ class _explained:
 
 
 def _existing(reply_text: str) -> dict[str, str]:
-    """What RabbitMQ says it has: "inequivalent arg 'x-delivery-limit' … received '5' but current is '7'"."""
+    """The existing argument in RabbitMQ's text: "inequivalent arg 'x-delivery-limit' … but current is '7'"."""
     found = re.search(r"inequivalent arg '([^']+)'.*(?:current is|but current is) (.+)$", reply_text)
     return {found[1]: found[2].strip("'\" ")} if found else {}

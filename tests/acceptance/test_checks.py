@@ -1,4 +1,4 @@
-"""Start-up checks: in production one wrong thing keeps a node from starting and is named; else the rest serves."""
+"""Start-up checks: in production a failed check prevents the start and is named; elsewhere the other pools serve."""
 
 from __future__ import annotations
 
@@ -17,23 +17,24 @@ import psutil
 import pytest
 from pymongo import MongoClient
 
+from beds.client.client import Client
 from beds.config import Settings, load_settings
 from beds.errors import CallTimeout
 from beds.node import status
+from beds.node.daemon import accepts
 from beds.node.name_hold import NameHold
 from beds.node.supervisor import state_file
 from beds.stack.mongodb import MongoDB, mongod_of_wheel
-from beds.stack.process import accepts
 from beds.stack.stack import Stack
 from tests.acceptance.test_nodes import beds, running_node, statuses, write_role
-from tests.conftest import PORT_BASE, OwnVhost, run, wait_for
+from tests.conftest import PORT_BASE, OwnVhost, run, running_worker, wait_for, wait_until_served
 
 Fault = AbstractContextManager[dict[str, str]]
 
 
 @dataclass
 class Bench:
-    """What a fault needs to be made."""
+    """The resources that a fault needs."""
 
     project: Path
     stack: Stack
@@ -86,9 +87,17 @@ def a_surplus_grant(bench: Bench) -> Fault:
     return sql_as_root(bench, f"GRANT {right} TO {account}", f"REVOKE {right} FROM {account}")
 
 
+def a_surplus_privilege(bench: Bench) -> Fault:
+    return privilege_of(bench, "beds_objects", "insert")
+
+
+def an_audit_that_can_be_changed(bench: Bench) -> Fault:
+    return privilege_of(bench, "msAudit", "update")
+
+
 @contextmanager
-def a_surplus_privilege(bench: Bench) -> Iterator[dict[str, str]]:
-    privilege = {"resource": {"db": "beds", "collection": "beds_objects"}, "actions": ["insert"]}
+def privilege_of(bench: Bench, collection: str, action: str) -> Iterator[dict[str, str]]:
+    privilege = {"resource": {"db": "beds", "collection": collection}, "actions": [action]}
     with MongoClient[dict[str, Any]](bench.stack.plan.mongo_uri("dba")) as client:
         client["beds"].command("grantPrivilegesToRole", "beds_broker", privileges=[privilege])
         try:
@@ -101,6 +110,18 @@ def a_surplus_privilege(bench: Bench) -> Iterator[dict[str, str]]:
 def a_surplus_amqp_right(bench: Bench) -> Iterator[dict[str, str]]:
     bench.stack.rabbitmq.control("set_permissions", "-p", "own", "beds_app", ".*", "^beds\\.events$", "^$")
     yield {}
+
+
+@contextmanager
+def a_surplus_key(bench: Bench) -> Iterator[dict[str, str]]:
+    """Permission for any key: also the operator's, and the keys of delayed delivery."""
+    bench.stack.rabbitmq.control("set_topic_permissions", "-p", "own", "beds_app", "beds.events", ".*", "^$")
+    yield {}
+
+
+@contextmanager
+def a_flower_without_a_password(bench: Bench) -> Iterator[dict[str, str]]:
+    yield {"BEDS_SERVICES__FLOWER__IS_LOCAL": "true", "BEDS_FLOWER__BASIC_AUTH": ""}
 
 
 @contextmanager
@@ -138,7 +159,7 @@ def no_replica_set(bench: Bench) -> Iterator[dict[str, str]]:
 
 
 def a_clock_that_is_off(bench: Bench) -> Fault:
-    """MariaDB's, as it tells the time to a session of this user: an hour ahead of the node's."""
+    """MariaDB's clock, set one hour ahead for sessions of this user."""
     ahead = "SET GLOBAL init_connect = 'SET timestamp = UNIX_TIMESTAMP() + 3600'"
     return sql_as_root(bench, ahead, "SET GLOBAL init_connect = ''")
 
@@ -181,7 +202,10 @@ FAULTS: list[tuple[Callable[[Bench], Fault], str, str]] = [
     (a_missing_procedure, "template Airlines", "airlines_scrap"),
     (a_surplus_grant, "MariaDB rights", "SELECT ON `beds`.`airlines`"),
     (a_surplus_privilege, "MongoDB rights", "insert on beds.beds_objects"),
+    (an_audit_that_can_be_changed, "MongoDB rights", "update on beds.msAudit"),
     (a_surplus_amqp_right, "client's AMQP rights", "declare queues"),
+    (a_surplus_key, "client's AMQP rights", "publish with any key"),
+    (a_flower_without_a_password, "flower", "BEDS_FLOWER__BASIC_AUTH"),
     (a_queue_with_other_arguments, "topology of rel.write", "x-delivery-limit"),
     (no_replica_set, "MongoDB transactions", "--replSet"),
     (a_clock_that_is_off, "clock against MariaDB", "they differ by 3,"),
@@ -206,7 +230,7 @@ def test_in_production_one_wrong_thing_is_named_and_fatal(
     assert all(check["remedy"] for check in failed)
     if fault is not no_replica_set:  # an empty mongod lacks the stored commands as well
         assert {check["name"] for check in failed} == {name}
-    # The node does not start, and says why; the secrets stay where they are.
+    # The node does not start and prints the reason, without secrets.
     assert started.returncode == 78
     assert f"check failed: {name}" in started.stderr
     for secret in bench.stack.plan.passwords.values():
@@ -215,12 +239,12 @@ def test_in_production_one_wrong_thing_is_named_and_fatal(
 
 @pytest.mark.timeout(60)
 def test_nothing_wrong_is_told_so(bench: Bench) -> None:
-    """Beside the above: what names a fault there finds none here."""
+    """The counterpart of the test above: without a fault no check fails."""
     write_role(bench.project, "data", "rec", "rel")
     checked = beds(bench.project, "data", "node", "check", env=bench.env)
     assert checked.returncode == 0, checked.stdout
     for _, name, _ in FAULTS:
-        if not name.startswith(("topology", "template", "MongoDB transactions")):
+        if not name.startswith(("topology", "template", "MongoDB transactions", "flower")):
             assert name in checked.stdout
 
 
@@ -236,13 +260,13 @@ def test_an_unknown_key_is_named_with_the_nearest(bench: Bench) -> None:
 
 @pytest.mark.timeout(180)
 def test_in_development_the_rest_serves(bench: Bench) -> None:
-    """A queue that cannot be had, and a domain whose procedure is gone: told, and refused with a typed error."""
+    """A queue that cannot be declared and a missing procedure: both are reported, and calls get a typed error."""
     write_role(bench.project, "data", "rec", "rel", "calgon")
     with a_queue_with_other_arguments(bench), a_missing_procedure(bench) as more:
         env = {**bench.env, **more, "BEDS_NODE__ENVIRONMENT": "development"}
         with running_node(bench.project, "data", env, serving=False):
             expected = {"rec.read": "ready", "rec.write": "ready", "rel.read": "ready", "rel.write": "refused",
-                        "calgon": "ready"}  # fmt: skip
+                        "calgon,operator": "ready"}  # fmt: skip
 
             def states() -> dict[str, str]:
                 return {name: pool["state"] for name, pool in statuses(bench.project, "data", env).items()}
@@ -265,7 +289,7 @@ def test_in_development_the_rest_serves(bench: Bench) -> None:
 
 @pytest.mark.timeout(150)
 def test_a_database_that_is_away_for_a_while_ends_no_node(bench: Bench) -> None:
-    """A worker that starts anew meanwhile cannot work now, which is another exit code than that it never will."""
+    """A worker that restarts meanwhile cannot work yet; its exit code differs from that of a permanent failure."""
     write_role(bench.project, "data", "rec", "rel")
     with running_node(bench.project, "data", bench.env):
         (parent,) = (p["pid"] for n, p in statuses(bench.project, "data", bench.env).items() if n == "rel.read")
@@ -284,7 +308,7 @@ def test_a_database_that_is_away_for_a_while_ends_no_node(bench: Bench) -> None:
 
 @pytest.mark.timeout(60)
 def test_of_two_nodes_that_start_together_one_has_the_name(bench: Bench) -> None:
-    """The check comes before either has it, so taking it is what counts."""
+    """Both checks run before either node holds the name, so declaring the queue decides."""
     holds = [NameHold(bench.vhost.settings) for _ in range(2)]
     for hold in holds:
         hold.start()
@@ -310,3 +334,20 @@ def test_a_node_without_a_state_that_can_be_read_is_not_ready(bench: Bench, stat
     noted.write_text(json.dumps({"pools": [dict.fromkeys(status.KEYS, "ready") | {"pid": 2**22 + 1}]}))
     assert not status.is_ready(settings), "its process is gone"
     noted.unlink()
+
+
+@pytest.mark.timeout(180)
+def test_one_broken_template_leaves_the_others_served(project: Path, own_vhost: OwnVhost, tmp_path: Path) -> None:
+    """In development. In production no worker starts."""
+    shutil.copytree(project / "schema", tmp_path / "schema")
+    (tmp_path / "schema" / "templates" / "bad.toml").write_text("[template\n")
+    env = own_vhost.env | {"BEDS_SCHEMA__PATH": str(tmp_path / "schema")}
+    log = project / "worker.log"
+    begun = len(log.read_text(errors="replace")) if log.exists() else 0
+    with running_worker(project, "rel.read", env=env), Client(own_vhost.settings) as client:
+        wait_until_served(client, ["SampleRows"])
+        wait_for(lambda: "bad.toml" in log.read_text(errors="replace")[begun:], 30, "the name of the broken file")
+    strict = env | {"BEDS_NODE__ENVIRONMENT": "production"}
+    refused = run(project, "celery", "-A", "beds", "worker", "-Q", "rel.read", env=strict)
+    assert refused.returncode == 78
+    assert "bad.toml" in refused.stderr

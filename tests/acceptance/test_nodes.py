@@ -1,4 +1,4 @@
-"""Nodes as an operator runs them: three roles on one machine, the doctor, a new project, a supervisor that is told."""
+"""Nodes from the command line: three roles on one machine, the doctor, a new project, signals to the supervisor."""
 
 from __future__ import annotations
 
@@ -96,14 +96,14 @@ def test_three_nodes_serve_together_and_a_role_is_a_matter_of_its_file(project: 
         assert "data" in checks["pool rec.read"]["found"]
         assert "after a retry" in checks["pool rel.write"]["found"]
         assert "@admin" in checks["pool calgon"]["found"]
-        # Nothing of the examination is left to be looked at.
+        # The doctor's probes leave nothing behind.
         assert dead() == before
 
         assert set(statuses(project, "data", env)) == {"rec.read", "rec.write", "rel.read", "rel.write"}
         admin = statuses(project, "admin", env)
-        assert set(admin) == {"calgon", "beds.logs,beds.audit,beds.metrics"}
-        assert admin["calgon"]["done"] > 0
-        assert len(admin["calgon"]["slot_pids"]) == admin["calgon"]["slots"] == 2
+        assert set(admin) == {"calgon,operator", "beds.logs,beds.audit,beds.metrics"}
+        assert admin["calgon,operator"]["done"] > 0
+        assert len(admin["calgon,operator"]["slot_pids"]) == admin["calgon,operator"]["slots"] == 2
         assert statuses(project, "app", env) == {}
 
         # A second node of the same name, wherever it runs, does not start.
@@ -135,7 +135,7 @@ def test_three_nodes_serve_together_and_a_role_is_a_matter_of_its_file(project: 
 def test_a_service_manager_hears_of_it_and_a_second_signal_is_not_needed(
     project: Path, own_vhost: OwnVhost, tmp_path: Path
 ) -> None:
-    """systemd's protocol, spoken to a socket of our own: ready, alive, stopping."""
+    """systemd's notify protocol, sent to a socket of the test: ready, watchdog, stopping."""
     write_role(project, "data", "rec")
     address = tmp_path / "notify"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
@@ -178,7 +178,7 @@ def test_as_first_process_of_a_container_it_reaps_what_lost_its_parent(project: 
         assert orphans
         for parent in parents:
             parent.kill()
-        # Their slots end as well, as children of process 1, and nobody is left a zombie.
+        # Their slots, now children of process 1, end as well, and no zombie remains.
         _, alive = psutil.wait_procs(orphans, timeout=30)
         assert not alive
         wait_for(lambda: all(p["restarts"] == 1 and p["state"] == "ready" for p in _noted(project)), 60, "new workers")
@@ -211,8 +211,8 @@ def test_flower_is_a_service_behind_a_password(project: Path, own_vhost: OwnVhos
         wait_for(lambda: _flower(port, "/") != 0, 30, "Flower")
         assert _flower(port, "/") == 401
         assert _flower(port, "/", "op:s3cret-flower") == 200
-        wait_for(lambda: "rec.write" in _page(port, "/broker", "op:s3cret-flower"), 30, "the queues on its page")
-        # Its secrets are in no command line, which every user of the machine can read.
+        wait_for(lambda: "rec.write" in _page(port, "/broker", "op:s3cret-flower"), 60, "the queues on its page")
+        # No command line contains its secrets, because every user of the machine can read command lines.
         lines = [" ".join(p.cmdline()) for p in psutil.Process(node.pid).children(recursive=True)]
         assert not any("s3cret" in line for line in lines)
     assert "s3cret" not in (project / "node-watch.log").read_text()
@@ -249,7 +249,7 @@ def test_a_new_project_runs_with_two_commands(tmp_path: Path, stack: Stack) -> N
     try:
         up = run(library, "beds", "up", "--port-base", str(PORT_BASE + 2000), seconds=180)
         assert up.returncode == 0, up.stderr
-        # What its README says.
+        # The commands of its README.
         commands = (library / "README.md").read_text().split("```")[1].splitlines()
         for line in commands:
             if line.startswith("beds call"):

@@ -1,4 +1,4 @@
-"""The adapters under one suite: each over a store of its own, each with the same template but for names."""
+"""The adapters under one suite: each has its own store, and the same template under another name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from beds.core.namaste import NamasteCore
 from beds.domain.event import Operation
 from beds.domain.identity import uuid7
 from beds.domain.reply import Page, Response
-from beds.services.dispatch import Factory, carry_out
+from beds.services.dispatch import Factory, execute
 from beds.services.factory import AdapterFactory
 from beds.templates.registry import TemplateRegistry
 from beds.testing import MemoryFactory
@@ -21,7 +21,7 @@ from beds.testing import MemoryFactory
 
 @dataclass
 class Subject:
-    """One adapter, reached as a broker reaches it."""
+    """One adapter, with the workers' rights."""
 
     factory: Factory
     template: str
@@ -33,7 +33,7 @@ class Subject:
 
     def do(self, operation: Operation, **body: Any) -> Any:
         store = self.factory.registry[self.template].store
-        return carry_out(self.factory, store, operation, self.template, body)
+        return execute(self.factory, store, operation, self.template, body)
 
     def create(self, **payload: Any) -> Response:
         reply: Response = self.do(Operation.CREATE, payload=payload)

@@ -23,7 +23,8 @@ from pytest_docker_tools import container, fetch
 
 import docker
 from beds.config.sections import Amqp
-from beds.transport.topology import DEAD, Topology, declare
+from beds.transport.topology import Topology, declare
+from beds.wire.routes import DEAD
 from tests.conftest import ROOT, wait_for
 
 pytestmark = pytest.mark.docker
@@ -51,7 +52,7 @@ rabbitmq4 = container(
 
 
 def test_rabbitmq_4_takes_the_topology_and_drops_no_dead_event(rabbitmq4: RabbitMQContainer) -> None:
-    """It refuses what 3.x allowed, and drops a message after 20 deliveries where a queue names no limit."""
+    """RabbitMQ 4 refuses some of 3.x's features, and drops a message after 20 deliveries if its queue has no limit."""
     settings = Amqp(url=SecretStr(rabbitmq4.celeryconfig["host_url"]))
     topology = Topology.from_settings(settings)
     with kombu.Connection(settings.client_url) as connection:
@@ -67,7 +68,7 @@ def test_rabbitmq_4_takes_the_topology_and_drops_no_dead_event(rabbitmq4: Rabbit
 
 @pytest.fixture(scope="module")
 def compose(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """The whole of compose.yaml, built from this repository, with passwords of its own."""
+    """The whole of compose.yaml, built from this repository, with generated passwords."""
     folder = tmp_path_factory.mktemp("compose") / "beds"
     shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".venv", ".beds", ".git", ".*_cache", "build"))
     env_file = folder / "docker" / ".env"

@@ -1,5 +1,6 @@
-"""A storm: clients submit non-idempotent operations on both stores while a fault is injected again and again; then the
-databases, the tickets and the audit are compared with what the clients were told.
+"""A storm: clients submit non-idempotent operations on both stores while a fault is injected repeatedly.
+
+Afterwards the databases, the tickets and the audit are compared with the answers that the clients received.
 
 `make faults` runs the long form, each fault many times, and prints a table:
 
@@ -30,7 +31,7 @@ import MySQLdb
 import psutil
 from pymongo import MongoClient
 
-from beds.client import Client
+from beds.client.client import Client
 from beds.config import Settings, load_settings
 from beds.domain.ticket import TicketState
 from beds.errors import BedsError
@@ -51,9 +52,9 @@ from tests.proxy import SilentProxy
 CLIENTS = 3
 NODE = "storm"
 QUIET_SECONDS = 180.0
-"""How long everything may take to come to rest after the last fault."""
+"""How long queues and workers may take to become idle after the last fault."""
 IN_DOUBT = frozenset({"call_timeout", "broker_unavailable", "broker_blocked", "dead_event", "store_unavailable", ""})
-"""What a client may be told of an operation that has, or has not, had its effect; and nothing at all, when it died."""
+"""Answers after which an operation may or may not have had its effect; empty when the client was killed."""
 
 
 @dataclass
@@ -183,7 +184,7 @@ def kill_a_worker(s: Storm) -> None:
 
 def kill_next_process(s: Storm) -> None:
     """One process of the node after another: the supervisor (which is started again, as systemd would), each worker's
-    parent, each slot. Then the pools must be whole again."""
+    parent, each slot. Then all slots must run again."""
     wait_for(s.is_whole, 90, "the pools")  # another fault may have come before
     workers = s.workers()
     mine = [psutil.Process(s.node.pid), *workers, *(child for worker in workers for child in worker.children())]
@@ -320,7 +321,7 @@ def _kill_server(s: Storm, name: str) -> None:
 # --- The reckoning ---------------------------------------------------------------------------------------------------
 @dataclass
 class Reckoning:
-    """What came of a storm. Lost, doubled and unanswered must be 0."""
+    """The result of a storm. Lost, doubled and unanswered must be 0."""
 
     fault: str
     times: int
@@ -338,7 +339,7 @@ class Reckoning:
 
 
 def calm(s: Storm, fault: str, times: int) -> Reckoning:
-    """Let the clients stop, wait until nothing is under way, and compare."""
+    """Stop the clients, wait until no event is in flight, and compare."""
     (s.folder / "stop").touch()
     for process in s.clients:
         process.wait(150)
@@ -388,7 +389,7 @@ def _read(s: Storm) -> dict[str, dict[str, Any]]:
 
 
 def _wait_for_rest(s: Storm) -> None:
-    """Nothing waits in a queue, and nothing is in a worker's hand."""
+    """Wait until no message is ready or unacknowledged in any queue."""
 
     def at_rest() -> bool:
         try:
@@ -418,7 +419,7 @@ def _audited(s: Storm, events: Mapping[str, Any]) -> dict[str, str]:
 def _compare_databases(
     client: Client, s: Storm, events: Mapping[str, Any], outcomes: Mapping[str, str], found: Reckoning
 ) -> None:
-    """Each account holds the sum of what was carried out, and each transfer stands there once."""
+    """Each account holds the sum of its executed operations, and each transfer exists once."""
 
     def one(template: str, record_id: str) -> dict[str, Any]:
         page = client.call("fetch_records", template, {"id": record_id}, using="by_id", timeout=60)

@@ -1,9 +1,9 @@
-"""One client of a storm: submits non-idempotent operations until it is told to stop, and writes down what it was told.
+"""One client of a storm: submits non-idempotent operations until it shall stop, and records each answer.
 
     python -m tests.faults.storm_client NAME FILE
 
-A line before each operation and one after it, so that a kill in between leaves the operation known. It stops when there
-is a file `stop` beside FILE.
+It writes a line before and after each operation, so an operation that a kill interrupts is on record. It stops when a
+file `stop` exists beside FILE.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from beds.client import Client
+from beds.client.call import Call
+from beds.client.client import Client
 from beds.errors import BedsError
-from beds.templates.call import Call
 
 ANSWER_SECONDS = 90.0
 PAUSE = 0.03
@@ -49,11 +49,10 @@ def main() -> None:
             deadline = begun + ANSWER_SECONDS
             try:
                 if with_ticket:
-                    accept = client._calgon("accept", {"tickets": [event.acceptance]})
-                    client._confirmed([accept, event], deadline)
+                    client.submit_event(event, deadline)
                     told = "confirmed"
                 else:
-                    client._reply(client.send(event, deadline), deadline)
+                    client.answer(client.send(event, deadline), deadline)
                     told = "ok"
             except BedsError as error:
                 told = error.code

@@ -1,4 +1,4 @@
-"""Events that end their worker each time, and messages that are none: buried, told, and brought back."""
+"""Events that kill their worker, and malformed messages: stored in msDead, answered, and replayed."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ import amqp
 import pytest
 from pymongo import MongoClient
 
-from beds.client import Client
+from beds.client.call import Call
+from beds.client.client import Client
+from beds.client.tickets import Ticket
 from beds.config import Settings
 from beds.domain.event import Event
 from beds.domain.identity import uuid7
 from beds.domain.ticket import TicketState
 from beds.errors import DeadEvent, NotFound
 from beds.stack.stack import Stack
-from beds.templates.call import Call
-from beds.tickets import Ticket
 from tests.conftest import ADMIN_QUEUES, ALL_QUEUES, ROOT, OwnVhost, run, running_worker, wait_for, wait_until_served
 
 LIMIT = 3
@@ -31,7 +31,7 @@ LIMIT = 3
 
 @pytest.fixture
 def poisoned(project: Path, own_vhost: OwnVhost) -> Iterator[OwnVhost]:
-    """Workers that know an operation which ends them, and an admin worker; a low delivery limit."""
+    """Workers with an operation that kills them, and an admin worker; a low delivery limit."""
     env = own_vhost.env | {
         "PYTHONPATH": str(ROOT), "BEDS_METRICS__PROMETHEUS": "", "BEDS_AMQP__DELIVERY_LIMIT": str(LIMIT),
     }  # fmt: skip
@@ -53,19 +53,17 @@ def poison_event(client: Client, key: str, *, ticket: bool) -> Event:
 
 
 def submitted(client: Client, event: Event) -> Ticket:
-    accept = client._calgon("accept", {"tickets": [event.acceptance]})
-    *_, pending = client._confirmed([accept, event], time.monotonic() + 30)
-    return Ticket(event.lineage.event_id, client, pending)
+    return client.submit_event(event, time.monotonic() + 30)
 
 
 @pytest.mark.timeout(240)
 def test_trap_5_an_event_that_ends_its_worker_is_buried_told_and_replayed(poisoned: OwnVhost, project: Path) -> None:
     with Client(poisoned.settings) as client:
         key, other = str(uuid7()), str(uuid7())
-        waiting = client.requester.send(poison_event(client, other, ticket=False), time.monotonic() + 10)
+        waiting = client.transport.send(poison_event(client, other, ticket=False), time.monotonic() + 10)
         event = poison_event(client, key, ticket=True)
         ticket = submitted(client, event)
-        for n in range(20):  # others' work goes on meanwhile
+        for n in range(20):  # other events are still executed
             client.call("create_record", "SampleRows", {"id": f"{key[-20:]}-{n}"}, timeout=60)
         with pytest.raises(DeadEvent) as caught:
             ticket.result(120)
@@ -118,10 +116,10 @@ def database(settings: Settings) -> Iterator[Any]:
 
 
 @pytest.mark.timeout(180)
-def test_no_message_ends_a_worker_or_the_undertaker(
+def test_no_message_ends_a_worker_or_the_dead_letter_consumer(
     project: Path, own_vhost: OwnVhost, stack: Stack, database: Any
 ) -> None:
-    """Headers nested deeper than Python follows, bodies larger than MongoDB keeps, and lies in beds.dead itself."""
+    """Headers nested deeper than Python can follow, bodies too large for MongoDB, forged messages in beds.dead."""
     env = own_vhost.env | {"BEDS_METRICS__PROMETHEUS": ""}
     deep: dict[str, Any] = {}
     for _ in range(700):
@@ -139,7 +137,7 @@ def test_no_message_ends_a_worker_or_the_undertaker(
             channel = connection.channel()
             channel.basic_publish(amqp.Message(b"x" * 16_700_000), "beds.events", "rec.write")
             limit = sys.getrecursionlimit()
-            sys.setrecursionlimit(5000)  # py-amqp's own writer follows the nesting, too
+            sys.setrecursionlimit(5000)  # py-amqp writes the nesting recursively, too
             channel.basic_publish(amqp.Message(b"x", application_headers={"x-deep": deep}), "beds.events", "rel.write")
             sys.setrecursionlimit(limit)
             lies: list[Any] = [7, [], [5], [{"routing-keys": 7}], [{"routing-keys": [5], "queue": 5, "time": "x"}]]
@@ -155,7 +153,7 @@ def test_no_message_ends_a_worker_or_the_undertaker(
 def test_ten_thousand_malformed_messages_are_buried_and_no_worker_dies(
     project: Path, own_vhost: OwnVhost, stack: Stack, database: Any
 ) -> None:
-    """Wrong JSON, wrong types, foreign tasks, pickles, huge headers: each lies in msDead, and none was carried out."""
+    """Wrong JSON, wrong types, foreign tasks, pickles, huge headers: each is stored in msDead, none is executed."""
     env = own_vhost.env | {"BEDS_METRICS__PROMETHEUS": ""}
     with (
         running_worker(project, ALL_QUEUES, env=env) as worker,
@@ -170,7 +168,8 @@ def test_ten_thousand_malformed_messages_are_buried_and_no_worker_dies(
             channel = connection.channel()
             for n in range(10_000):
                 queue = ("rel.write", "rec.read", "calgon", "rec.write")[n % 4]
-                channel.basic_publish(_malformed(n, f"{marker}-{n:06}"), "beds.events", queue)
+                # With confirms: a message that is unconfirmed when its channel closes may be lost.
+                channel.basic_publish_confirm(_malformed(n, f"{marker}-{n:06}"), "beds.events", queue)
 
         mine = {"reason": "rejected", "summary": {"$regex": f"^{marker}"}}
         wait_for(lambda: database.msDead.count_documents(mine) == 10_000, 240, "ten thousand burials")

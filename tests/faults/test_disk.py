@@ -1,4 +1,4 @@
-"""A full disk under MariaDB: a typed error, nothing half done, and work again when there is room."""
+"""A full disk under MariaDB: a typed error, no partial write, and normal service once there is space."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from beds.client import Client
+from beds.client.client import Client
 from beds.domain.identity import uuid7
 from beds.errors import StoreUnavailable
 from beds.stack.mariadb import MariaDB
@@ -68,7 +68,7 @@ def test_a_full_disk_costs_no_event(
                 assert error.retryable
                 refused.append(key)
         ballast.unlink()
-        # InnoDB goes on saying that its tables are full until it is started again.
+        # InnoDB reports full tables until it is restarted.
         server.down()
         server.up()
         after = str(uuid7())

@@ -1,4 +1,4 @@
-"""Log records through kills and restarts: each arrives, once, in its process's order; or is counted as dropped."""
+"""Log records during kills and restarts: each is stored once, in its process's order, or counted as dropped."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_what_is_dropped_is_counted_exactly_and_is_of_the_lowest_level(
 
 
 def test_a_log_call_does_not_wait_for_rabbitmq(settings: Settings, stack: Stack, workers: None) -> None:
-    """RabbitMQ raises an alarm and takes nothing: thousands of log calls return long before it ends."""
+    """While RabbitMQ is blocked by an alarm, thousands of log calls return at once."""
     handler = LogHandler(settings)
     logger = logging.getLogger(f"tests.{uuid7().hex}")
     logger.setLevel(logging.INFO)

@@ -1,4 +1,4 @@
-"""Servers that stop, block or vanish: an answer by the deadline, and work again by itself afterwards."""
+"""Servers that stop, block or vanish: an answer by the deadline, and automatic recovery afterwards."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
-from beds.client import Client
+from beds.client.client import Client
 from beds.config import Settings
 from beds.domain.identity import uuid7
 from beds.domain.reply import Response
@@ -24,10 +23,10 @@ from beds.errors import (
     TransportError,
 )
 from beds.stack.stack import Stack
-from tests.conftest import ALL_QUEUES, OwnVhost, running_worker, wait_for, wait_until_served
+from tests.conftest import OwnVhost, running_worker, wait_for, wait_until_served, workers_in
 
 SLACK = 20.0
-"""Seconds: what a busy machine may add to a deadline before it counts as a hang."""
+"""Seconds that a busy machine may add to a deadline before the test counts it as a hang."""
 
 
 def works_again(client: Client, template: str = "SampleRows", seconds: float = 60) -> None:
@@ -55,7 +54,7 @@ def test_trap_3_an_alarm_ends_each_wait_by_its_deadline(client: Client, alarm: N
             act("fetch_records", "SampleRows", {"id": "x"}, using="by_id", timeout=2)
         assert time.monotonic() - started < 2 + SLACK
         assert caught.value.retryable
-    # The second wait knew already that RabbitMQ was blocked.
+    # At the second wait the client had already received RabbitMQ's blocked notification.
     assert isinstance(caught.value, BrokerBlocked)
     stack.rabbitmq.control("set_vm_memory_high_watermark", "absolute", "2GB")
     works_again(client)
@@ -98,9 +97,7 @@ def test_a_killed_pool_child_is_replaced_and_its_event_is_carried_out(
     project: Path, settings: Settings, workers: None, client: Client
 ) -> None:
     key = str(uuid7())
-    children = [
-        p for p in psutil.process_iter(["cmdline"]) if ALL_QUEUES in (p.info["cmdline"] or []) and not p.children()
-    ]
+    children = [process for process in workers_in(project) if not process.children()]
     assert children
     for child in children:
         os.kill(child.pid, signal.SIGKILL)

@@ -28,6 +28,7 @@ def test_trap_7_nothing_is_lost_and_nothing_doubled_in_a_storm(
     assert reckoning.is_clean, _told(reckoning)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_a_rolling_restart_of_all_workers_fails_no_call(
     project: Path, stack: Stack, settings: Settings, tmp_path: Path
@@ -41,6 +42,7 @@ def test_a_rolling_restart_of_all_workers_fails_no_call(
     assert reckoning.failed == 0, _told(reckoning)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_each_process_of_a_node_is_killed_and_no_call_is_lost(
     project: Path, stack: Stack, settings: Settings, tmp_path: Path

@@ -1,4 +1,4 @@
-"""beds.aio: the same client, awaited."""
+"""beds.aio: the asyncio client."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from beds.aio import AsyncClient
-from beds.client import Client
+from beds.client.aio import AsyncClient
+from beds.client.client import Client
 from beds.config import Settings
 from beds.domain.ticket import TicketState
 from beds.errors import BedsError, CallTimeout, DuplicateKey, MissingField, Unroutable
@@ -41,12 +41,12 @@ def test_an_awaited_ticket_ends_as_any_other(client: Client) -> None:
     async def story() -> None:
         aio, key = AsyncClient(client), new_id()
         ticket = await aio.submit("create_record", "SampleDocs", {"id": key})
-        assert (await aio.wait(ticket, 30)).state is TicketState.SUCCESS
-        assert (await aio.result(ticket.guid, 30)).record_id == key  # type: ignore[union-attr]
+        assert (await ticket.wait(30)).state is TicketState.SUCCESS
+        assert (await aio.ticket(ticket.guid).result(30)).record_id == key  # type: ignore[union-attr]
         again = await aio.submit("create_record", "SampleDocs", {"id": key})
         with pytest.raises(DuplicateKey):
-            await aio.result(again, 30)
-        assert (await aio.cancel(again)).state is TicketState.FAILURE
+            await again.result(30)
+        assert (await again.cancel()).state is TicketState.FAILURE
 
     asyncio.run(story())
 
@@ -76,7 +76,7 @@ def test_a_cancelled_wait_leaves_nothing_behind_and_disturbs_nobody(client: Clie
 
 
 def test_the_event_loop_goes_on_while_the_client_connects(own_vhost: OwnVhost, settings: Settings) -> None:
-    """An address that answers nothing: connecting takes its whole time, on a thread of its own."""
+    """An address that never answers: connecting takes its full timeout, in a separate thread."""
     from pydantic import SecretStr
 
     silent = settings.amqp.model_copy(update={"url": SecretStr("amqp://u:p@127.0.0.1:1/x")})

@@ -20,8 +20,8 @@ from zoneinfo import ZoneInfo
 import pytest
 from pydantic import SecretStr
 
-import beds.client
-from beds.client import Client
+from beds.client.call import Call
+from beds.client.client import Client, default_client
 from beds.config import Settings
 from beds.domain.identity import uuid7
 from beds.domain.reply import Page, Response
@@ -46,7 +46,6 @@ from beds.errors import (
     WrongType,
 )
 from beds.stack.stack import Stack
-from beds.templates.call import Call
 from tests.conftest import environment, wait_for
 
 TEMPLATES = ["SampleRows", "SampleDocs"]
@@ -322,12 +321,12 @@ def test_the_default_client_reads_the_working_folder(
     import beds as package
 
     monkeypatch.chdir(project)
-    monkeypatch.setattr(beds.client, "_default", None)
+    monkeypatch.setattr("beds.client.client._default", None)
     page = package.call("fetch_records", "SampleRows", {"id": "none"}, using="by_id")
     assert page == Page()
     assert package.template("SampleRows").fetch_records("by_id", {"id": "none"}) == Page()
     assert package.submit("fetch_records", "SampleRows", {"id": "none"}, using="by_id").result() == Page()
-    beds.client.default_client().close()
+    default_client().close()
 
 
 def test_all_calls_are_judged_before_the_first_is_sent(client: Client, key: str) -> None:
@@ -342,22 +341,20 @@ def test_all_calls_are_judged_before_the_first_is_sent(client: Client, key: str)
     assert not client.call("fetch_records", "SampleRows", {"id": key}, using="by_id")
     with pytest.raises(BodyTooLarge):
         client.submit("create_record", "SampleDocs", large.data, idempotency_key=key)
-    # Nothing was accepted under the key, so it is free.
+    # No ticket was accepted under the key, so the key is free.
     client.submit("create_record", "SampleDocs", {"id": key}, idempotency_key=key).result(30)
 
 
 def test_an_interrupted_publish_does_not_spoil_the_next(client: Client, key: str) -> None:
     client.call("fetch_records", "SampleRows", {"id": key}, using="by_id")
-    conversation = client.requester._conversation
-    assert conversation is not None
 
     def interrupt(_tag: int) -> None:
         raise KeyboardInterrupt
 
     for _ in range(3):
-        link = client.requester._open(time.monotonic() + 10).link
+        connection = client.transport._open(time.monotonic() + 10).connection  # type: ignore[attr-defined]
         with pytest.raises(KeyboardInterrupt):
-            link.publish(None, "beds.events", "rel.read", interrupt)
+            connection.publish(None, "beds.events", "rel.read", interrupt)
         assert client.submit("fetch_records", "SampleRows", {"id": key}, using="by_id").result(30) == Page()
 
 

@@ -1,4 +1,4 @@
-"""What happened when request X came in: the tree, over AMQP, with real workers."""
+"""Lineage: the tree of a request, read over AMQP, with real workers."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Any
 
 import pytest
 
-from beds.client import Client
+from beds.client.call import Call
+from beds.client.client import Client
+from beds.client.lineage import Node
 from beds.config import Settings
 from beds.domain.identity import uuid7
 from beds.errors import NotFound
-from beds.services.lineage import Node
 from beds.stack.stack import Stack
-from beds.templates.call import Call
 from tests.conftest import ADMIN_QUEUES, ALL_QUEUES, ROOT, OwnVhost, run, running_worker, wait_for, wait_until_served
 
 
 def tree_of(client: Client, event: str, size: int) -> Node:
-    """The tree, once all of it has been written."""
+    """The tree, after all its records are stored."""
 
     def complete() -> Node | None:
         try:
@@ -58,7 +58,7 @@ def test_one_request_and_all_that_it_set_off(spawning_worker: OwnVhost) -> None:
         client.call("create_record", "SampleRows", {"id": key})
         call = Call("create_record", "SampleDocs", {"id": key}, actor="alice")
         event = replace(client.event(call, ticket=False, timeout=60), task="rec.spawning")
-        pending = client.requester.send(event, float("inf"))
+        pending = client.transport.send(event, float("inf"))
         pending.reply.result(60)
         tree = tree_of(client, event.lineage.guid, 11)
     update: Any = ("event", "SampleRows.update_record", "ok", [

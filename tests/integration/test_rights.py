@@ -1,4 +1,4 @@
-"""Least privilege: what the brokers' and the client's users are refused."""
+"""Least privilege: the operations that the workers' and the client's users must not do."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pymongo import MongoClient
 from pymongo.errors import OperationFailure
 
 from beds.adapters.mariadb.session import connect
-from beds.client import Client
+from beds.client.client import Client
 from beds.config import Settings
 from beds.domain.event import Event
 from beds.domain.lineage import Lineage
@@ -24,9 +24,11 @@ from beds.errors import PermissionDenied
 from beds.node.check import Verdict
 from beds.node.doctor import examine
 from beds.stack.stack import Stack
-from beds.transport.message import REPLY_TO, sealed, to_message
 from beds.transport.rights import definitions, users_of
-from beds.transport.topology import LOG_QUEUES, QUEUES, Depth, depths
+from beds.transport.topology import Depth, depths
+from beds.wire.message import to_message, with_encoded_body
+from beds.wire.reply import REPLY_TO
+from beds.wire.routes import LOG_QUEUES, QUEUES
 from tests.conftest import ADMIN_QUEUES, ALL_QUEUES, OwnVhost, running_worker, wait_for, wait_until_served
 
 
@@ -64,7 +66,7 @@ def broker_cursor(settings: Settings) -> Any:
 def test_the_brokers_mariadb_user_is_refused(broker_cursor: Any, statement: str) -> None:
     with pytest.raises(MySQLdb.Error) as caught:
         broker_cursor.execute(statement)
-    # access denied in its forms; 1146: it cannot even see the table; 4166: local infile is off
+    # forms of access denied; 1146: the table is invisible; 4166: local infile is off
     assert caught.value.args[0] in (1044, 1045, 1142, 1143, 1227, 1290, 1370, 1410, 1146, 4166, 1148), caught.value
 
 
@@ -142,7 +144,7 @@ def test_the_clients_amqp_user_is_refused(settings: Settings, workers: None, act
 def test_a_client_of_a_few_keys_and_what_the_doctor_says_to_it(
     project: Path, stack: Stack, own_vhost: OwnVhost, settings: Settings
 ) -> None:
-    """As `beds amqp definitions --key …` makes one: refused elsewhere, and not ill for that."""
+    """A client of `beds amqp definitions --key …`: other keys are refused, and the client stays usable."""
     wanted = definitions("own", users_of(settings.amqp, ["rec.read", "rel.read", "calgon"]))
     file = project / "narrow.json"
     file.write_text(json.dumps({"topic_permissions": wanted["topic_permissions"]}))
@@ -157,7 +159,7 @@ def test_a_client_of_a_few_keys_and_what_the_doctor_says_to_it(
         with pytest.raises(PermissionDenied) as caught:
             client.submit("create_record", "SampleRows", {"id": "narrow"})
         (guid,) = caught.value.detail["refused"]
-        # Its ticket was accepted, and does not wait for ever for an event that was never published.
+        # Its ticket was accepted; it ends, although its event was never published.
         assert client.ticket(guid).wait(20).state is TicketState.REVOKED
         wait_for(lambda: all(d and d.consumers for d in _depths(own_vhost).values()), 30, "the admin worker")
         checks = {check.name: check for check in examine(own_vhost.settings, 15)}
@@ -177,20 +179,22 @@ def test_a_task_that_is_tried_again_is_counted_under_its_own_queue(client: Clien
     event = Event.of_probe("rel.read", Lineage.root("probe", "test"), retry=True)
     answer = client.answer(client.send(event, time.monotonic() + 10), time.monotonic() + 20)
     assert answer["retries"] == 1
-    wait_for(lambda: database.msMetrics.find_one({"meta.operation": "read.probe"}), 30, "its metrics")
+    wait_for(
+        lambda: database.msMetrics.find_one({"meta.operation": "probe", "meta.queue": "rel.read"}), 30, "its metrics"
+    )
     assert set(database.msMetrics.distinct("meta.queue")) <= set(QUEUES)
 
 
 @pytest.mark.timeout(90)
 def test_a_copy_for_another_queue_is_turned_away(project: Path, own_vhost: OwnVhost) -> None:
-    """RabbitMQ delivers to the queues of the header BCC as well, and judges rights by the routing key alone."""
+    """RabbitMQ also delivers to the keys of the header BCC, but checks permissions on the routing key only."""
     url = own_vhost.settings.amqp.client_url
     replies: list[dict[str, Any]] = []
     with running_worker(project, "rec.write", env=own_vhost.env), kombu.Connection(url) as connection:
         wait_for(lambda: (d := depths(["rec.write"], connection)["rec.write"]) and d.consumers, 60, "the worker")
         channel = connection.default_channel
         channel.basic_consume(REPLY_TO, no_ack=True, callback=lambda m: replies.append(json.loads(m.body)))
-        event = sealed(Event.of_probe("rec.read", Lineage.root("probe", "test"), retry=False), 1 << 20)
+        event = with_encoded_body(Event.of_probe("rec.read", Lineage.root("probe", "test"), retry=False), 1 << 20)
         message = to_message(event, "beds_app")
         message.properties["application_headers"]["BCC"] = ["rec.write"]
         channel.basic_publish(message, event.exchange, event.queue)

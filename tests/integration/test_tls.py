@@ -1,4 +1,4 @@
-"""TLS to all three servers, with certificates made here: it works, and nothing else does."""
+"""TLS to all three servers with generated certificates: other connections are refused."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import trustme
 
-from beds.client import Client
+from beds.client.client import Client
 from beds.config import Settings, load_settings
 from beds.domain.event import Operation, Store
 from beds.errors import BrokerUnavailable, StoreUnavailable
-from beds.services.dispatch import carry_out
+from beds.services.dispatch import execute
 from beds.services.factory import AdapterFactory
 from beds.stack.stack import Stack
 from beds.templates.registry import TemplateRegistry
@@ -21,12 +21,12 @@ from tests.conftest import PORT_BASE, ROOT, apply_schema, run, running_worker, w
 
 BASE = PORT_BASE - 5000
 OTHER_NAME = "127.1"
-"""The same address in another form, which is no name in the certificate."""
+"""The same address in another form, which the certificate does not contain."""
 
 
 @dataclass(frozen=True)
 class Secured:
-    """A project whose servers speak TLS and ask for a client's certificate."""
+    """A project whose servers use TLS and require a client certificate."""
 
     project: Path
     stack: Stack
@@ -44,7 +44,7 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
     }
     authority.cert_pem.write_to_path(pem["ca"])
     other.cert_pem.write_to_path(pem["other_ca"])
-    # The name in the certificate is the one that is connected to: 127.0.0.1, and not localhost.
+    # The name in the certificate must be the one in the URL: 127.0.0.1, not localhost.
     for role, identity in (("server", "127.0.0.1"), ("client", "beds@example.org")):
         made = authority.issue_cert(identity)
         made.cert_chain_pems[0].write_to_path(pem[role])
@@ -120,7 +120,7 @@ def fetch(settings: Settings, store: Store, template: str) -> None:
     registry = TemplateRegistry.from_folder(settings.schema_path)
     factory = AdapterFactory(settings, registry)
     try:
-        carry_out(factory, store, Operation.FETCH, template, {"using": "by_id", "args": {"id": "x"}})
+        execute(factory, store, Operation.FETCH, template, {"using": "by_id", "args": {"id": "x"}})
     finally:
         factory.close()
 

@@ -1,4 +1,4 @@
-"""Faults of Celery and RabbitMQ that bit others, each shown not to bite here."""
+"""Known faults of Celery and RabbitMQ, and tests that BEDS avoids them."""
 
 from __future__ import annotations
 
@@ -16,28 +16,31 @@ import pytest
 
 from beds.adapters.mariadb import session as mariadb_session
 from beds.adapters.mongo import session as mongo_session
-from beds.client import Client
+from beds.client.client import Client
 from beds.config import Settings
 from beds.domain.event import Operation, Store
-from beds.errors import StoreUnavailable, TopologyMismatch
-from beds.services.dispatch import carry_out
+from beds.errors import SchemaMismatch, StoreUnavailable, TopologyMismatch
+from beds.services.dispatch import execute
 from beds.services.factory import AdapterFactory
 from beds.stack.stack import Stack
 from beds.templates.registry import TemplateRegistry
-from beds.transport.topology import CRUD_QUEUES, DEAD, EVENT_QUEUES, LOG_QUEUES, Topology, declare
-from tests.conftest import ALL_QUEUES, run, running_worker, wait_for
+from beds.transport.topology import Topology, declare
+from beds.wire.routes import CRUD_QUEUES, DEAD, EVENT_QUEUES, LOG_QUEUES
+from tests.conftest import run, running_worker, wait_for, workers_in
 
 RETRYING_TASK = """
 import os, pathlib
-from beds.broker.app import app
+from beds.wire.routes import QUEUE_ROUTES, ROUTES, Kind, Route
+from beds.worker.app import app
 
 app.conf.task_routes = {**app.conf.task_routes, "trap.retrying": {"queue": "job.aggregate"}}
+ROUTES["trap.retrying"] = Route("trap.retrying", "retrying", QUEUE_ROUTES["job.aggregate"], Kind.PROBE)
 
 @app.task(bind=True, name="trap.retrying", max_retries=2)
 def retrying(self):
     with pathlib.Path(os.environ["TRAP_LOG"]).open("a") as log:
         log.write(f"{self.request.retries} {self.request.delivery_info['routing_key']} {self.request.hostname}\\n")
-    raise self.retry(countdown=1)
+    raise self.retry(countdown=1, user_id="beds_worker")
 """
 
 
@@ -52,7 +55,7 @@ def test_trap_1_a_retried_task_stays_on_its_own_queue(project: Path, settings: S
         running_worker(project, "job.aggregate", "-I", "trap_tasks", "-n", "right@trap", "-c", "1", env=env),
         running_worker(project, "job.migrate", "-I", "trap_tasks", "-n", "wrong@trap", "-c", "1", env=env),
     ):
-        send = "import beds, trap_tasks; trap_tasks.retrying.apply_async()"
+        send = "import beds, trap_tasks; trap_tasks.retrying.apply_async(user_id='beds_worker')"
         assert run(project, sys.executable, "-c", send).returncode == 0
         lines = wait_for(
             lambda: (found := log.read_text().splitlines() if log.exists() else []) and len(found) == 3 and found,
@@ -75,10 +78,10 @@ def test_trap_1_nobody_consumes_the_default_queue(project: Path) -> None:
 def test_trap_2_confirms_alone_lose_an_unroutable_message_and_the_client_does_not(
     settings: Settings, stack: Stack
 ) -> None:
-    """The fault itself, beside the way round it (test_client: unroutable at once)."""
-    with kombu.Connection(settings.amqp.client_url, transport_options={"confirm_publish": True}) as connection:
+    """The fault itself; test_client tests the workaround (unroutable at once)."""
+    with kombu.Connection(settings.amqp.broker_url, transport_options={"confirm_publish": True}) as connection:
         channel = connection.default_channel
-        # Confirmed, and gone: no error at all.
+        # Confirmed and dropped, without an error.
         channel.basic_publish_confirm(amqp.Message("{}"), "beds.events", "no.such.key")
         returned: list[Any] = []
         channel.events["basic_return"].add(lambda *arguments: returned.append(arguments))
@@ -141,7 +144,7 @@ def factory(settings: Settings, stack: Stack) -> Any:
 def test_trap_11_a_child_opens_connections_of_its_own(
     factory: AdapterFactory, template: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither driver's connection survives a fork, so a session remembers its process."""
+    """Neither driver's connection survives a fork, so a session stores its process id."""
     opened: list[int] = []
     for module in (mariadb_session, mongo_session):
 
@@ -153,7 +156,7 @@ def test_trap_11_a_child_opens_connections_of_its_own(
     store = factory.registry[template].store
 
     def ask() -> None:
-        carry_out(factory, store, Operation.FETCH, template, {"using": "by_id", "args": {"id": "x"}})
+        execute(factory, store, Operation.FETCH, template, {"using": "by_id", "args": {"id": "x"}})
 
     ask()
     read, write = os.pipe()
@@ -171,16 +174,10 @@ def test_trap_11_a_child_opens_connections_of_its_own(
 
 
 def test_trap_11_the_workers_parent_holds_no_database_connection(
-    workers: None, settings: Settings, stack: Stack
+    project: Path, workers: None, settings: Settings, stack: Stack
 ) -> None:
     """Every connection of the brokers belongs to a pool child."""
-    import psutil
-
-    parents = [
-        p
-        for p in psutil.process_iter(["cmdline"])
-        if "worker" in (p.info["cmdline"] or []) and ALL_QUEUES in p.info["cmdline"]
-    ]
+    parents = workers_in(project)
     roots = [p for p in parents if p.parent() not in parents]
     assert roots
     ports = {stack.plan.mariadb_port, stack.plan.mongodb_port}
@@ -191,10 +188,13 @@ def test_trap_11_the_workers_parent_holds_no_database_connection(
 
 def test_trap_12_every_result_set_is_drained_and_out_parameters_are_read(factory: AdapterFactory) -> None:
     for _ in range(3):  # an undrained set makes the next call fail with 2014
-        page = carry_out(
+        page = execute(
             factory, Store.REL, Operation.FETCH, "SampleRows", {"using": "chatty", "args": {"text": "nothing"}}
         )
-        assert page.records == ({"word": "first", "total": 0},)  # type: ignore[union-attr]
+        sets = {name: [{"word": name}] for name in ("first", "second", "third")}
+        assert page.records == (sets | {"total": 0},)  # type: ignore[union-attr]
+        with pytest.raises(SchemaMismatch, match="more result sets"):
+            execute(factory, Store.REL, Operation.FETCH, "SampleRows", {"using": "silenced", "args": {"text": "x"}})
 
 
 def test_trap_12_a_killed_connection_is_opened_anew_and_only_a_read_is_repeated(
@@ -212,12 +212,12 @@ def test_trap_12_a_killed_connection_is_opened_anew_and_only_a_read_is_repeated(
             connection.cursor().execute(f"KILL {thread}")  # a user may kill its own
 
     body = {"using": "by_id", "args": {"id": "x"}}
-    carry_out(factory, Store.REL, Operation.FETCH, "SampleRows", body)
+    execute(factory, Store.REL, Operation.FETCH, "SampleRows", body)
     kill()
-    carry_out(factory, Store.REL, Operation.FETCH, "SampleRows", body)
+    execute(factory, Store.REL, Operation.FETCH, "SampleRows", body)
     kill()
     with pytest.raises(StoreUnavailable) as caught:
-        carry_out(factory, Store.REL, Operation.DELETE, "SampleRows", {"record_id": "x"})
+        execute(factory, Store.REL, Operation.DELETE, "SampleRows", {"record_id": "x"})
     assert not caught.value.detail["nothing_written"]
 
 

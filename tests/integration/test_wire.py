@@ -1,4 +1,4 @@
-"""The wire contract, as a client in another language sees it: bare AMQP and JSON, nothing of BEDS or Celery.
+"""The wire contract, as a client in another language uses it: bare AMQP and JSON, without BEDS or Celery.
 
 Written from docs/reference/wire.md alone; where a test here changes, that page does.
 """
@@ -24,7 +24,7 @@ EMBED = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
 
 
 def uuid7() -> str:
-    """RFC 9562: 48 bits of Unix milliseconds, then version, variant and chance."""
+    """RFC 9562: 48 bits of Unix milliseconds, then version, variant and random bits."""
     value = int(time.time() * 1000) << 80 | secrets.randbits(80)
     value = value & ~(0xF << 76) | 0x7 << 76
     value = value & ~(0x3 << 62) | 0x2 << 62
@@ -32,7 +32,7 @@ def uuid7() -> str:
 
 
 class Peer:
-    """What any AMQP 0-9-1 library does: a channel in confirm mode, and direct reply-to."""
+    """A client with features of any AMQP 0-9-1 library: a channel in confirm mode, and direct reply-to."""
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
@@ -142,7 +142,7 @@ def test_a_ticket(peer: Peer) -> None:
     wait_for(lambda: peer.ask("calgon", "calgon.status", {"guid": guid})["result"]["state"] == "SUCCESS", 30, "its end")
 
 
-def test_log_records(peer: Peer) -> None:
+def test_log_records(peer: Peer, settings: Settings) -> None:
     event = f"elsewhere.test.{uuid7()}"
     record = {
         "event_id": f"elsewhere.test.{uuid7()}", "parent_id": event, "root_id": event, "depth": 1,
@@ -154,14 +154,19 @@ def test_log_records(peer: Peer) -> None:
     headers = {"lang": "py", "id": guid, "task": "admin.write_logs", "timelimit": [None, None]}
     message = amqp.Message(
         json.dumps(body), content_type="application/json", content_encoding="utf-8", delivery_mode=2,
-        correlation_id=guid, application_headers=headers,
+        correlation_id=guid, user_id=peer._user, application_headers=headers,
     )  # fmt: skip
     peer.channel.basic_publish_confirm(message, "beds.logs", "log.warning", mandatory=True)
     args = {"parent_id": event}
     fetch = {"template": "msLogs", "using": "by_event", "args": args, "limit": 10, "cursor": ""}
 
+    assert peer.ask("rec.read", "rec.fetch_records", fetch)["result"]["beds"]["code"] == "store_denied"
+    assert settings.amqp.operator_url is not None
+    operator = Peer(settings.amqp.operator_url.get_secret_value())
+
     def arrived() -> Any:
-        return peer.ask("rec.read", "rec.fetch_records", fetch)["result"]["records"]
+        return operator.ask("operator", "operator.fetch", fetch)["result"]["records"]
 
     (found,) = wait_for(arrived, 30, "the record")
+    operator.close()
     assert found["message"] == record["message"]

@@ -1,9 +1,9 @@
-"""The codec: nothing is lost, and data never poses as a tag."""
+"""The codec: it preserves every value, and never reads data as a tag."""
 
 from __future__ import annotations
 
 import json
-from datetime import UTC, date, datetime, time
+from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from beds.domain.identity import ObjectId
 from beds.errors import BedsError, BodyTooLarge, InvalidCursor, InvalidPayload, MalformedEvent, OutOfRange, WrongType
-from beds.transport import codec
+from beds.wire import codec
 
 KEYS = st.text(max_size=8) | st.sampled_from(
     ["$gt", "$datetime", "$pairs", "__type__", "__value__", "a.b", "", "$", "_id"]
@@ -44,7 +44,7 @@ def test_every_value_survives_the_round_trip(value: Any) -> None:
 
 @given(VALUES)
 def test_kombus_own_hook_sees_nothing_to_decode(value: Any) -> None:
-    """A Celery worker decodes the body with kombu's JSON first; that must change nothing."""
+    """A Celery worker first decodes the body with kombu's JSON, which must not change it."""
     body = codec.dumps(value)
     assert codec.decode(kombu_json.loads(body)) == value
 
@@ -127,6 +127,20 @@ def test_a_body_over_the_limit_says_by_how_much() -> None:
     with pytest.raises(BodyTooLarge) as caught:
         codec.check_size(b"x" * 11, 10, "this")
     assert caught.value.detail["bytes"] == 11
+
+
+def test_a_body_of_too_many_values_is_refused_before_it_is_sent() -> None:
+    codec.check_values(codec.dumps({"text": "," * 200_000}), "this")
+    with pytest.raises(BodyTooLarge, match="values") as caught:
+        codec.check_values(codec.dumps({"list": [[1, 2]] * 50_000}), "this")
+    assert caught.value.detail["values"] > codec.MAX_VALUES
+
+
+def test_a_digest_is_of_what_is_said_and_not_of_how() -> None:
+    one = {"a": datetime(2026, 1, 1, 12, tzinfo=UTC), "b": [1, {"x": 1, "y": 2}]}
+    other = {"b": [1, {"y": 2, "x": 1}], "a": datetime(2026, 1, 1, 14, tzinfo=timezone(timedelta(hours=2)))}
+    assert codec.digest(one) == codec.digest(other)
+    assert codec.digest(one) != codec.digest({**one, "b": [1, {"x": 1, "y": 3}]})
 
 
 def test_cursors_are_opaque_and_checked() -> None:

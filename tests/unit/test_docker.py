@@ -1,4 +1,4 @@
-"""docker/ without an engine: what can be said of its files by reading them."""
+"""docker/ without a container engine: checks on the files alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import yaml
 from beds.config import load_settings
 from beds.config.settings import Settings
 from beds.node.supervisor import DRAIN_SECONDS
-from beds.transport.topology import QUEUES, local_pools
+from beds.wire.routes import QUEUES, local_pools
 from tests.conftest import ROOT
 
 DOCKER = ROOT / "docker"
@@ -21,12 +21,12 @@ ROLES = sorted(file.stem for file in (DOCKER / "nodes").glob("*.toml"))
 
 @pytest.fixture(autouse=True)
 def secrets(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What compose.yaml gives a node beside its file, and the file asks for."""
+    """The variables that compose.yaml sets for a node and that its file requires."""
     monkeypatch.setenv("BEDS_FLOWER__BASIC_AUTH", "admin:x")
 
 
 def parsed(name: str) -> dict[str, Any]:
-    """A file with its anchors and merges resolved. Variables stay as they are: no engine is needed for that."""
+    """A file with its anchors and merges resolved. Variables stay unresolved, so no engine is needed."""
     found: dict[str, Any] = yaml.safe_load((DOCKER / name).read_text())
     return found
 

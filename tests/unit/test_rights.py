@@ -1,4 +1,4 @@
-"""What each AMQP and database user may do, without a server."""
+"""The rights of each AMQP and database user, without a server."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from beds.adapters.mongo.health import surplus as surplus_in_mongodb
 from beds.config.sections import Amqp, Flower
 from beds.errors import ConfigurationError
 from beds.transport.rights import CLIENT, WORKER, User, definitions, monitor_of, users_of
-from beds.transport.topology import DEAD, EVENTS, LOGS, QUEUES, node_queue
+from beds.wire.routes import DEAD, EVENTS, LOGS, QUEUES, node_queue
 
 AMQP = Amqp(url=SecretStr("amqp://app:p%40ss@h/v"), worker_url=SecretStr("amqps://worker:w@h/v"))
 CELERYS = ("celeryev", "celery.pidbox", "rec.read.1a2b3c@ms.celery.pidbox", "reply.celery.pidbox",

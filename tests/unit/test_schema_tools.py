@@ -1,4 +1,4 @@
-"""The DBA's files: names, order, and what a procedure must not do."""
+"""The DBA's files: names, order, and statements that a procedure must not contain."""
 
 from __future__ import annotations
 
@@ -29,7 +29,16 @@ from tests.conftest import ROOT
         "DROP TABLE a",
         "DROP INDEX i ON a",
         "SET autocommit = 1",
+        "SET @@session.autocommit = 1",
+        "set SESSION AutoCommit = on",
+        "SET @a = 1, autocommit = 0",
         "LOCK TABLES a WRITE",
+        "UNLOCK TABLE",
+        "FLUSH TABLES",
+        "flush privileges",
+        "RENAME TABLE a TO b",
+        "ANALYZE TABLE a",
+        "START  /* now */  TRANSACTION",
         "GRANT SELECT ON a TO b",
         "BEGIN /* fine */ COMMIT /* not */; END",
     ],

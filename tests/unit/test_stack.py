@@ -1,4 +1,4 @@
-"""What the local stack keeps in files, damaged in every way."""
+"""Damaged state files of the local stack."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from beds.errors import StackError
+from beds.node.daemon import Daemon
 from beds.stack.plan import USERS, load_plan
-from beds.stack.process import Daemon
 from beds.stack.stack import Stack
 
 PASSWORDS = dict.fromkeys(USERS, "x")

@@ -1,4 +1,4 @@
-"""Stored commands: where a parameter may stand, and that its value can never become an operator."""
+"""Stored commands: the allowed positions of a parameter; its value never becomes an operator."""
 
 from __future__ import annotations
 

@@ -1,10 +1,11 @@
-"""The one place where mysqlclient's errors become errors of BEDS."""
+"""Translates mysqlclient's errors to errors of BEDS; the only place that does."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import MySQLdb
 
@@ -25,22 +26,25 @@ from beds.errors import (
     StoreUnavailable,
     TimeLimitExceeded,
     TooLong,
+    UnknownField,
     WrongType,
 )
+from beds.templates.fields import FieldSpec
 
 
-def _field_in(message: str) -> str:
+def column_in(message: str) -> str:
     """The column or parameter that a message names: "column 'name' at row 1", "column ``.``.`p_name` at row 0".
 
-    The last one: what stands before it may be a value, which may hold anything.
+    The last match counts, since a value before it may contain any text.
     """
     found = re.findall(r"column ([`'\w.]+)", message, re.IGNORECASE)
     return found[-1].replace("`", "").replace("'", "").rsplit(".", 1)[-1].removeprefix(PREFIX) if found else ""
 
 
 def _key_in(message: str) -> str:
-    found = re.search(r"for key '(?:\w+\.)?(\w+)'$", message)
-    return found[1] if found else ""
+    """The index that a message names at its end. The value before it may contain any text."""
+    _, found, key = message.rpartition(" for key '")
+    return key.removesuffix("'").rsplit(".", 1)[-1] if found else ""
 
 
 def _duplicate(message: str) -> BedsError:
@@ -50,22 +54,27 @@ def _duplicate(message: str) -> BedsError:
 
 
 def _foreign_key(message: str) -> BedsError:
-    found = re.search(r"`(\w+)`, CONSTRAINT .*FOREIGN KEY \(`(\w+)`\) REFERENCES `(\w+)`", message)
+    found = re.search(r"`([^`]+)`, CONSTRAINT .*FOREIGN KEY \((`[^)]+`)\) REFERENCES `(?:[^`]+`\.`)?([^`]+)`", message)
     if not found:
         return ForeignKeyViolation("a foreign key does not hold")
-    child, column, parent = found.groups()
-    detail = {"field": column, "refers_to": parent}
+    child, columns, parent = found.groups()
+    fields = [column.strip("` ") for column in columns.split(",")]
+    named = ", ".join(fields)
+    detail: dict[str, Any] = {"field": named, "fields": fields, "refers_to": parent}
     if "Cannot add" in message:
-        return ForeignKeyViolation(f"field {column} refers to {parent}, which has no such record", detail=detail)
+        plural = ("s", "") if len(fields) > 1 else ("", "s")
+        return ForeignKeyViolation(
+            f"field{plural[0]} {named} refer{plural[1]} to {parent}, which has no such record", detail=detail
+        )
     return ForeignKeyViolation(
-        f"records of {child} still refer to this one of {parent}, by their field {column}",
+        f"records of {child} still refer to this one of {parent}, by their field{'s'[: len(fields) - 1]} {named}",
         detail=detail | {"referred_by": child},
     )
 
 
 def _field_error(cls: type[InvalidPayload], problem: str) -> Callable[[str], BedsError]:
     def make(message: str) -> BedsError:
-        name = _field_in(message)
+        name = column_in(message)
         return cls(f"field {name or '?'} {problem}", detail={"field": name})
 
     return make
@@ -115,9 +124,15 @@ _BY_CODE: Mapping[int, Callable[[str], BedsError]] = {
     1213: _not_done("the transaction was the victim of a deadlock"),
     1226: _not_done("the broker's user has used up a resource limit of MariaDB"),
     1227: _denied,
+    1210: _mismatch,
     1264: _field_error(OutOfRange, "is out of the column's range"),
     1265: _field_error(OutOfRange, "would be cut by the column's type"),
-    1290: _not_done("MariaDB is read-only"),
+    1267: _mismatch,  # collations that do not mix
+    1290: lambda m: (
+        harmless(StoreUnavailable("MariaDB is read-only"))
+        if "read" in m and "only" in m
+        else StoreError("MariaDB runs with an option that forbids the statement")
+    ),
     1292: _field_error(WrongType, "has a value that its column's type cannot hold"),
     1305: _mismatch,
     1318: _mismatch,
@@ -128,7 +143,14 @@ _BY_CODE: Mapping[int, Callable[[str], BedsError]] = {
     1406: _field_error(TooLong, "is longer than its column"),
     1451: _foreign_key,
     1452: _foreign_key,
+    1416: lambda m: WrongType("a value is no geometry", detail={"field": column_in(m)}),
+    1792: _not_done("MariaDB is read-only"),
     1836: _not_done("MariaDB is read-only"),
+    1526: lambda m: OutOfRange("a value belongs to no partition of its table", detail={"field": column_in(m)}),
+    1690: lambda m: OutOfRange("a number that the object computes is out of range", detail={"field": column_in(m)}),
+    1906: lambda m: UnknownField(
+        f"field {_computed_in(m)} is computed by its table", detail={"field": _computed_in(m)}, hint="leave it out"
+    ),
     1927: _lost,
     1969: lambda m: TimeLimitExceeded("the statement ran longer than MariaDB was told to allow"),
     2002: _not_done("MariaDB cannot be reached"),
@@ -141,11 +163,22 @@ _BY_CODE: Mapping[int, Callable[[str], BedsError]] = {
     4025: lambda m: OutOfRange(
         f"a value breaks the rule {_constraint_in(m)} of its table", detail={"field": _constraint_in(m)}
     ),
+    4040: lambda m: InvalidPayload(
+        "JSON is nested deeper than the 32 levels that MariaDB follows", detail={"field": ""}
+    ),
     4038: _field_error(InvalidPayload, "holds text that is not JSON"),
 }
-SIGNAL = 1644
+SIGNALS = frozenset({1643, 1644})
+"""Codes of an unhandled SIGNAL: of a "not found" condition, and of an error."""
+READ_ONLY = frozenset({1290, 1792, 1836})
+"""Codes of a server that is or became a replica. It keeps the connection open."""
 _USER_CONDITION = "45"
-"""SQLSTATE class of SIGNAL in a procedure; the rest of it is the DBA's."""
+"""SQLSTATE class of SIGNAL in a procedure. The DBA chooses the other characters."""
+
+
+def _computed_in(message: str) -> str:
+    found = re.search(r"generated column '([^']+)'", message)
+    return found[1] if found else ""
 
 
 def _constraint_in(message: str) -> str:
@@ -155,7 +188,7 @@ def _constraint_in(message: str) -> str:
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Every driver error raised inside leaves as an error of BEDS."""
+    """Translate each driver error raised inside to an error of BEDS."""
     try:
         yield
     except MySQLdb.Error as error:
@@ -163,9 +196,38 @@ def translated() -> Iterator[None]:
 
 
 def is_client_side(error: MySQLdb.Error) -> bool:
-    """Whether the connection is lost: CR_… codes (2000 to 2999), a killed connection, or a closed one."""
+    """True if the connection is lost: a CR_… code (2000 to 2999), or a killed or closed connection."""
     code = error.args[0] if error.args and isinstance(error.args[0], int) else 0
     return 2000 <= code < 3000 or code == 1927 or isinstance(error, MySQLdb.InterfaceError)
+
+
+def ends_connection(error: MySQLdb.Error) -> bool:
+    """True if the server refuses writes. A new connection may reach another server."""
+    return bool(error.args) and error.args[0] in READ_ONLY
+
+
+def refused_by_warning(code: int, message: str, spec_of: Callable[[str], FieldSpec | None]) -> BedsError | None:
+    """The error for a warning that MariaDB changed a value; None for any other warning.
+
+    Args:
+        code, message: a row of SHOW WARNINGS.
+        spec_of: called with the column's name; returns its field in the template, or None.
+    """
+    if code not in _CHANGED:
+        return None
+    name = column_in(message)
+    spec = spec_of(name)
+    if code == _TRUNCATED and spec is not None and spec.type in ("string", "bytes"):
+        found: BedsError = TooLong(f"field {name} is longer than its column", detail={"field": name})
+    else:
+        found = _BY_CODE[code](message)
+    found.detail.setdefault("store_code", code)
+    return found
+
+
+_TRUNCATED = 1265
+_CHANGED = frozenset({1048, 1264, _TRUNCATED, 1292, 1366, 1406, 1906})
+"""Codes that are errors in strict mode. Otherwise MariaDB changes the value and adds a warning or note."""
 
 
 def translate(error: MySQLdb.Error, sqlstate: str = "") -> BedsError:
@@ -177,8 +239,8 @@ def translate(error: MySQLdb.Error, sqlstate: str = "") -> BedsError:
     """
     code = error.args[0] if error.args and isinstance(error.args[0], int) else 0
     message = str(error.args[1]) if len(error.args) > 1 else ""
-    if code == SIGNAL or sqlstate.startswith(_USER_CONDITION):
-        # The DBA wrote these words for the caller.
+    if code in SIGNALS or sqlstate.startswith(_USER_CONDITION):
+        # The DBA wrote this message for the caller.
         found: BedsError = BusinessRule(message, detail={"sqlstate": sqlstate})
     elif make := _BY_CODE.get(code):
         found = make(message)

@@ -1,10 +1,10 @@
-"""What a start-up check asks of MariaDB: its clock, and what this user may do beyond calling named objects."""
+"""The start-up checks of MariaDB: its clock, and this user's rights beyond calling named objects."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from datetime import UTC
+from datetime import UTC, datetime
 from typing import Any
 
 from beds.adapters.store import Health
@@ -14,20 +14,32 @@ _GRANT = re.compile(r"GRANT (?P<rights>.+) ON (?P<kind>PROCEDURE |FUNCTION )?(?P
 
 
 def examine(cursor: Any) -> Health:
-    """Ask over an open cursor."""
-    cursor.execute("SELECT UTC_TIMESTAMP(6) AS now")
-    clock = cursor.fetchone()["now"].replace(tzinfo=UTC)
+    """Read MariaDB's state over an open cursor."""
+    cursor.execute("SELECT UNIX_TIMESTAMP(UTC_TIMESTAMP(6)) AS now, @@global.read_only AS read_only")
+    row = cursor.fetchone()
+    clock, read_only = datetime.fromtimestamp(float(row["now"]), UTC), bool(row["read_only"])
     cursor.execute(VIEWS)
     views = {f"`{row['schema_name']}`.`{row['name']}`" for row in cursor.fetchall()}
     cursor.execute("SHOW GRANTS")
     grants = [str(next(iter(row.values()))) for row in cursor.fetchall()]
-    return Health(clock, transactions=True, surplus=tuple(surplus(grants, views)))
+    return Health(clock, transactions=True, surplus=tuple(surplus(grants, views)), read_only=read_only)
+
+
+def granted(cursor: Any) -> set[str]:
+    """This user's rights to call and read, in GRANT's words: EXECUTE ON PROCEDURE `beds`.`flights_create`."""
+    cursor.execute("SHOW GRANTS")
+    found = [_GRANT.match(str(next(iter(row.values())))) for row in cursor.fetchall()]
+    return {
+        f"{parts['rights']} ON {parts['kind'] or ''}{parts['target']}"
+        for parts in found
+        if parts and parts["rights"] in ("EXECUTE", "SELECT")
+    }
 
 
 def surplus(grants: Iterable[str], views: set[str]) -> list[str]:
     """The rights that a broker does not need, as MariaDB's `SHOW GRANTS` words them.
 
-    It needs EXECUTE on single procedures and functions, and SELECT on single views. A password's hash is left out.
+    A broker needs EXECUTE on single procedures and functions, and SELECT on single views. Password hashes are left out.
     """
     found = []
     for grant in grants:

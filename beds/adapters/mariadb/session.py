@@ -1,8 +1,9 @@
-"""One process's connection to MariaDB, and how a named object is called over it."""
+"""One process's connection to MariaDB, over which it calls named objects."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import random
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,32 +12,64 @@ from typing import Any
 import MySQLdb
 import MySQLdb.cursors
 from MySQLdb.constants import CLIENT, ER
+from MySQLdb.converters import conversions
 
-from beds.adapters.mariadb import health, signatures
-from beds.adapters.mariadb.errors import is_client_side, translate, translated
-from beds.adapters.mariadb.values import bulk_to_json, from_sql, to_sql
-from beds.adapters.store import AlreadyDone, Health, Once, Outcome
+from beds.adapters.conform import store_error
+from beds.adapters.mariadb import definition, health, signatures
+from beds.adapters.mariadb.columns import CONVERTERS, out_reader, read_rows, reader
+from beds.adapters.mariadb.errors import (
+    column_in,
+    ends_connection,
+    is_client_side,
+    refused_by_warning,
+    translate,
+    translated,
+)
+from beds.adapters.mariadb.signatures import Column, Source
+from beds.adapters.mariadb.types import SqlType
+from beds.adapters.mariadb.values import bulk_to_json, to_sql
+from beds.adapters.store import (
+    RESULT_BYTES,
+    AlreadyDone,
+    DefinitionChanged,
+    Health,
+    IdempotencyRecord,
+    Outcome,
+    ResultLimit,
+    Verify,
+)
 from beds.config.sections import RelDatabase
 from beds.domain.event import Operation
 from beds.domain.reply import Record
-from beds.errors import BedsError
-from beds.templates.binding import BULK_NAMES, Binding
-from beds.templates.named_object import NamedObject, ObjectKind
+from beds.errors import BedsError, ResultTooLarge, SchemaMismatch, StoreError
+from beds.templates.binding import BULK_NAMES, Binding, spec_of
+from beds.templates.fields import FieldSpec
+from beds.templates.named_object import NamedObject, ObjectKind, Param
+
+logger = logging.getLogger(__name__)
 
 PURGE_SECONDS, PURGE_ROWS = 10.0, 5000
-"""How often a process looks for ledger entries past their time, and how many it deletes at once: more than it adds."""
+"""Interval between a process's purges of expired ledger entries, and the rows of one purge: more than it inserts."""
+ANSWER_CHARACTERS = 4_000_000
+"""Limit of a write's reply, which the ledger stores (MEDIUMTEXT: 16 MiB)."""
+ROWS_AT_ONCE = 200
 SESSION_SETUP = (
-    "SET time_zone = '+00:00', sql_mode = 'STRICT_ALL_TABLES,ERROR_FOR_DIVISION_BY_ZERO,NO_ENGINE_SUBSTITUTION'"
+    "SET time_zone = '+00:00', max_error_count = 65535, "
+    "sql_mode = 'STRICT_ALL_TABLES,ERROR_FOR_DIVISION_BY_ZERO,NO_ENGINE_SUBSTITUTION'"
 )
 
 
+# All of mysqlclient's conversions for parameters, but only those of numbers for results.
+_CONVERSIONS = {kind: convert for kind, convert in conversions.items() if isinstance(kind, type)} | CONVERTERS
+
+
 def connect(config: RelDatabase, timeout: float, *, multi_statements: bool = False) -> Any:
-    """A connection: strict, in UTC, with transactions.
+    """Open a connection in strict mode, in UTC, with transactions.
 
     Args:
         config: where to connect.
-        timeout: seconds after which a silent socket is given up.
-        multi_statements: whether one query may hold several; for schema files only.
+        timeout: of the socket, in seconds.
+        multi_statements: whether one query may hold several statements; for schema files only.
     """
     tls = {"ssl": config.tls.named("ca", "cert", "key"), "ssl_mode": "VERIFY_IDENTITY"} if config.tls else {}
     with translated():
@@ -51,18 +84,19 @@ def connect(config: RelDatabase, timeout: float, *, multi_statements: bool = Fal
             connect_timeout=max(1, int(config.connect_timeout)),
             read_timeout=max(1, int(timeout)),
             write_timeout=max(1, int(timeout)),
-            # The server ends a statement, and gives its locks back, before the driver gives up on the socket.
+            # The server ends a statement and releases its locks before the driver's socket timeout.
             init_command=f"{SESSION_SETUP}, max_statement_time = {max(1.0, timeout - 1):.1f}",
             autocommit=False,
-            client_flag=CLIENT.FOUND_ROWS,  # an update that finds a record but changes nothing counts it
+            client_flag=CLIENT.FOUND_ROWS,  # an update counts a record that it finds, even if it stays the same
             local_infile=0,
             multi_statements=multi_statements,
+            conv=_CONVERSIONS,
             cursorclass=MySQLdb.cursors.DictCursor,
         )
 
 
 class MariaDBSession:
-    """An `ObjectStore` over MariaDB. A connection that broke is opened anew at the next use."""
+    """An `ObjectStore` over MariaDB. It reopens a broken connection at the next use."""
 
     def __init__(self, config: RelDatabase, timeout: float) -> None:
         self._config = config
@@ -72,90 +106,115 @@ class MariaDBSession:
 
     def describe(self, names: Iterable[str]) -> dict[str, NamedObject]:
         arguments = {"database": self._config.database, "names": tuple(names)}
-        with self._transaction() as cursor:
-            found = []
-            for query in (signatures.ROUTINES, signatures.PARAMETERS, signatures.VIEWS):
-                cursor.execute(query, arguments)
-                found.append(cursor.fetchall())
-        return signatures.build(*found)
+        if self._is_read_only():
+            self.close()  # after a failover the host name leads to another server; this replica's reads may be stale
+        with self._transaction(cursors=MySQLdb.cursors.DictCursor) as cursor:
+            cursor.execute(signatures.ROUTINES, arguments)
+            routines = cursor.fetchall()
+            # Definitions come first: if a routine is replaced meanwhile, the first call finds that its definition is
+            # outdated. Parameters read before their definition could belong to its predecessor, unnoticed.
+            sources = {row["name"]: _source(cursor, row["kind"], row["name"]) for row in routines}
+            cursor.execute(signatures.PARAMETERS, arguments)
+            parameters = cursor.fetchall()
+            cursor.execute(signatures.VIEWS, arguments)
+            return signatures.build(routines, sources, parameters, cursor.fetchall())
 
-    def execute(self, binding: Binding, values: Mapping[str, Any], once: Once | None = None) -> Outcome:
+    def execute(
+        self,
+        binding: Binding,
+        values: Mapping[str, Any],
+        once: IdempotencyRecord | None = None,
+        verify: Verify | None = None,
+    ) -> Outcome:
         target = binding.target
-        if binding.operation is Operation.CREATE_MANY:
-            (name,) = BULK_NAMES & values.keys()
-            arguments = [bulk_to_json(values[name])]
-        else:
-            arguments = [to_sql(p.name, values.get(p.name), p.declared) for p in target.params if p.mode == "in"]
-        with self._transaction(commit=once is None) as cursor:
-            match target.kind:
-                case ObjectKind.PROCEDURE:
-                    rows, affected = _call_procedure(cursor, target, arguments)
-                case ObjectKind.FUNCTION:
-                    marks = ", ".join(["%s"] * len(arguments))
-                    cursor.execute(f"SELECT `{target.name}`({marks}) AS `{target.name}`", arguments)
-                    rows, affected = list(cursor.fetchall()), 0
-                case _:
-                    cursor.execute(f"SELECT * FROM `{target.name}` LIMIT %s", arguments)
-                    rows, affected = list(cursor.fetchall()), 0
-            fields = binding.template.fields
-            outcome = Outcome([{n: from_sql(fields.get(n), v) for n, v in row.items()} for row in rows], affected)
+        with self._transaction(commit=once is None and target.kind is ObjectKind.VIEW) as cursor:
+            try:
+                outcome = _call(cursor, binding, values)
+            except UnicodeDecodeError:
+                raise self._not_utf8(binding, values) from None
+            if not _is_current(cursor, target):
+                raise DefinitionChanged
             if once is not None:
                 self._commit_noted(cursor, once.guid, once.ttl, once.answer(outcome))
+            else:
+                if verify is not None:
+                    verify(outcome)
+                self._connection.commit()
         if once is not None:
             self._purge_ledger()
         return outcome
 
+    def has_changed(self, target: NamedObject) -> bool:
+        try:
+            with self._transaction() as cursor:
+                return not _is_current(cursor, target)
+        except SchemaMismatch:
+            return True  # dropped
+
     def recall(self, guid: str) -> str | None:
         with self._transaction() as cursor:
             cursor.execute("CALL beds_ledger_find(%s)", [guid])
-            row = cursor.fetchone()
-            while cursor.nextset():
-                pass
-        return str(row["answer"]) if row else None
+            rows = cursor.fetchall()
+            _drain(cursor)
+        return str(rows[0][0]) if rows else None
 
     def note(self, guid: str, ttl: int, answer: str) -> None:
         with self._transaction(commit=False) as cursor:
             self._commit_noted(cursor, guid, ttl, answer)
 
     def examine(self) -> Health:
-        with self._transaction() as cursor:
+        if self._is_read_only():
+            self.close()
+        with self._transaction(cursors=MySQLdb.cursors.DictCursor) as cursor:
             return health.examine(cursor)
+
+    def _is_read_only(self) -> bool:
+        """True if the connected server is read-only. A new connection may reach another server."""
+        with self._transaction() as cursor:
+            cursor.execute("SELECT @@global.read_only")
+            return bool(cursor.fetchall()[0][0])
 
     def close(self) -> None:
         if self._connection is not None:
             connection, self._connection = self._connection, None
-            with contextlib.suppress(MySQLdb.Error):  # it may be gone already, which is what is wanted
+            with contextlib.suppress(MySQLdb.Error):  # it may be closed already
                 connection.close()
 
     @staticmethod
     def _commit_noted(cursor: Any, guid: str, ttl: int, answer: str) -> None:
-        """Note an event's answer and commit, in one round trip. Raises AlreadyDone."""
+        """Insert the idempotency record and commit, in one round trip. Raises AlreadyDone, ResultTooLarge."""
+        if len(answer) > ANSWER_CHARACTERS:
+            raise ResultTooLarge(f"the answer has {len(answer):,} characters, {ANSWER_CHARACTERS:,} are kept")
         try:
             cursor.execute("CALL beds_ledger_commit(%s, %s, %s)", [guid, answer, ttl])
-            while cursor.nextset():
-                pass
+            _drain(cursor)
         except MySQLdb.IntegrityError as error:
             if error.args[0] == ER.DUP_ENTRY:
                 raise AlreadyDone from None
             raise
 
     def _purge_ledger(self) -> None:
-        """Now and then, delete what is older than any event that may come again."""
+        """Delete expired ledger entries about every `PURGE_SECONDS`. No event that old is redelivered."""
         if time.monotonic() < self._next_purge:
             return
         self._next_purge = time.monotonic() + PURGE_SECONDS * random.uniform(0.5, 1.5)
-        with self._transaction() as cursor:
-            cursor.execute("CALL beds_ledger_purge(%s)", [PURGE_ROWS])
-            while cursor.nextset():
-                pass
+        try:
+            with self._transaction() as cursor:
+                cursor.execute("CALL beds_ledger_purge(%s)", [PURGE_ROWS])
+                _drain(cursor)
+        except BedsError as error:  # the write before is committed, so its reply must not become an error
+            logger.warning("the ledger could not be purged: %s", error.message)
 
     @contextlib.contextmanager
-    def _transaction(self, *, commit: bool = True) -> Iterator[Any]:
-        """A cursor in a transaction: committed at the end (unless that is done by then), rolled back on an error, and
-        the connection dropped when nobody can tell what state it is in."""
+    def _transaction(self, *, commit: bool = True, cursors: Any = MySQLdb.cursors.SSCursor) -> Iterator[Any]:
+        """A cursor in a transaction. It is committed at the end if `commit`, and rolled back on an error.
+
+        If the connection's state is unknown after an error, the connection is closed. By default rows stay on the
+        server until they are read, so that a large result does not fill this process's memory.
+        """
         if self._connection is None:
             self._connection = connect(self._config, self._timeout)
-        cursor = self._connection.cursor()
+        cursor = self._connection.cursor(cursors)
         try:
             yield cursor
             cursor.close()
@@ -163,7 +222,10 @@ class MariaDBSession:
                 self._connection.commit()
         except MySQLdb.Error as error:
             raise self._give_up(error) from None
-        except (AlreadyDone, BedsError):
+        except _TooMuch as much:
+            self.close()  # a rollback would first have to read the rest of the result
+            raise much.error from None
+        except (AlreadyDone, DefinitionChanged, BedsError):
             self._roll_back()
             raise
         except BaseException:
@@ -171,44 +233,239 @@ class MariaDBSession:
             raise
 
     def _give_up(self, error: MySQLdb.Error) -> BedsError:
-        """Undo what the transaction did, and say what went wrong."""
+        """Roll the transaction back, or close the connection. Returns the translated error."""
         if is_client_side(error):
+            self.close()
+            return translate(error)
+        if ends_connection(error):
+            # The server became a replica: the next connection may lead to the new primary.
             self.close()
             return translate(error)
         found = translate(error, self._connection.sqlstate())  # before another command overwrites it
         self._roll_back()
         return found
 
+    def _not_utf8(self, binding: Binding, values: Mapping[str, Any]) -> StoreError:
+        """The error for text that is not UTF-8. A read is repeated with bytes, since the driver names no column."""
+        problem = "holds text that is not UTF-8"
+        if not binding.operation.is_read:
+            return store_error("of its result", problem)
+        self.close()
+        try:
+            with self._transaction() as cursor:
+                converter = self._connection.converter
+                texts = [kind for kind, convert in converter.items() if isinstance(convert, (list, tuple))]
+                converter.update(dict.fromkeys(texts, bytes))
+                _set_inout(cursor, binding.target.params, values)
+                cursor.execute(*_statement(binding, values))
+                while True:
+                    names = [column[0] for column in cursor.description or ()]
+                    while names and (row := cursor.fetchone()):
+                        for name, value in zip(names, row, strict=True):
+                            if isinstance(value, bytes) and not _is_utf8(value):
+                                raise _TooMuch(store_error(name, problem))
+                    if not cursor.nextset():
+                        return store_error("of its result", problem)
+        finally:
+            self.close()  # its converters now return bytes for all text
+
     def _roll_back(self) -> None:
+        if self._connection is None:
+            return
         try:
             self._connection.rollback()
         except MySQLdb.Error:
-            self.close()  # which rolls back as well
+            self.close()  # the server rolls back when the connection closes
 
 
-def _call_procedure(cursor: Any, target: NamedObject, arguments: list[Any]) -> tuple[list[Record], int]:
-    """CALL it, drain every result set (a later statement fails otherwise), then read the OUT parameters."""
-    given = iter(arguments)
-    marks, passed, outs = [], [], []
-    for param in target.params:
-        if param.mode == "in":
-            marks.append("%s")
-            passed.append(next(given))
-        else:
-            marks.append(f"@beds_{param.name}")
-            outs.append(param.name)
-    cursor.execute(f"CALL `{target.name}`({', '.join(marks)})", passed)
-    rows = list(cursor.fetchall()) if cursor.description else []
-    affected = cursor.rowcount if not rows else 0
-    while cursor.nextset():
-        if cursor.description is None:
+class _TooMuch(Exception):
+    """Ends a call with rows left to read. Carries the error for the caller."""
+
+    def __init__(self, error: BedsError) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+def _statement(binding: Binding, values: Mapping[str, Any]) -> tuple[str, list[Any]]:
+    """The statement that calls an object, and its arguments."""
+    target = binding.target
+    if binding.operation is Operation.CREATE_MANY:
+        (name,) = BULK_NAMES & values.keys()
+        arguments = [bulk_to_json(values[name], target.columns)]
+    else:
+        arguments = [to_sql(p.name, values.get(p.name), p.declared) for p in target.params if p.mode == "in"]
+    match target.kind:
+        case ObjectKind.PROCEDURE:
+            marks = ", ".join("%s" if p.mode == "in" else f"@`beds_{p.name}`" for p in target.params)
+            return f"CALL `{target.name}`({marks})", arguments
+        case ObjectKind.FUNCTION:
+            marks = ", ".join(["%s"] * len(arguments))
+            return f"SELECT `{target.name}`({marks}) AS `{target.name}`", arguments
+    return f"SELECT * FROM `{target.name}` LIMIT %s", arguments
+
+
+def _call(cursor: Any, binding: Binding, values: Mapping[str, Any]) -> Outcome:
+    """Call the object; read its result sets, its OUT parameters and MariaDB's warnings."""
+    target = binding.target
+    back = [param for param in target.params if param.mode != "in"]
+    _set_inout(cursor, target.params, values)
+    cursor.execute(*_statement(binding, values))
+    sets, affected = _read_sets(cursor, binding)
+    if not binding.operation.is_read and cursor.connection.warning_count():
+        cursor.execute("SHOW WARNINGS")
+        for level, code, message in cursor.fetchall():
+            if level == "Note" and not _is_ours(target, message):
+                continue  # about a value that the DBA's own expression computed
+            if refusal := refused_by_warning(code, message, lambda name: spec_of(binding.template, binding.ref, name)):
+                raise refusal
+    outs = _out_values(cursor, back, binding) if back else {}
+    may_report = not binding.operation.is_read and "affected" not in binding.template.fields
+    reported = outs.pop("affected", None) if may_report else None
+    return Outcome(_joined(binding, sets, outs), affected if reported is None else int(reported), reported is not None)
+
+
+def _set_inout(cursor: Any, params: Iterable[Param], values: Mapping[str, Any]) -> None:
+    """Set the user variables of INOUT parameters. They would otherwise keep their values from the previous call."""
+    if given := [param for param in params if param.mode == "inout"]:
+        cursor.execute(
+            "SET " + ", ".join(f"@`beds_{p.name}` = %s" for p in given),
+            [to_sql(p.name, values.get(p.name), p.declared) for p in given],
+        )
+
+
+def _is_ours(target: NamedObject, message: str) -> bool:
+    """True if a note is about a column that a parameter goes into unchanged. The DBA may round computed values."""
+    return column_in(message).lower() in target.fields_of
+
+
+def _read_sets(cursor: Any, binding: Binding) -> tuple[list[list[Record]], int]:
+    """All result sets, and the number of records changed by the last statement that changed any."""
+    wanted = len(binding.fetch.results) or 1 if binding.operation is Operation.FETCH else 1
+    sets: list[list[Record]] = []
+    affected = 0
+    left = ResultLimit(binding)
+    while True:
+        if cursor.description is not None:
+            if len(sets) == wanted:
+                raise _TooMuch(_surplus_sets(binding, wanted))
+            sets.append(_read_set(cursor, binding, left))
+        elif cursor.rowcount > 0:
             affected = cursor.rowcount
-        else:
-            cursor.fetchall()
-    if outs:
-        cursor.execute("SELECT " + ", ".join(f"@beds_{name} AS `{name}`" for name in outs))
-        (values,) = cursor.fetchall()
-        affected = int(values.pop("affected", None) or affected)
-        if values:
-            rows = [{**(rows[0] if rows else {}), **values}]
-    return rows, max(affected, 0)
+        if not cursor.nextset():
+            return sets, affected
+
+
+def _read_set(cursor: Any, binding: Binding, left: ResultLimit) -> list[Record]:
+    names = [column[0] for column in cursor.description]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        problem = f"object {binding.target.name} returns two columns named {twice}; give one another name"
+        raise _TooMuch(SchemaMismatch(problem, detail={"object": binding.target.name, "column": twice}))
+    readers = [
+        reader(name, kind, length, spec_of(binding.template, binding.ref, name), flags)
+        for (name, kind, _, length, *_rest), flags in zip(cursor.description, cursor.description_flags, strict=True)
+    ]
+    found: list[Record] = []
+    rows_at_once = 1
+    while rows := cursor.fetchmany(rows_at_once):
+        try:
+            largest = max(map(left.take, rows))
+            found += read_rows(names, readers, rows)
+        except (ResultTooLarge, StoreError) as error:
+            raise _TooMuch(error) from None
+        rows_at_once = max(1, min(ROWS_AT_ONCE, RESULT_BYTES // 8 // max(1, largest)))
+    return found
+
+
+def _surplus_sets(binding: Binding, wanted: int) -> SchemaMismatch:
+    return SchemaMismatch(
+        f"object {binding.target.name} returns more result sets than the {wanted} that its template names",
+        detail={"object": binding.target.name, "template": binding.template.name},
+        hint='name them in the fetch: results = ["head", "lines"]',
+    )
+
+
+def _out_values(cursor: Any, params: list[Param], binding: Binding) -> Record:
+    cursor.execute("SELECT " + ", ".join(f"@`beds_{p.name}`" for p in params))
+    (row,) = cursor.fetchall()
+    specs: list[FieldSpec | None] = [spec_of(binding.template, binding.ref, p.name) for p in params]
+    return {
+        param.name: None if value is None else out_reader(param.name, SqlType.parse(param.declared), spec)(value)
+        for param, spec, value in zip(params, specs, row, strict=True)
+    }
+
+
+def _joined(binding: Binding, sets: list[list[Record]], outs: Record) -> list[Record]:
+    """The records of a page: those of the one set, or one record that holds all named sets.
+
+    OUT parameters are added to the first record.
+    """
+    taken = set(binding.fetch.results) if binding.operation is Operation.FETCH else set()
+    if taken or (sets and sets[0]):
+        first = dict.fromkeys(taken) or sets[0][0]
+        for name in outs.keys() & first.keys():
+            if taken or outs[name] != first[name]:
+                raise SchemaMismatch(
+                    f"object {binding.target.name} returns {name} twice: as a result and as an OUT parameter",
+                    detail={"object": binding.target.name, "param": name},
+                    hint="give one of them another name",
+                )
+    if binding.operation is Operation.FETCH and binding.fetch.results:
+        named = dict(
+            zip(binding.fetch.results, [*sets, *([[]] * (len(binding.fetch.results) - len(sets)))], strict=True)
+        )
+        return [{**named, **outs}]
+    rows = sets[0] if sets else []
+    if outs and not (sets and not rows):  # an empty result set stays empty
+        rows = [{**(rows[0] if rows else {}), **outs}, *rows[1:]]
+    return rows
+
+
+def _definition(cursor: Any, kind: str, name: str) -> Source:
+    """A routine's SQL mode and text as they are now."""
+    cursor.execute("CALL beds_definition(%s, %s)", [str(kind).upper(), name])
+    rows = cursor.fetchall()
+    _drain(cursor)
+    # A row is a dictionary or a tuple, by the cursor's class: the name, the SQL mode, the text.
+    (row,) = (tuple(row.values()) if isinstance(row, dict) else row for row in rows)
+    if row[2] is None:
+        raise SchemaMismatch(
+            f"the definition of {name} cannot be read",
+            detail={"object": name},
+            hint="let the account that runs `beds schema apply` own it, or GRANT SELECT ON mysql.proc to that account",
+        )
+    return Source(str(row[1]), str(row[2]))
+
+
+def _is_current(cursor: Any, target: NamedObject) -> bool:
+    """True if a routine still has the definition that `target` was read from. A view has no parameters to swap."""
+    if target.kind is ObjectKind.VIEW:
+        return True
+    read = _definition(cursor, target.kind, target.name)
+    return definition.stamp(read.sql_mode, read.text) == target.stamp
+
+
+def _source(cursor: Any, kind: str, name: str) -> Source:
+    found = _definition(cursor, kind, name)
+    columns: list[Column] = []
+    for table in dict.fromkeys([*definition.target_tables(found.code), *definition.source_tables(found.code)]):
+        cursor.execute("CALL beds_columns(%s)", [table])
+        for place, row in enumerate(cursor.fetchall()):
+            declared, collation = SqlType.parse(row["declared"]), str(row["collation"] or "")
+            columns.append(Column(table, place, row["name"], declared, collation))
+        _drain(cursor)
+    return Source(found.sql_mode, found.text, tuple(columns))
+
+
+def _drain(cursor: Any) -> None:
+    """Read the remaining results of a CALL. Otherwise the next statement fails."""
+    while cursor.nextset():
+        pass
+
+
+def _is_utf8(value: bytes) -> bool:
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

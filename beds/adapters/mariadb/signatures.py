@@ -1,11 +1,14 @@
-"""Reading the signatures of procedures, functions and views from information_schema."""
+"""Reads the signatures of procedures, functions and views from information_schema and from a routine's text."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
+from beds.adapters.mariadb import definition
+from beds.adapters.mariadb.types import SqlType
 from beds.templates.named_object import NamedObject, ObjectKind, Param
 
 ROUTINES = """
@@ -13,9 +16,8 @@ SELECT r.ROUTINE_NAME AS name, r.ROUTINE_TYPE AS kind, r.ROUTINE_COMMENT AS desc
   FROM information_schema.ROUTINES r
  WHERE r.ROUTINE_SCHEMA = %(database)s AND r.ROUTINE_NAME IN %(names)s"""
 PARAMETERS = """
-SELECT SPECIFIC_NAME AS object, PARAMETER_NAME AS name, PARAMETER_MODE AS mode, DATA_TYPE AS type,
-       DTD_IDENTIFIER AS declared, CHARACTER_MAXIMUM_LENGTH AS max_length, NUMERIC_PRECISION AS digits,
-       NUMERIC_SCALE AS scale, DATETIME_PRECISION AS fraction
+SELECT SPECIFIC_NAME AS object, PARAMETER_NAME AS name, PARAMETER_MODE AS mode, DTD_IDENTIFIER AS declared,
+       COLLATION_NAME AS collation
   FROM information_schema.PARAMETERS
  WHERE SPECIFIC_SCHEMA = %(database)s AND SPECIFIC_NAME IN %(names)s AND ORDINAL_POSITION > 0
  ORDER BY SPECIFIC_NAME, ORDINAL_POSITION"""
@@ -24,69 +26,141 @@ SELECT TABLE_NAME AS name FROM information_schema.VIEWS
  WHERE TABLE_SCHEMA = %(database)s AND TABLE_NAME IN %(names)s"""
 
 PREFIX = "p_"
-"""Parameters carry it, so that they differ from the columns they are compared with."""
+"""Prefix of parameters, so that their names differ from the columns they are compared with."""
+VIEW_LIMIT = Param("limit", frozenset({"integer"}), "rows", whole=True)
+_MODES: Mapping[Any, Any] = {"OUT": "out", "INOUT": "inout"}
 
-_INTEGERS = {"tinyint": 2**7, "smallint": 2**15, "mediumint": 2**23, "int": 2**31, "bigint": 2**63, "year": 2156}
-_TYPES: Mapping[str, frozenset[str]] = {
-    **dict.fromkeys(_INTEGERS, frozenset({"integer"})),
-    "tinyint": frozenset({"integer", "boolean"}),
-    "bit": frozenset({"boolean"}),
-    "decimal": frozenset({"decimal", "integer"}),
-    "float": frozenset({"number"}),
-    "double": frozenset({"number"}),
-    "char": frozenset({"string", "uuid", "object_id"}),
-    "varchar": frozenset({"string", "uuid", "object_id"}),
-    "tinytext": frozenset({"string"}),
-    "text": frozenset({"string"}),
-    "mediumtext": frozenset({"string"}),
-    "longtext": frozenset({"string", "object", "array"}),  # JSON is an alias of LONGTEXT
-    "enum": frozenset({"string"}),
-    "uuid": frozenset({"uuid"}),
-    "binary": frozenset({"bytes", "uuid"}),
-    "varbinary": frozenset({"bytes", "uuid"}),
-    "tinyblob": frozenset({"bytes"}),
-    "blob": frozenset({"bytes"}),
-    "mediumblob": frozenset({"bytes"}),
-    "longblob": frozenset({"bytes"}),
-    "datetime": frozenset({"datetime"}),
-    "timestamp": frozenset({"datetime"}),
-    "date": frozenset({"date"}),
-    "time": frozenset({"time"}),
-}
-_COUNTED = frozenset({"char", "varchar", "binary", "varbinary", "tinytext", "text", "tinyblob", "blob"})
-VIEW_LIMIT = Param("limit", frozenset({"integer"}), "rows")
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a table that a routine writes to or reads from."""
+
+    table: str
+    place: int
+    name: str
+    type: SqlType
+    collation: str
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A routine's text, the SQL mode stored with it, and the columns of the tables that it names."""
+
+    sql_mode: str
+    text: str
+    columns: tuple[Column, ...] = ()
+
+    @property
+    def code(self) -> str:
+        return definition.code_of(self.text, self.sql_mode)
+
+    def targets(self) -> dict[str, list[Column]]:
+        """The columns that each parameter or column of JSON_TABLE goes into unchanged, by its lower-case name."""
+        found: dict[str, list[Column]] = defaultdict(list)
+        for flow in definition.flows(self.code):
+            for column in self.columns:
+                if column.table == flow.table and flow.column in ("*", column.name.lower(), column.place):
+                    found[column.name.lower() if flow.source == "*" else flow.source].append(column)
+        return found
 
 
 def build(
-    routines: Iterable[Mapping[str, Any]], parameters: Iterable[Mapping[str, Any]], views: Iterable[Mapping[str, Any]]
+    routines: Iterable[Mapping[str, Any]],
+    sources: Mapping[str, Source],
+    parameters: Iterable[Mapping[str, Any]],
+    views: Iterable[Mapping[str, Any]],
 ) -> dict[str, NamedObject]:
-    """The rows of the three queries above as named objects, by name."""
-    params: dict[str, list[Param]] = defaultdict(list)
+    """Named objects by name.
+
+    Args:
+        routines, parameters, views: the rows of the three queries above.
+        sources: the source of each routine.
+    """
+    params: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for row in parameters:
-        params[row["object"]].append(_param(row))
-    found = {
-        row["name"]: NamedObject(
-            row["name"], ObjectKind(row["kind"].lower()), tuple(params[row["name"]]), description=row["description"]
+        params[row["object"]].append(row)
+    found = {}
+    for row in routines:
+        source = sources[row["name"]]
+        targets = source.targets()
+        columns, complete = _bulk_columns(source, targets)
+        declared = params[row["name"]]
+        found[row["name"]] = NamedObject(
+            row["name"],
+            ObjectKind(row["kind"].lower()),
+            tuple(_param(each, source, targets.get(each["name"].lower(), [])) for each in declared),
+            columns=columns,
+            reads_all=not complete,
+            fields_of={
+                column.name.lower(): name.removeprefix(PREFIX) for name, behind in targets.items() for column in behind
+            },
+            several=source.code.count(";") > 2,
+            stamp=definition.stamp(source.sql_mode, source.text),
+            strict=definition.is_strict(source.sql_mode),
+            description=row["description"],
         )
-        for row in routines
-    }
     return found | {row["name"]: NamedObject(row["name"], ObjectKind.VIEW, (VIEW_LIMIT,)) for row in views}
 
 
-def _param(row: Mapping[str, Any]) -> Param:
-    sql_type = str(row["type"]).lower()
-    declared = str(row["declared"]).lower()
-    bound = _INTEGERS.get(sql_type)
-    if bound and "unsigned" in declared:
-        bound *= 2
+def _param(row: Mapping[str, Any], source: Source, behind: list[Column]) -> Param:
+    declared = SqlType.parse(str(row["declared"]))
+    name = row["name"].removeprefix(PREFIX)
+    own = str(row["collation"] or "")
+    checks = [declared.check, *(column.type.check for column in behind)]
+    if declared.name == "float" and any(column.type.name != "float" for column in behind):
+        checks.append(declared.check_single)
     return Param(
-        name=row["name"].removeprefix(PREFIX),
-        types=_TYPES.get(sql_type, frozenset()),
-        declared=declared,
-        mode="in" if row["mode"] in ("IN", None) else "out",
-        max_length=int(row["max_length"]) if sql_type in _COUNTED and row["max_length"] else None,
-        digits=int(row["digits"]) if sql_type == "decimal" else None,
-        scale=int(row["scale"]) if sql_type == "decimal" else None,
-        fraction=int(row["fraction"] or 0) if sql_type in ("datetime", "timestamp") else None,
-        max=bound - 1 if bound else None,
+        name=name,
+        types=declared.carries,
+        declared=declared.declared.lower() if not declared.members else declared.declared,
+        mode=_MODES.get(row["mode"], "in"),
+        max_length=declared.max_length,
+        checks=tuple(checks),
+        cannot_page=_why_no_page(name, declared, own, source.columns),
+        ignores=_ignored(next((c.collation for c in behind if c.collation), own)),
     )
+
+
+def _why_no_page(name: str, declared: SqlType, collation: str, columns: Iterable[Column]) -> str:
+    """The reason why no page can begin after this parameter's value; empty if one can."""
+    if not name.startswith("after_"):
+        return ""
+    if declared.name == "float":
+        return f"is {declared.declared}, which rounds: no page can begin after such a value"
+    for column in columns:
+        if column.name.lower() != name.removeprefix("after_").lower():
+            continue
+        if column.type.name == "float":
+            where = f"{column.table}.{column.name}"
+            return f"is compared with {where}, a FLOAT, which rounds: no page can begin after such a value"
+        if column.collation and collation and _ignored(column.collation) != _ignored(collation):
+            return (
+                f"has the collation {collation}, by which it compares, and {column.table}.{column.name} is ordered by "
+                f"{column.collation}: declare the parameter with COLLATE {column.collation}"
+            )
+    return ""
+
+
+def _bulk_columns(source: Source, targets: Mapping[str, list[Column]]) -> tuple[dict[str, Param], bool]:
+    """The types of a bulk's fields, and whether JSON_TABLE reads no other field.
+
+    JSON_TABLE reads each field in one type, and its column may have another. A value must fit both.
+    """
+    found = {}
+    read, complete = definition.json_columns(source.text)
+    for name, text in read.items():
+        checks = [column.type.check for column in targets.get(name.lower(), [])]
+        if not text:
+            found[name] = Param(name, frozenset(), "in parts")
+            continue
+        declared = SqlType.parse(text)
+        found[name] = Param(name, declared.carries, declared.declared, checks=(declared.check, *checks))
+    return found, complete
+
+
+def _ignored(collation: str) -> frozenset[str]:
+    """The differences that a collation ignores: https://mariadb.com/kb/en/supported-character-sets-and-collations/"""
+    if not collation or collation == "binary":
+        return frozenset()
+    found = set() if "nopad" in collation else {"spaces"}
+    return frozenset(found if collation.endswith("_bin") else found | {"case"})

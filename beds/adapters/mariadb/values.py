@@ -1,17 +1,18 @@
-"""BEDS values to MariaDB parameters, and columns back to BEDS values."""
+"""BEDS values to MariaDB parameters."""
 
 from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Mapping
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
 from beds.domain.identity import ObjectId
-from beds.errors import StoreError, WrongType
-from beds.templates.fields import FieldSpec
+from beds.errors import WrongType
+from beds.templates.named_object import Param
 
 
 def to_sql(name: str, value: Any, declared: str) -> Any:
@@ -28,59 +29,47 @@ def to_sql(name: str, value: Any, declared: str) -> Any:
         return value.bytes if declared.startswith(("binary", "varbinary")) else str(value)
     if isinstance(value, ObjectId):
         return value.hex
+    if isinstance(value, Decimal):
+        return format(value, "f")  # 1E+2 would be a double to MariaDB
+    if isinstance(value, timedelta):
+        return duration_text(value)
+    if isinstance(value, (date, time)):
+        return value.isoformat()
+    if isinstance(value, list) and declared.startswith("set"):
+        return ",".join(value)
     if isinstance(value, (dict, list)):
         return json.dumps(_json(name, value), ensure_ascii=False, allow_nan=False)
     return value
 
 
-def bulk_to_json(records: list[dict[str, Any]]) -> str:
+def bulk_to_json(records: list[dict[str, Any]], columns: Mapping[str, Param]) -> str:
     """The records of a bulk create as the JSON text that the object opens with JSON_TABLE.
 
-    Datetimes are UTC text, decimals and UUIDs text, bytes Base64; what JSON has a word for stays as it is.
+    Datetimes become UTC text, durations TIME's text, decimals and UUIDs text, bytes Base64. Values that JSON has stay
+    unchanged. A list that JSON_TABLE reads as text holds the members of a SET.
+
+    Args:
+        records: the payloads, checked.
+        columns: the columns that JSON_TABLE reads, by field.
     """
+    as_text = {name for name, column in columns.items() if "array" not in column.types}
     rows = [
-        {name: _bulk_value(f"payloads[{i}].{name}", value) for name, value in record.items()}
+        {
+            name: ",".join(value)
+            if name in as_text and isinstance(value, list)
+            else _bulk_value(f"payloads[{i}].{name}", value)
+            for name, value in record.items()
+        }
         for i, record in enumerate(records)
     ]
     return json.dumps(rows, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
-def from_sql(spec: FieldSpec | None, value: Any) -> Any:
-    """One column of a result, as BEDS carries it; the field's type decides where SQL has no type of its own."""
-    if value is None:
-        return None
-    match spec.type if spec else "":
-        case "object" | "array":
-            return json.loads(value)
-        case "boolean":
-            return bool(value)
-        case "uuid":
-            return UUID(bytes=value) if isinstance(value, bytes) else UUID(value)
-        case "object_id":
-            return ObjectId(value)
-        case "number":
-            return float(value)
-        case "bytes":
-            return value if isinstance(value, bytes) else value.encode()
-        case "string" if isinstance(value, bytes):
-            return value.decode()
-    return _plain(value)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, datetime):
-        return value.replace(tzinfo=UTC)  # the session's time zone is UTC
-    if isinstance(value, timedelta):
-        return _time_of_day(value)
-    if isinstance(value, (str, int, float, Decimal, date, bytes)):
-        return value
-    raise StoreError(f"the object returned a {type(value).__name__}, which BEDS does not carry")
-
-
-def _time_of_day(value: timedelta) -> time:
-    if not timedelta(0) <= value < timedelta(days=1):
-        raise StoreError("the object returned a TIME that is no time of day", hint="return it as seconds")
-    return (datetime.min + value).time()
+def duration_text(value: timedelta) -> str:
+    """A duration in TIME's form: `-838:59:59.000000`."""
+    seconds, micros = divmod(abs(value) // timedelta(microseconds=1), 1_000_000)
+    sign = "-" if value < timedelta(0) else ""
+    return f"{sign}{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}.{micros:06}"
 
 
 def _utc_text(value: datetime) -> str:
@@ -92,7 +81,11 @@ def _bulk_value(path: str, value: Any) -> Any:
         return _utc_text(value)
     if isinstance(value, (date, time)):
         return value.isoformat()
-    if isinstance(value, (Decimal, UUID, ObjectId)):
+    if isinstance(value, timedelta):
+        return duration_text(value)
+    if isinstance(value, Decimal):
+        return format(value, "f")
+    if isinstance(value, (UUID, ObjectId)):
         return str(value)
     if isinstance(value, bytes):
         return base64.b64encode(value).decode("ascii")

@@ -6,4 +6,4 @@ from beds.adapters.bound import BoundAdapter
 
 
 class MongoAdapter(BoundAdapter):
-    """Calls stored commands. A record's key travels as `_id`."""
+    """Calls stored commands. MongoDB stores a record's key as `_id`."""

@@ -1,4 +1,4 @@
-"""The one place where pymongo's errors become errors of BEDS."""
+"""Translates pymongo's errors to errors of BEDS; the only place that does."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from beds.errors import (
 
 # Server codes: https://github.com/mongodb/mongo, src/mongo/base/error_codes.yml
 _BY_CODE: Mapping[int, Callable[[str, Mapping[str, Any]], BedsError]] = {
-    # MongoDB's words may repeat a value, so they go no further: the DBA finds them in its log.
+    # MongoDB's message may contain a value, so it is not forwarded. The DBA finds it in MongoDB's log.
     2: lambda m, d: SchemaMismatch("MongoDB refuses the stored command (BadValue)"),
     9: lambda m, d: SchemaMismatch("MongoDB refuses the stored command (FailedToParse)"),
     13: lambda m, d: StoreDenied("the broker's MongoDB user may not do this"),
@@ -47,13 +47,14 @@ _BY_CODE: Mapping[int, Callable[[str, Mapping[str, Any]], BedsError]] = {
     11000: lambda m, d: _duplicate(d),
     14031: lambda m, d: harmless(StoreUnavailable("MongoDB has no disk space left")),
 }
+_IN_DOUBT = ("UnknownTransactionCommitResult", "RetryableWriteError")
 # Not primary, shutting down, stepping down: the command was not run.
 _NOT_RUN = frozenset({91, 189, 10058, 10107, 11600, 11602, 13435, 13436})
 
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Every driver error raised inside leaves as an error of BEDS."""
+    """Translate each driver error raised inside to an error of BEDS."""
     try:
         yield
     except (mongo.PyMongoError, BSONError, OverflowError) as error:
@@ -61,9 +62,21 @@ def translated() -> Iterator[None]:
 
 
 def translate(error: Exception) -> BedsError:
-    """The error of BEDS for a driver's error; the driver's words go along only where they hold no data."""
+    """The error of BEDS for a driver's error. It keeps the driver's message only where that holds no data."""
     if isinstance(error, (mongo.ServerSelectionTimeoutError, mongo.WaitQueueTimeoutError)):
         return harmless(StoreUnavailable("no MongoDB server can be reached"))
+    if isinstance(error, mongo.PyMongoError) and error.has_error_label("TransientTransactionError"):
+        # The transaction was rolled back, whatever the code. A commit in doubt has another label (_IN_DOUBT).
+        found = harmless(StoreUnavailable("MongoDB gave a transaction up; it may be tried again"))
+        found.detail["store_code"] = getattr(error, "code", None) or 0
+        return found
+    if isinstance(error, mongo.WriteConcernError) or (
+        isinstance(error, mongo.PyMongoError) and any(map(error.has_error_label, _IN_DOUBT))
+    ):
+        # With an unmet write concern the primary has the write, but may still lose it.
+        return StoreUnavailable(
+            "MongoDB did not say whether it wrote", detail={"store_code": getattr(error, "code", None) or 0}
+        )
     if isinstance(error, mongo.OperationFailure):
         return from_server(
             error.code or 0, str(error.details.get("errmsg", "")) if error.details else "", error.details
@@ -94,7 +107,7 @@ def from_server(code: int, message: str, details: Mapping[str, Any] | None) -> B
 
 
 def _duplicate(details: Mapping[str, Any]) -> DuplicateKey:
-    fields = list(details.get("keyPattern") or re.findall(r"dup key: \{ ([\w.]+):", str(details.get("errmsg", ""))))
+    fields = list(details.get("keyPattern") or re.findall(r"dup key: \{ ([\w.-]+):", str(details.get("errmsg", ""))))
     names = "" if fields == ["_id"] else ", ".join(fields)
     return DuplicateKey(f"a record with this {names or 'key'} exists", detail={"field": names})
 

@@ -1,4 +1,4 @@
-"""What a start-up check asks of MongoDB: its clock, whether it has transactions, and what this user may do too much."""
+"""The start-up checks of MongoDB: its clock, its transactions, and the surplus privileges of this user."""
 
 from __future__ import annotations
 
@@ -11,14 +11,22 @@ from pymongo.database import Database
 from beds.adapters.store import Health
 
 BROKERS = frozenset({"find", "insert", "update", "remove"})
-"""What a broker may do with the application's collections."""
+"""A broker's actions on the application's collections."""
 READ_ONLY = frozenset({"find"})
+ADD_ONLY = frozenset({"find", "insert"})
+"""A broker's actions on audit and ledger. Brokers never change an entry, and MongoDB itself deletes expired ones."""
+ADDED_TO = frozenset({"msAudit", "msLedger"})
+
+
+def rights_on(collection: str) -> list[str]:
+    """A broker's actions on a collection."""
+    return sorted(ADD_ONLY if collection in ADDED_TO else BROKERS)
 
 
 def examine(database: Database[dict[str, Any]], objects: str) -> Health:
-    """Ask over an open database; `objects` is the collection of stored commands."""
+    """Read MongoDB's state over an open database. `objects` is the collection of stored commands."""
     hello = database.command("hello")
-    # Without showPrivileges=True a role's rights stay hidden; a user may always see its own.
+    # Without showPrivileges=True the reply lacks the roles' privileges. A user may always read its own.
     status = database.command("connectionStatus", showPrivileges=True)
     privileges = status["authInfo"]["authenticatedUserPrivileges"]
     views = {entry["name"] for entry in database[objects].find({"kind": "view"}, {"name": "$_id", "_id": 0})}
@@ -28,6 +36,7 @@ def examine(database: Database[dict[str, Any]], objects: str) -> Health:
         clock if clock.tzinfo else clock.replace(tzinfo=UTC),
         transactions="setName" in hello or hello.get("msg") == "isdbgrid",
         surplus=tuple(surplus(privileges, database.name, read_only)),
+        read_only=not hello.get("isWritablePrimary", hello.get("ismaster", True)),
     )
 
 
@@ -46,7 +55,7 @@ def surplus(privileges: Iterable[Mapping[str, Any]], database: str, read_only: s
         if resource.get("db") != database or not collection:
             needed: frozenset[str] = frozenset()
         else:
-            needed = READ_ONLY if collection in read_only else BROKERS
+            needed = READ_ONLY if collection in read_only else frozenset(rights_on(collection))
         if more := sorted(actions - needed):
             shown = ", ".join(more[:6]) + (f" and {len(more) - 6} more" if len(more) > 6 else "")
             found.append(f"{shown} on {_name_of(resource)}")

@@ -1,13 +1,16 @@
-"""One process's connection to MongoDB, and how a stored command is run over it."""
+"""One process's connection to MongoDB, over which it runs stored commands."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from bson.binary import UuidRepresentation
-from bson.codec_options import CodecOptions
+from bson.codec_options import CodecOptions, DatetimeConversion
+from bson.errors import InvalidBSON
 from pymongo import MongoClient
 from pymongo.client_session import ClientSession
 from pymongo.database import Database
@@ -15,26 +18,33 @@ from pymongo.errors import DuplicateKeyError
 
 from beds.adapters.mongo import health, stored_commands
 from beds.adapters.mongo.errors import from_server, translated
-from beds.adapters.mongo.values import document_from_bson, document_to_bson, to_bson
-from beds.adapters.store import AlreadyDone, Health, Once, Outcome
+from beds.adapters.mongo.values import document_from_bson, document_to_bson, field_to_bson
+from beds.adapters.store import AlreadyDone, Health, IdempotencyRecord, Outcome, ResultLimit, Verify
 from beds.config.sections import RecDatabase
 from beds.domain.event import Operation
-from beds.templates.binding import BULK_NAMES, Binding
-from beds.templates.named_object import NamedObject, ObjectKind
+from beds.errors import StoreError, StoreUnavailable
+from beds.templates.binding import BULK_NAMES, Binding, spec_of
+from beds.templates.named_object import NamedObject, ObjectKind, Param
 
 OBJECTS = "beds_objects"
-"""The collection of stored commands. Brokers can read it, and no more."""
+"""The collection of stored commands, which brokers may only read."""
 
 LEDGER = "msLedger"
-"""The collection of events that were carried out."""
+"""The collection of idempotency records."""
 DUPLICATE = 11000
 """MongoDB's code for a key that exists."""
 
 Document = dict[str, Any]
-# Raw commands do not take over the client's options.
+# Raw commands do not use the client's codec options. DATETIME_AUTO decodes a date beyond year 9999 to its own type, so
+# that the error names its column; otherwise the whole reply would fail to decode.
 _CODEC: CodecOptions[Document] = CodecOptions(
-    tz_aware=True, tzinfo=UTC, uuid_representation=UuidRepresentation.STANDARD
+    tz_aware=True,
+    tzinfo=UTC,
+    uuid_representation=UuidRepresentation.STANDARD,
+    datetime_conversion=DatetimeConversion.DATETIME_AUTO,
 )
+SHAPES = "shape of "
+"""Prefix of a collection's name in the `_id` of a document in `beds_objects`: the BSON types of its validator."""
 
 
 def connect(config: RecDatabase, timeout: float) -> MongoClient[Document]:
@@ -42,7 +52,7 @@ def connect(config: RecDatabase, timeout: float) -> MongoClient[Document]:
 
     Args:
         config: where to connect.
-        timeout: seconds after which a silent socket is given up.
+        timeout: of the socket, in seconds.
     """
     tls: dict[str, Any] = {"tls": True, **config.tls.named("tlsCAFile", "tlsCertificateKeyFile")} if config.tls else {}
     with translated():
@@ -65,29 +75,79 @@ class MongoSession:
     def __init__(self, config: RecDatabase, timeout: float) -> None:
         self._client = connect(config, timeout)
         self._database: Database[Document] = self._client[config.database]
+        self._session: ClientSession | None = None
 
     def describe(self, names: Iterable[str]) -> dict[str, NamedObject]:
         with translated():
-            found = list(self._database[OBJECTS].find({"_id": {"$in": list(names)}}))
-        return {str(source["_id"]): stored_commands.parse({**source, "name": source["_id"]}) for source in found}
+            objects = self._database[OBJECTS]
+            found = {
+                str(source["_id"]): stored_commands.parse({**source, "name": source["_id"]})
+                for source in objects.find({"_id": {"$in": list(names)}})
+            }
+            wanted = {SHAPES + _collection(target) for target in found.values()}
+            shapes = {str(shape["_id"]): shape["shape"] for shape in objects.find({"_id": {"$in": sorted(wanted)}})}
+        return {
+            name: replace(target, shape=shapes.get(SHAPES + _collection(target), {})) for name, target in found.items()
+        }
 
-    def execute(self, binding: Binding, values: Mapping[str, Any], once: Once | None = None) -> Outcome:
+    def has_changed(self, target: NamedObject) -> bool:
+        return False  # parameters go by name, so an outdated signature cannot swap them
+
+    def execute(
+        self,
+        binding: Binding,
+        values: Mapping[str, Any],
+        once: IdempotencyRecord | None = None,
+        verify: Verify | None = None,
+    ) -> Outcome:
         command = stored_commands.fill(binding.target, self._to_bson(binding, values))
         with translated():
             if binding.target.kind in (ObjectKind.FIND, ObjectKind.AGGREGATE, ObjectKind.VIEW):
                 if binding.target.kind is ObjectKind.AGGREGATE:
                     command.setdefault("cursor", {})
-                rows = list(self._database.cursor_command(command, codec_options=_CODEC))
-                return Outcome([document_from_bson(row, binding.template.key) for row in rows])
+                return Outcome(self._rows(binding, command))
             many = binding.target.kind is ObjectKind.INSERT_MANY and command.get("ordered") is not False
-            if once is None and not many:
-                return _outcome(binding, self._run(command))
-            # Many: all of them or none, for without a transaction those before the first bad one would stay.
-            with self._client.start_session() as session, session.start_transaction():
-                outcome = _outcome(binding, self._run(command, session))
+            if once is None and not many and verify is None:
+                return outcome_of(binding, self._run(command))
+            # An ordered bulk insert is all or nothing. Without a transaction, those before a bad one would stay.
+            with self._transaction() as session:
+                outcome = outcome_of(binding, self._run(command, session))
                 if once is not None:
                     self._insert_noted(once.guid, once.ttl, once.answer(outcome), session)
+                elif verify is not None:
+                    verify(outcome)
                 return outcome
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[ClientSession]:
+        """A transaction. Its session is kept for the next one, until an error leaves it in an unknown state."""
+        if self._session is None:
+            self._session = self._client.start_session(causal_consistency=False)
+        session = self._session
+        try:
+            with session.start_transaction():
+                yield session
+        except BaseException:
+            self._session = None
+            session.end_session()
+            raise
+
+    def _rows(self, binding: Binding, command: Document) -> list[Document]:
+        keys, fields = binding.template.keys, {**binding.template.fields, **binding.fetch.args}
+        limit = ResultLimit(binding)
+        found: list[Document] = []
+        try:
+            with self._database.cursor_command(command, codec_options=_CODEC) as cursor:
+                for row in cursor:
+                    limit.take(row)
+                    found.append(document_from_bson(row, keys, fields))
+        except InvalidBSON as error:
+            raise StoreError(
+                "a document of the result holds what is no BSON, such as text that is not UTF-8",
+                detail={"object": binding.target.name},
+                hint="find it with mongosh, and mend the stored value",
+            ) from error
+        return found
 
     def _run(self, command: Document, session: ClientSession | None = None) -> Document:
         return self._database.command(command, codec_options=_CODEC, session=session)
@@ -102,7 +162,7 @@ class MongoSession:
             self._insert_noted(guid, ttl, answer)
 
     def _insert_noted(self, guid: str, ttl: int, answer: str, session: ClientSession | None = None) -> None:
-        """Note an event's answer. Raises AlreadyDone."""
+        """Insert an idempotency record. Raises AlreadyDone."""
         entry = {"_id": guid, "answer": answer, "expires_at": datetime.now(UTC) + timedelta(seconds=ttl)}
         try:
             self._database[LEDGER].insert_one(entry, session=session)
@@ -114,39 +174,63 @@ class MongoSession:
             return health.examine(self._database, OBJECTS)
 
     def close(self) -> None:
+        if self._session is not None:
+            self._session.end_session()
         self._client.close()
 
     def _to_bson(self, binding: Binding, values: Mapping[str, Any]) -> dict[str, Any]:
-        template = binding.template
+        template, shape = binding.template, binding.target.shape
         converted: dict[str, Any] = {}
         for name, value in values.items():
+            param = binding.target.param(name)
             if name in BULK_NAMES and binding.operation is Operation.CREATE_MANY:
                 converted[name] = [
-                    document_to_bson(template.fields, doc, template.key, f"payloads[{i}].")
+                    document_to_bson(template.fields, doc, template.keys, shape, f"payloads[{i}].")
                     for i, doc in enumerate(value)
                 ]
-            elif isinstance(value, dict) and name not in template.fields:
-                converted[name] = document_to_bson(template.fields, value, template.key)
+            elif param is not None and param.whole and isinstance(value, dict):
+                converted[name] = document_to_bson(template.fields, value, template.keys, shape)
+            elif param is not None and value is param.default:
+                converted[name] = value  # the DBA's own BSON: MinKey, MaxKey, …
             else:
-                param = binding.target.param(name)
-                whole = isinstance(value, int) and not isinstance(value, bool)
-                is_double = whole and param is not None and param.types == {"number"}
-                default = param is not None and value is param.default
-                # A default is the DBA's own BSON (MinKey, MaxKey, …).
-                converted[name] = value if default else to_bson(name, float(value) if is_double else value)
+                declared = _declared(binding, param, name)
+                spec = spec_of(template, binding.ref, name.removeprefix("after_")) or spec_of(
+                    template, binding.ref, name
+                )
+                converted[name] = field_to_bson(spec, name, value, declared.get("bsonType"), declared)
         return converted
 
 
-def _outcome(binding: Binding, reply: Mapping[str, Any]) -> Outcome:
-    """Read a write's reply. Errors in it are data to the driver, so they are raised here."""
+def _collection(target: NamedObject) -> str:
+    """The collection that a stored command works on: the value of its first key."""
+    return str(next(iter(target.command.values())))
+
+
+def _declared(binding: Binding, param: Param | None, name: str) -> Mapping[str, Any]:
+    """The BSON types of a parameter: its own if they name exactly one number type, else those of the stored field."""
+    names = param.declared.split(" or ") if param is not None else []
+    field = name.removeprefix("after_")
+    stored = "_id" if binding.template.keys == (field,) else field
+    column = (binding.target.shape.get("properties") or {}).get(stored) or {}
+    numbers = {"int", "long", "double", "decimal", "number"} & set(names)
+    return {**column, "bsonType": names} if len(numbers) == 1 else {"bsonType": names, **column}
+
+
+def outcome_of(binding: Binding, reply: Mapping[str, Any]) -> Outcome:
+    """Read a write's reply, and raise the errors in it, which the driver returns as data."""
     each_for_itself = binding.target.command.get("ordered") is False and binding.ref.idempotent
     for problem in reply.get("writeErrors", []):
         if each_for_itself and problem.get("code") == DUPLICATE and problem.get("keyPattern") == {"_id": 1}:
-            continue  # it is there already, since this was carried out before
+            continue  # an earlier run of this event inserted the document
         raise from_server(problem.get("code", 0), problem.get("errmsg", ""), problem)
     if concern := reply.get("writeConcernError"):
-        raise from_server(concern.get("code", 0), concern.get("errmsg", ""), concern)
+        # The primary has the write, but may still lose it, since no majority has confirmed it.
+        code = concern.get("code", 0)
+        raise StoreUnavailable("MongoDB did not say whether a majority has the write", detail={"store_code": code})
     if binding.target.kind is ObjectKind.FIND_AND_MODIFY:
         value = reply.get("value")
-        return Outcome([document_from_bson(value, binding.template.key)] if value else [], 1 if value else 0)
+        changed = int((reply.get("lastErrorObject") or {}).get("n", 1 if value else 0))
+        template = binding.template
+        rows = [document_from_bson(value, template.keys, template.fields)] if value else []
+        return Outcome(rows, changed)
     return Outcome([], int(reply.get("n", 0)))

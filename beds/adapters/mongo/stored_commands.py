@@ -1,15 +1,17 @@
-"""Stored commands: reading one, judging where its parameters stand, and filling them in.
+"""Stored commands: parses one, checks the places of its parameters, and fills in values.
 
-A `{"$param": name}` is replaced by a value in a way that depends on where it stands, so that a value can never become
-an operator: in a filter it is compared (`$eq`), in an expression it is a `$literal`, in a document it is data.
+The place of a `{"$param": name}` decides how it is replaced, so that a value never becomes an operator. A filter
+compares the value (`$eq`), an expression holds it as a `$literal`, and a document holds it as data.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
-from beds.errors import SchemaMismatch
+from beds.adapters.mongo.values import check_bson
+from beds.errors import SchemaMismatch, WrongType
 from beds.templates.named_object import NamedObject, ObjectKind, Param
 
 _BSON_TO_FIELD: Mapping[str, frozenset[str]] = {
@@ -29,12 +31,13 @@ _BSON_TO_FIELD: Mapping[str, frozenset[str]] = {
 _RULES = frozenset({"bsonType", "default", "description", "maximum", "maxLength"})
 _INT32_MAX = 2**31 - 1
 
-# Operators of a filter whose operand is compared as a value, whatever it looks like.
-_VALUE_OPERATORS = frozenset(
-    {"$eq", "$ne", "$gt", "$gte", "$lt", "$lte", "$in", "$nin", "$all", "$size", "$exists", "$mod"}
-)
+# Operators of a filter that compare any operand as a value.
+_VALUE_OPERATORS = frozenset({"$eq", "$ne", "$gt", "$gte", "$lt", "$lte", "$size", "$exists", "$mod"})
+_LIST_OPERATORS = frozenset({"$in", "$nin", "$all"})
+"""Operators with a list of values. MongoDB runs some objects in it: `$elemMatch` in `$all`, regular expressions in
+`$in`. An object with a key that begins with $ is therefore refused there."""
 _LOGICAL = frozenset({"$and", "$or", "$nor"})
-# Operators of an update that store their operand as it is.
+# Operators of an update whose operand is data.
 _STORING = frozenset({"$set", "$setOnInsert", "$inc", "$mul", "$min", "$max", "$unset", "$pop"})
 # Stages whose operand is a bare number.
 _COUNT_STAGES = frozenset({"$limit", "$skip"})
@@ -50,7 +53,25 @@ _COMMANDS: Mapping[ObjectKind, str] = {
     ObjectKind.FIND_AND_MODIFY: "findAndModify",
 }
 
-Fill = Callable[[str], Any]
+ABSENT = object()
+"""Stands for the missing value of an update's parameter: the update then leaves the field unchanged."""
+
+
+class Fill:
+    """The values of one call. A missing one is the parameter's default, or `ABSENT` where an update would store it."""
+
+    def __init__(self, target: NamedObject, values: Mapping[str, Any]) -> None:
+        self._target = target
+        self._values = values
+
+    def __call__(self, name: str) -> Any:
+        if name in self._values:
+            return self._values[name]
+        param = self._target.param(name)
+        return param.default if param is not None else None
+
+    def stored(self, name: str) -> Any:
+        return self._values.get(name, ABSENT)
 
 
 def parse(source: Mapping[str, Any]) -> NamedObject:
@@ -71,10 +92,11 @@ def parse(source: Mapping[str, Any]) -> NamedObject:
     params = source.get("params", {})
     if not isinstance(params, Mapping):
         raise _wrong(name, "params takes an object of parameter names")
+    whole = set(_whole_records(command))
     target = NamedObject(
         name=name,
         kind=kind,
-        params=tuple(_parse_param(name, key, spec) for key, spec in params.items()),
+        params=tuple(_parse_param(name, key, spec, whole) for key, spec in params.items()),
         command=command,
         description=str(source.get("description", "")),
     )
@@ -84,7 +106,7 @@ def parse(source: Mapping[str, Any]) -> NamedObject:
             raise _wrong(name, f"parameter {param.name} is declared but stands nowhere in the command")
     for missing in used - {p.name for p in target.params}:
         raise _wrong(name, f"the command uses the undeclared parameter {missing}")
-    fill(target, {p.name: None for p in target.params})  # walks every place a parameter stands in
+    fill(target, {p.name: None for p in target.params})  # checks the place of every parameter
     return target
 
 
@@ -94,7 +116,7 @@ def fill(target: NamedObject, values: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         SchemaMismatch: a parameter stands where a value could become an operator.
     """
-    return {key: _part(target, key, part, values.__getitem__) for key, part in target.command.items()}
+    return {key: _part(target, key, part, Fill(target, values)) for key, part in target.command.items()}
 
 
 def _part(target: NamedObject, key: str, part: Any, value_of: Fill) -> Any:
@@ -143,6 +165,16 @@ def _filter(target: NamedObject, node: Any, value_of: Fill) -> Any:
 def _operand(target: NamedObject, op: str, operand: Any, value_of: Fill) -> Any:
     if op in _VALUE_OPERATORS:
         return _data(target, operand, value_of)
+    if op in _LIST_OPERATORS:
+        filled = _data(target, operand, value_of)
+        for value in filled if isinstance(filled, list) else []:
+            if isinstance(value, Mapping) and any(str(key).startswith("$") for key in value):
+                raise WrongType(
+                    f"a value in the list of {op} is an object with a key that begins with $, which MongoDB would run",
+                    detail={"field": next(iter(_params_used(operand)), ""), "object": target.name},
+                    hint="compare with plain values",
+                )
+        return filled
     if op == "$not" and isinstance(operand, Mapping) and not _is_param(operand):
         return {inner: _operand(target, inner, value, value_of) for inner, value in operand.items()}
     if op == "$elemMatch" and isinstance(operand, Mapping) and not _is_param(operand):
@@ -188,9 +220,16 @@ def _expression(target: NamedObject, node: Any, value_of: Fill) -> Any:
 
 def _update(target: NamedObject, op: str, operand: Any, value_of: Fill) -> Any:
     if op in _STORING:
-        return _data(target, operand, value_of)
+        if _is_param(operand) or not isinstance(operand, Mapping):
+            return _data(target, operand, value_of)
+        given = {
+            path: inner
+            for path, inner in operand.items()
+            if not (_is_param(inner) and value_of.stored(inner["$param"]) is ABSENT)
+        }
+        return _data(target, given, value_of)
     if op in ("$push", "$addToSet") and isinstance(operand, Mapping) and not _is_param(operand):
-        # A bare object would be read as modifiers ($each, $slice, …).
+        # MongoDB would read a bare object as modifiers ($each, $slice, …).
         return {
             path: {"$each": [value_of(v["$param"])]} if _is_param(v) else _data(target, v, value_of)
             for path, v in operand.items()
@@ -204,7 +243,7 @@ def _update(target: NamedObject, op: str, operand: Any, value_of: Fill) -> Any:
 
 
 def _data(target: NamedObject, node: Any, value_of: Fill) -> Any:
-    """A place where any value is just data."""
+    """Fill a place where any value is data."""
     if _is_param(node):
         return value_of(node["$param"])
     if isinstance(node, Mapping):
@@ -215,7 +254,7 @@ def _data(target: NamedObject, node: Any, value_of: Fill) -> Any:
 
 
 def _fixed(target: NamedObject, node: Any, where: str) -> Any:
-    """A place where no parameter may stand."""
+    """Return a part that may hold no parameter. Raises SchemaMismatch: it holds one."""
     for _ in _params_used(node):
         raise _unsafe(target, where)
     return node
@@ -232,11 +271,29 @@ def _params_used(node: Any) -> Iterator[str]:
             yield from _params_used(inner)
 
 
+def _whole_records(command: Mapping[str, Any]) -> Iterator[str]:
+    """The parameters that hold a whole record: an inserted document, a replacement, or an update's whole `$set`."""
+    documents, updates = command.get("documents"), command.get("updates")
+    for document in documents if isinstance(documents, list) else []:
+        if _is_param(document):
+            yield document["$param"]
+    for statement in updates if isinstance(updates, list) else [command]:
+        change = statement.get("u", statement.get("update")) if isinstance(statement, Mapping) else None
+        if not isinstance(change, Mapping):
+            continue
+        if _is_param(change):
+            yield change["$param"]
+        else:
+            yield from (
+                change[op]["$param"] for op in ("$set", "$setOnInsert") if op in change and _is_param(change[op])
+            )
+
+
 def _is_param(node: Any) -> bool:
     return isinstance(node, Mapping) and len(node) == 1 and isinstance(node.get("$param"), str)
 
 
-def _parse_param(object_name: str, name: str, spec: Any) -> Param:
+def _parse_param(object_name: str, name: str, spec: Any, whole: set[str]) -> Param:
     if not isinstance(spec, Mapping):
         raise _wrong(object_name, f"parameter {name} takes an object with bsonType")
     for key in spec:
@@ -255,6 +312,7 @@ def _parse_param(object_name: str, name: str, spec: Any) -> Param:
         types |= _BSON_TO_FIELD[bson_type]
     if not types:
         raise _wrong(object_name, f"parameter {name} needs a bsonType")
+    most = spec.get("maximum", _INT32_MAX if "int" in names and "long" not in names else None)
     return Param(
         name=name,
         types=frozenset(types),
@@ -262,8 +320,8 @@ def _parse_param(object_name: str, name: str, spec: Any) -> Param:
         optional="null" in names or "default" in spec,
         default=spec.get("default"),
         max_length=spec.get("maxLength"),
-        max=spec.get("maximum", _INT32_MAX if "int" in names and "long" not in names else None),
-        fraction=3,
+        checks=(partial(check_bson, declared=" or ".join(names), max_length=spec.get("maxLength"), most=most),),
+        whole=name in whole,
     )
 
 

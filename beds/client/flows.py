@@ -1,0 +1,391 @@
+"""The client's verbs as flows: which events each sends, when it retries, and how it ends.
+
+Nothing here blocks: each flow yields its waits to a driver; see `steps.py`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from beds.client.call import Call, as_calls, body_of, check_name, parse_operation
+from beds.client.deadline import deadline_after
+from beds.client.lineage import Node, read_tree
+from beds.client.steps import Await, Flow, Pause, Send
+from beds.config import Settings
+from beds.domain.backoff import Backoff
+from beds.domain.event import OPERATOR_VERBS, Event
+from beds.domain.lineage import Lineage, guid_of
+from beds.domain.reply import Page, Reply, reply_from_wire
+from beds.domain.ticket import TicketState, TicketStatus, submitted_at
+from beds.domain.trace import spawn
+from beds.errors import (
+    BedsError,
+    BrokerBlocked,
+    BrokerUnavailable,
+    CallTimeout,
+    Overloaded,
+    PermissionDenied,
+    UnknownTicket,
+    Unroutable,
+    WrongType,
+)
+from beds.templates.registry import TemplateRegistry
+from beds.transport.pending import Pending, Transport
+from beds.wire.message import with_encoded_body
+from beds.wire.reply import read_reply
+
+TICKETS_AT_ONCE = 500
+"""Tickets in one acceptance."""
+ASK_AGAIN_SECONDS = 3.0
+"""A request about a ticket is repeated after this time without a reply."""
+WITHDRAW_SECONDS = 2.0
+"""The cancellation of refused tickets is retried for this time."""
+ACCEPTANCE_SECONDS = 2.0
+"""The status of an unknown ticket is retried for this time if the ticket is younger than `NEW_SECONDS`."""
+NEW_SECONDS = 60.0
+FIRST_POLL, LONGEST_POLL = 0.05, 2.0
+"""Seconds between two polls of a ticket; doubled each time."""
+OWN_REPLY_SECONDS, LONGEST_OWN_WAIT = 1.0, 10.0
+"""How long a submitter waits for the reply before it polls; doubled each time. A connection's loss can lose a reply."""
+
+Tell = Callable[[TicketStatus], None]
+
+
+@dataclass(slots=True)
+class Handle:
+    """A ticket, and the submitter's in-flight request, whose reply makes most polls unnecessary.
+
+    Args:
+        event_id: `node.env.guid`, or the guid alone.
+        pending: None in a process that did not submit it, or after its connection was lost.
+    """
+
+    event_id: str
+    pending: Pending | None = None
+
+    @property
+    def guid(self) -> str:
+        return guid_of(self.event_id)
+
+    def not_ended(self) -> CallTimeout:
+        """The error of a wait that reached its deadline."""
+        return CallTimeout(
+            f"ticket {self.guid} has not ended by the deadline",
+            detail={"guid": self.guid},
+            hint="it goes on; ask again later",
+            event_id=self.event_id,
+        )
+
+
+class Flows:
+    """The verbs, over one transport.
+
+    Args:
+        settings: of the node.
+        templates: validate the calls.
+        transport: carries the events.
+        is_operator: whether requests about tickets go to the queue `operator`.
+    """
+
+    def __init__(
+        self, settings: Settings, templates: TemplateRegistry, transport: Transport, *, is_operator: bool = False
+    ) -> None:
+        self.settings = settings
+        self.templates = templates
+        self.transport = transport
+        self.is_operator = is_operator
+
+    # --- events --------------------------------------------------------------------------------------------------
+
+    def event(self, call: Call, *, ticket: bool, timeout: float) -> Event:
+        """Validate a call against its template, and make an event of it."""
+        if not isinstance(call, Call):
+            raise WrongType(f"a call is a beds.Call, not {type(call).__name__}", detail={"field": "calls"})
+        operation = parse_operation(call.operation)
+        template = self.templates[call.template]
+        body = body_of(template, operation, call)
+        actor = check_name("actor", call.actor)
+        expires_in = timeout if operation.is_read and not ticket else None
+        if template.system and self.is_operator and operation.is_read:
+            arguments = {"template": template.name, **body}
+            made = Event.of_operator("fetch", arguments, self._lineage(), actor=actor, expires_in=expires_in)
+        else:
+            made = Event.of_operation(
+                template.store,
+                operation,
+                template.name,
+                body,
+                self._lineage(),
+                ticket=ticket,
+                expires_in=expires_in,
+                actor=actor,
+            )
+        return with_encoded_body(made, self.settings.amqp.max_body_bytes)
+
+    def _question(self, verb: str, arguments: Mapping[str, Any], expires_in: float) -> Event:
+        if self.is_operator and verb in OPERATOR_VERBS:
+            return Event.of_operator(verb, arguments, self._lineage(), expires_in=expires_in)
+        return self._calgon(verb, arguments, expires_in)
+
+    def _calgon(self, verb: str, arguments: Mapping[str, Any], expires_in: float | None = None) -> Event:
+        return Event.of_calgon(verb, arguments, self._lineage(), expires_in=expires_in)
+
+    def _lineage(self) -> Lineage:
+        """A child of the event that this worker executes, or a root elsewhere."""
+        return spawn(self.settings.node.name, self.settings.node.environment)
+
+    # --- calls ---------------------------------------------------------------------------------------------------
+
+    def call(self, call: Call, timeout: float) -> Flow[Reply]:
+        deadline = deadline_after(timeout)
+        pending = yield from self.send(self.event(call, ticket=False, timeout=timeout), deadline)
+        return reply_from_wire((yield from self.answer(pending, deadline)))
+
+    def call_many(self, calls: Iterable[Call], timeout: float, *, return_errors: bool) -> Flow[list[Any]]:
+        deadline = deadline_after(timeout)
+        events = [self.event(call, ticket=False, timeout=timeout) for call in as_calls(calls)]
+        pendings: list[Pending] = []
+        for event in events:
+            pendings.append((yield from self.send(event, deadline)))
+        outcomes: list[Reply | BedsError] = []
+        for pending in pendings:
+            try:
+                outcomes.append(reply_from_wire((yield from self.answer(pending, deadline))))
+            except BedsError as error:
+                if not return_errors:
+                    raise
+                outcomes.append(error)
+        return outcomes
+
+    def send(self, event: Event, deadline: float) -> Flow[Pending]:
+        """Publish an event; retry after a lost connection. A second copy of an event has no second effect."""
+        backoff = Backoff(deadline)
+        while True:
+            try:
+                pending: Pending = yield Send(event, deadline)
+                return pending
+            except BrokerUnavailable:
+                if (pause := backoff.next_pause()) is None:
+                    raise
+            yield Pause(pause)
+
+    def answer(self, pending: Pending, deadline: float) -> Flow[Any]:
+        """The decoded reply to an event. If the connection is lost, the event is sent again.
+
+        Each copy gets a reply, and only one has an effect.
+        """
+        backoff = Backoff(deadline)
+        while True:
+            try:
+                return (yield from self._wait(pending.reply, pending, deadline, "no reply"))
+            except BrokerUnavailable:
+                if (pause := backoff.next_pause()) is None:
+                    raise
+            yield Pause(pause)
+            pending = yield from self.send(pending.event, deadline)
+
+    def _wait(self, future: Future[Any], pending: Pending, deadline: float, what: str) -> Flow[Any]:
+        """The future's value. Raises the transport's error when there is none by the deadline."""
+        try:
+            return (yield Await(future, deadline))
+        except TimeoutError:
+            raise self.transport.why_late(pending, what) from None
+
+    # --- submitting ----------------------------------------------------------------------------------------------
+
+    def submit(self, call: Call, key: str | None, timeout: float) -> Flow[Handle]:
+        if key is not None:
+            return (yield from self._submit_keyed(call, check_name("idempotency_key", key, empty=False), timeout))
+        (handle,) = yield from self.submit_many([call], timeout)
+        return handle
+
+    def submit_many(self, calls: Iterable[Call], timeout: float) -> Flow[list[Handle]]:
+        deadline = deadline_after(timeout)
+        events = [self.event(call, ticket=True, timeout=timeout) for call in as_calls(calls)]
+        return (yield from self.submit_events(events, deadline))
+
+    def submit_events(self, events: Sequence[Event], deadline: float) -> Flow[list[Handle]]:
+        # The acceptance goes first, so that the ticket can be found before a worker begins the event.
+        acceptances = [
+            self._calgon("accept", {"tickets": [event.acceptance for event in some]}) for some in _portions(events)
+        ]
+        pendings = (yield from self._confirmed([*acceptances, *events], deadline))[len(acceptances) :]
+        return [Handle(pending.event.lineage.event_id, pending) for pending in pendings]
+
+    def _submit_keyed(self, call: Call, key: str, timeout: float) -> Flow[Handle]:
+        deadline = deadline_after(timeout)
+        event = self.event(call, ticket=True, timeout=timeout)
+        question = {"tickets": [event.acceptance], "idempotency_key": key, "digest": call.digest}
+        known = TicketStatus.from_wire((yield from self.ask("accept", question, timeout)))
+        if known.state is not TicketState.PENDING:
+            return Handle(known.event_id)
+        # Publish even if the ticket exists: its first submitter may have died before it published the event, and
+        # workers execute a ticket once.
+        if known.guid != event.lineage.guid:
+            node, env, guid = known.event_id.split(".")
+            event = replace(event, lineage=Lineage(node, env, guid, "", known.event_id, 0))
+        (pending,) = yield from self._confirmed([event], deadline)
+        return Handle(known.event_id, pending)
+
+    def _confirmed(self, events: Sequence[Event], deadline: float) -> Flow[list[Pending]]:
+        """Publish all events, and wait for RabbitMQ's confirms."""
+        pendings: list[Pending] = []
+        for event in events:
+            pendings.append((yield from self.send(event, deadline)))
+        refused: list[tuple[Event, BedsError]] = []
+        # Start at the end: an operation's error says more to the caller than its acceptance's error.
+        for index, pending in reversed(list(enumerate(pendings))):
+            try:
+                pendings[index] = yield from self._confirm(pending, deadline)
+            except (Overloaded, PermissionDenied, Unroutable) as error:
+                refused.append((pending.event, error))
+        if refused:
+            raise (yield from self._withdraw_refused(refused, deadline))
+        return pendings
+
+    def _confirm(self, pending: Pending, deadline: float) -> Flow[Pending]:
+        backoff = Backoff(deadline)
+        while True:
+            try:
+                yield from self._wait(pending.confirmed, pending, deadline, "RabbitMQ did not confirm")
+                return pending
+            except BrokerUnavailable:
+                if (pause := backoff.next_pause()) is None:
+                    raise
+            yield Pause(pause)
+            pending = yield from self.send(pending.event, deadline)
+
+    def _withdraw_refused(self, refused: Sequence[tuple[Event, BedsError]], deadline: float) -> Flow[BedsError]:
+        """Cancel the tickets of events that RabbitMQ refused, because these events will never be executed."""
+        _, error = refused[0]
+        events = [event for event, _ in refused if event.ticket]
+        by = "a full queue" if isinstance(error, Overloaded) else f"RabbitMQ ({error.code})"
+        for some in _portions(events):
+            tickets = [event.acceptance for event in some]
+            yield from self._withdraw(self._calgon("accept", {"tickets": tickets, "cancelled_by": by}), deadline)
+        error.detail["refused"] = [event.lineage.guid for event in events]
+        return error
+
+    def _withdraw(self, withdrawal: Event, deadline: float) -> Flow[None]:
+        """Publish a withdrawal. Best effort for a short time, since the caller waits; otherwise the ticket expires."""
+        soon = min(deadline, time.monotonic() + WITHDRAW_SECONDS)
+        backoff = Backoff(soon)
+        while True:
+            try:
+                pending = yield from self.send(withdrawal, soon)
+                yield from self._wait(pending.confirmed, pending, soon, "RabbitMQ did not confirm")
+                return
+            except (Overloaded, BrokerUnavailable):
+                if (pause := backoff.next_pause()) is None:
+                    return
+            except BedsError:
+                return
+            yield Pause(pause)
+
+    # --- tickets -------------------------------------------------------------------------------------------------
+
+    def ask(self, verb: str, arguments: Mapping[str, Any], timeout: float) -> Flow[Any]:
+        """Send a request about tickets. A lost connection can lose the reply, so it is repeated until the deadline."""
+        deadline = deadline_after(timeout)
+        backoff = Backoff(deadline)
+        while True:
+            attempt = min(deadline - time.monotonic(), ASK_AGAIN_SECONDS)
+            try:
+                pending = yield Send(self._question(verb, arguments, max(attempt, 0.1)), deadline)
+                return (yield from self._wait(pending.reply, pending, time.monotonic() + attempt, "no reply"))
+            except (CallTimeout, BrokerUnavailable, BrokerBlocked):
+                if (pause := backoff.next_pause()) is None:
+                    raise
+            yield Pause(pause)
+
+    def status(self, guid: str, timeout: float) -> Flow[TicketStatus]:
+        deadline = deadline_after(timeout)
+        # The acceptance may still wait in the queue or be processed by another slot, so a new ticket is retried.
+        backoff = Backoff(min(deadline, time.monotonic() + ACCEPTANCE_SECONDS))
+        while True:
+            try:
+                left = max(0.1, deadline - time.monotonic())
+                return TicketStatus.from_wire((yield from self.ask("status", {"guid": guid}, left)))
+            except UnknownTicket:
+                pause = backoff.next_pause() if _is_new(guid) else None
+                if pause is None:
+                    raise
+            yield Pause(pause)
+
+    def cancel(self, guid: str, by: str, timeout: float) -> Flow[TicketStatus]:
+        if not isinstance(by, str):
+            raise WrongType(f"by takes a name, not {type(by).__name__}", detail={"field": "by"})
+        return TicketStatus.from_wire((yield from self.ask("cancel", {"guid": guid, "by": by}, timeout)))
+
+    def wait(self, ticket: Handle, timeout: float, tell: Tell | None = None) -> Flow[TicketStatus]:
+        deadline = deadline_after(timeout)
+        backoff = Backoff(deadline, first=FIRST_POLL, longest=LONGEST_POLL)
+        while True:
+            status = yield from self._poll(ticket, max(0.1, deadline - time.monotonic()))
+            if status is not None:
+                if tell:
+                    tell(status)
+                if status.ready:
+                    return status
+            if (pause := backoff.next_pause()) is None:
+                raise ticket.not_ended()
+            yield Pause(pause)
+
+    def result(self, ticket: Handle, timeout: float) -> Flow[Reply]:
+        deadline = deadline_after(timeout)
+        asked_every = OWN_REPLY_SECONDS
+        while ticket.pending is not None:
+            remaining = deadline - time.monotonic()
+            try:
+                reply = yield Await(ticket.pending.reply, time.monotonic() + min(asked_every, remaining))
+                return reply_from_wire(reply)
+            except TimeoutError:
+                if remaining <= asked_every:
+                    raise ticket.not_ended() from None
+            except BrokerUnavailable:
+                ticket.pending = None  # the reply is lost with the connection; the event is still executed
+                break
+            status = yield from self._poll(ticket, min(asked_every, remaining))
+            if status is not None and status.ready:
+                return reply_from_wire(read_reply(status.result))
+            asked_every = min(asked_every * 2, LONGEST_OWN_WAIT)
+        status = yield from self.wait(ticket, max(0.1, deadline - time.monotonic()))
+        return reply_from_wire(read_reply(status.result))
+
+    def _poll(self, ticket: Handle, timeout: float) -> Flow[TicketStatus | None]:
+        """The status; None when it is temporarily not available."""
+        try:
+            return (yield from self.status(ticket.guid, timeout))
+        except UnknownTicket:
+            if ticket.pending is None:
+                raise  # else: submitted here, and its acceptance has not arrived yet
+        except BedsError as error:
+            if not error.retryable:
+                raise
+        return None
+
+    def lineage(self, of: str, timeout: float) -> Flow[Node]:
+        deadline = deadline_after(timeout)
+
+        def fetch(using: str, args: Mapping[str, Any], cursor: str) -> Flow[Page]:
+            left = max(0.1, deadline - time.monotonic())
+            call = Call("fetch_records", "msLineage", args, using, 1000, cursor)
+            page = yield from self.call(call, left)
+            assert isinstance(page, Page)
+            return page
+
+        return (yield from read_tree(fetch, of))
+
+
+def _portions(events: Sequence[Event]) -> list[Sequence[Event]]:
+    return [events[i : i + TICKETS_AT_ONCE] for i in range(0, len(events), TICKETS_AT_ONCE)]
+
+
+def _is_new(guid: str) -> bool:
+    made = submitted_at(guid)
+    return made is not None and datetime.now(UTC) - made < timedelta(seconds=NEW_SECONDS)

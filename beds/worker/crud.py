@@ -1,0 +1,27 @@
+"""The tasks of NamasteCore: one for each store and verb, `rec.create_record` to `rel.delete_record`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from beds.domain.trace import Trace
+from beds.services.dispatch import execute
+from beds.wire.routes import Kind
+from beds.worker.task import EventTask, register
+
+
+class CrudTask(EventTask):
+    """One operation on one store."""
+
+    abstract = True
+
+    def act(self, trace: Trace, body: Mapping[str, Any]) -> Any:
+        arguments = {name: value for name, value in body.items() if name != "template"}
+        store, operation = self.route.queue.store, self.route.operation
+        assert store is not None
+        assert operation is not None
+        return execute(self.app.factory, store, operation, body.get("template"), arguments, user=trace.user)
+
+
+TASKS = register(CrudTask, Kind.OPERATION)

@@ -1,0 +1,189 @@
+"""A slot's connection to RabbitMQ: it consumes, acknowledges, and publishes with confirms.
+
+py-amqp does the handshake, the channels and the decoding of frames.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import amqp
+from amqp import spec
+
+from beds.config.sections import Amqp
+from beds.transport.connection import connect_to
+from beds.transport.frames import LOST, FrameReader, limit_waits, publish
+
+
+class ConnectionLost(Exception):
+    """The connection broke, or could not be opened. What it delivered will be delivered again."""
+
+
+class QueueMissing(ConnectionLost):
+    """A queue or exchange does not exist."""
+
+
+class SlotConnection:
+    """An open connection of one slot. It never reconnects: once it is lost, the slot makes a new one.
+
+    The slot's main thread uses it, and the slot's keeper while the main thread executes an event.
+
+    Args:
+        settings: `[amqp]` of beds.toml.
+        queues: the queues to consume, each with the most events that may be unacknowledged.
+        wake: a descriptor that ends `wait` when it becomes readable.
+        declare: called with the channel before anything is consumed.
+        on_delivery: called with each delivered message. It must not use the connection.
+        on_confirm: called with (delivery tag, multiple, accepted) of each confirm of `publish_confirmed`.
+        on_return: called when no queue took a message of `publish_confirmed`, before its confirm.
+
+    Raises:
+        QueueMissing: a queue does not exist.
+        ConnectionLost: RabbitMQ cannot be reached, or refuses.
+    """
+
+    def __init__(
+        self,
+        settings: Amqp,
+        queues: Mapping[str, int],
+        wake: int,
+        declare: Callable[[Any], None],
+        on_delivery: Callable[[amqp.Message], None],
+        on_confirm: Callable[[int, bool, bool], None],
+        on_return: Callable[[], None],
+    ) -> None:
+        self.is_open = True
+        self.lock = threading.RLock()
+        """Held while the connection is used, by either thread."""
+        self._published = 0
+        self._why = ""
+        parameters = connect_to(settings, settings.broker_url, patience=settings.connect_timeout)
+        self.user: str = parameters.userid or "guest"
+        with self._lost_on_error():
+            self._amqp: amqp.Connection = parameters.transport.establish_connection()
+            self._channel = self._amqp.channel()
+            self._channel.auto_decode = False
+            declare(self._channel)
+            self._confirmed = self._amqp.channel()
+            self._confirmed.confirm_select()
+            self._confirmed.events["basic_ack"].add(lambda tag, multiple: on_confirm(tag, multiple, True))
+            self._confirmed.events["basic_nack"].add(lambda tag, multiple: on_confirm(tag, multiple, False))
+            self._confirmed.events["basic_return"].add(lambda *_: on_return())
+            self._queues, self._on_delivery = queues, on_delivery
+            self._consumers: list[str] = []
+            self._consume()
+            self._socket: socket.socket = self._amqp.sock
+            self._frames = FrameReader(self._amqp)
+            limit_waits(self._socket, settings.heartbeat * 2)
+            self._waking = select.poll()  # unlike select(), it takes descriptors beyond 1023
+            self._waking.register(self._socket, select.POLLIN)
+            self._waking.register(wake, select.POLLIN)
+            self._wake = wake
+
+    def wait(self, seconds: float) -> None:
+        """Wait until something arrives, or the descriptor `wake` becomes readable, or `seconds` have passed."""
+        if not self._frames.has_more:
+            self._waking.poll(seconds * 1000)
+            with contextlib.suppress(BlockingIOError):
+                os.read(self._wake, 64)
+
+    def receive(self) -> None:
+        """Handle all that has arrived, without waiting. Raises ConnectionLost."""
+        with self.lock, self._lost_on_error():
+            self._frames.read()
+
+    def tick(self) -> None:
+        """Receive, and send a heartbeat if one is due. Raises ConnectionLost."""
+        with self.lock, self._lost_on_error():
+            self.receive()
+            self._amqp.heartbeat_tick()
+
+    def publish(self, message: amqp.Message, exchange: str, key: str) -> None:
+        """Publish without a confirm. Raises ConnectionLost."""
+        with self.lock, self._lost_on_error():
+            publish(self._channel, message, exchange, key)
+
+    def publish_confirmed(
+        self, message: amqp.Message, exchange: str, key: str, register: Callable[[int], None]
+    ) -> None:
+        """Publish one message. `register` is called with its delivery tag before it can be confirmed.
+
+        Raises:
+            ConnectionLost: the connection broke.
+        """
+        with self.lock, self._lost_on_error():
+            self._published += 1
+            register(self._published)
+            publish(self._confirmed, message, exchange, key, mandatory=True)
+
+    def acknowledge(self, tag: int) -> None:
+        """Acknowledge one event. Raises ConnectionLost."""
+        with self.lock, self._lost_on_error():
+            self._channel.send_method(spec.Basic.Ack, "Lb", (tag, False))
+
+    def reject(self, tag: int, *, requeue: bool) -> None:
+        """Return an event to its queue, or send it to beds.dead. Raises ConnectionLost."""
+        with self.lock, self._lost_on_error():
+            self._channel.send_method(spec.Basic.Reject, "Lb", (tag, requeue))
+
+    def consume(self) -> None:
+        """Receive events again, once `has_stopped`. Raises ConnectionLost."""
+        if self.has_stopped:
+            with self.lock, self._lost_on_error():
+                self._consume()
+
+    def stop_consuming(self) -> None:
+        """Ask RabbitMQ for no further events; those on their way still arrive. Raises ConnectionLost."""
+        with self.lock, self._lost_on_error():
+            while self._consumers:
+                self._channel.send_method(spec.Basic.Cancel, "sb", (self._consumers.pop(), False))
+
+    @property
+    def has_stopped(self) -> bool:
+        """True once RabbitMQ has answered `stop_consuming`, so that no further event will arrive."""
+        return not self._channel.callbacks
+
+    def _consume(self) -> None:
+        """Consume each queue with its own prefetch. A missing queue shows at the next `receive`."""
+        for queue, prefetch in self._queues.items():
+            self._channel.send_method(spec.Basic.Qos, "lBb", (0, prefetch, False))  # for the next consumer
+            self._channel.basic_consume(queue, consumer_tag=queue, callback=self._on_delivery, nowait=True)
+            self._consumers.append(queue)
+
+    def close(self) -> None:
+        """Close, and give RabbitMQ half a second for its answer."""
+        with contextlib.suppress(Exception), self.lock:  # half a frame may be left to read
+            if self.is_open and self._amqp.connected:
+                with self._amqp.transport.having_timeout(0.5):
+                    self._amqp.close()
+        self.give_up()
+
+    def give_up(self) -> None:
+        """Close without an answer."""
+        self.is_open = False
+        with contextlib.suppress(*LOST, RuntimeError), self.lock:
+            self._amqp.collect()
+
+    @contextlib.contextmanager
+    def _lost_on_error(self) -> Iterator[None]:
+        """Give the connection up on any error, a signal's too: half a frame may have been sent or read."""
+        if not self.is_open:
+            raise ConnectionLost(self._why or "it was closed")
+        try:
+            yield
+        except amqp.NotFound as error:
+            self.give_up()
+            raise QueueMissing(error.reply_text) from None
+        except LOST as error:
+            self._why = f"{type(error).__name__}: {error}"  # for the other thread, which meets the closed connection
+            self.give_up()
+            raise ConnectionLost(self._why) from None
+        except BaseException:
+            self.give_up()
+            raise

@@ -1,0 +1,385 @@
+"""One slot: a process that consumes its pool's queues and handles one event at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import resource
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import amqp
+from celery import states
+
+from beds.domain.backoff import Backoff
+from beds.domain.event import RecordKind
+from beds.errors import BedsError, MalformedEvent
+from beds.services.execution import Attempt, Ending, Redeliver
+from beds.transport import topology
+from beds.transport.connection import connect_to
+from beds.wire.reply import encode_error, reply_message
+from beds.wire.routes import Route
+from beds.worker.slots.audits import Batch, SlotAudits
+from beds.worker.slots.board import Page, SlotState
+from beds.worker.slots.connection import ConnectionLost, QueueMissing, SlotConnection
+from beds.worker.slots.executor import SlotExecutor
+from beds.worker.slots.monitor import Monitor
+from beds.worker.slots.received import Received
+from beds.worker.slots.replies import Replies
+from beds.worker.task import shown
+from beds.worker.validation import check, unreadable, wrong
+
+logger = logging.getLogger("celery.beds.slot")
+
+KEEPER_SECONDS = 0.5
+"""Interval of signs of life, and of heartbeats and monitoring events."""
+IDLE_SECONDS = 5.0
+LASTING_SECONDS = 5.0
+"""A connection that lived this long has lasted: after its loss the pauses between attempts begin anew."""
+SHOWN_CHARACTERS = 300
+"""Characters of one header that monitors are shown."""
+DRAIN_SECONDS = 5.0
+"""A slot that ends handles what it has received for this time; the rest returns to its queue."""
+
+
+@dataclass(frozen=True, slots=True)
+class SlotSettings:
+    """What a pool gives to each of its slots.
+
+    Args:
+        hostname: the worker's name.
+        queues: the queues to consume, each with the most events that may be unacknowledged.
+        positions: each task's position in the counts of a page.
+        soft_limit: seconds after which an event ends with TimeLimitExceeded.
+        max_events: events after which the process is replaced; None for no limit.
+        max_kib: memory after which it is; None for no limit.
+    """
+
+    hostname: str
+    queues: Mapping[str, int]
+    positions: Mapping[str, int]
+    soft_limit: float
+    max_events: int | None = None
+    max_kib: int | None = None
+
+
+class Slot:
+    """The life of one slot process.
+
+    Args:
+        app: the Celery application.
+        settings: from its pool.
+        page: where it shows its parent what it does.
+        is_suspect: called with a guid; whether a slot died while it executed the event.
+    """
+
+    def __init__(self, app: Any, settings: SlotSettings, page: Page, is_suspect: Callable[[str], bool]) -> None:
+        self._app = app
+        self._settings = settings
+        self._page = page
+        self._is_suspect = is_suspect
+        self._amqp = app.settings.amqp
+        self._workers = self._amqp.workers
+        self._connection: SlotConnection | None = None
+        self._replies = Replies(self._amqp)
+        self._received: deque[Received] = deque()
+        self._suspects: deque[Received] = deque()
+        """Events during which a slot died: each is handled alone, since those beside it would be counted, too."""
+        self._is_listed = True
+        self._unacknowledged: deque[tuple[Batch, int]] = deque()
+        self._audits = SlotAudits(
+            lambda records: app.telemetry.shipper.event(RecordKind.AUDIT, records),
+            self._amqp.max_body_bytes,
+            lambda: self._connection,
+        )
+        self._monitor = Monitor(app, settings.hostname)
+        self._executor = SlotExecutor(app, settings.hostname, settings.soft_limit)
+        self._afterwards: deque[Callable[[], None]] = deque()
+        """What the current event leaves to do after its reply."""
+        self._handled = 0
+        self._stop_at = math.inf
+        self._is_asked_to_stop = False
+        self._woken, self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def run(self) -> None:
+        """Consume until SIGTERM, or until a limit of the process is reached."""
+        self._app.telemetry.audits = self._audits
+        self._app.telemetry.afterwards = self._afterwards.append
+        signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
+        signal.signal(signal.SIGTERM, self._on_term)
+        threading.Thread(target=self._keep, name="beds-keeper", daemon=True).start()
+        backoff, since = _reconnecting(), math.inf
+        while not self._is_over():
+            try:
+                if self._connection is None:
+                    self._connection, since = self._connect(), time.monotonic()
+                self._turn(self._connection)
+            except ConnectionLost as lost:
+                self._lose(lost)
+                if time.monotonic() - since > LASTING_SECONDS:
+                    backoff, since = _reconnecting(), math.inf
+                if isinstance(lost, QueueMissing):
+                    self._declare()
+                if not self._is_asked_to_stop:
+                    backoff.wait()
+        self._finish()
+
+    # --- The loop ----------------------------------------------------------------------------------------------------
+
+    def _turn(self, connection: SlotConnection) -> None:
+        """Handle the next event, or wait for one."""
+        if self._is_asked_to_stop:
+            self._drain(connection)
+        elif self._suspects:
+            connection.stop_consuming()
+            if connection.has_stopped and not self._received and not self._unacknowledged:
+                self._handle(self._suspects.popleft(), connection)
+                return
+        else:
+            connection.consume()
+        if not self._received or self._is_late():
+            self._audits.flush(connection)
+            connection.wait(IDLE_SECONDS)
+            connection.receive()
+        elif self._unacknowledged:
+            if self._audits.is_due:
+                self._audits.flush(connection)
+            connection.receive()
+        while self._unacknowledged and self._unacknowledged[0][0].is_confirmed:
+            connection.acknowledge(self._unacknowledged.popleft()[1])
+        self._list_waiting()
+        if self._received and not self._is_late():
+            self._handle(self._received.popleft(), connection)
+
+    def _is_over(self) -> bool:
+        if not self._is_asked_to_stop:
+            return False
+        if self._connection is None:
+            return True
+        if time.monotonic() > self._stop_at + DRAIN_SECONDS:
+            # An audit record is not confirmed. Its event returns to the queue, and the ledger has its answer.
+            return True
+        return self._stop_at < math.inf and not self._unacknowledged and (not self._received or self._is_late())
+
+    def _is_late(self) -> bool:
+        """Whether a slot that ends begins no further event."""
+        return time.monotonic() > self._stop_at
+
+    def _drain(self, connection: SlotConnection) -> None:
+        """Receive no further events."""
+        if self._stop_at == math.inf:
+            self._stop_at = time.monotonic() + DRAIN_SECONDS
+            self._page.show_state(SlotState.DRAINING)
+            connection.stop_consuming()
+
+    def _finish(self) -> None:
+        """Close all connections; RabbitMQ returns what was not acknowledged."""
+        if self._connection is not None:
+            with contextlib.suppress(ConnectionLost):
+                self._publish_monitoring(self._connection)
+            self._connection.close()
+        self._replies.close()
+        if "factory" in self._app.__dict__:
+            self._app.factory.close()
+
+    def _on_term(self, *_: Any) -> None:
+        self._is_asked_to_stop = True
+
+    def _keep(self) -> None:
+        """The keeper's thread: heartbeats, deliveries and confirms go on while an event is executed."""
+        while True:
+            time.sleep(KEEPER_SECONDS)
+            self._page.show_alive()
+            try:
+                self._executor.look_at_limit()
+                if self._connection is not None:
+                    self._keep_up(self._connection)
+            except ConnectionLost:
+                pass  # the main thread meets it, too
+            except Exception:  # the thread must go on, or RabbitMQ would miss its heartbeats
+                logger.exception("the keeper failed")
+            with contextlib.suppress(BlockingIOError):
+                os.write(self._wake, b"k")
+
+    def _keep_up(self, connection: SlotConnection) -> None:
+        self._replies.tick()
+        connection.tick()
+        self._audits.flush(connection)
+        self._publish_monitoring(connection)
+        self._list_waiting()
+
+    def _list_waiting(self) -> None:
+        if not self._is_listed:
+            self._is_listed = True
+            self._page.show_waiting([each.work() for each in (*self._received, *self._suspects)])
+
+    def _publish_monitoring(self, connection: SlotConnection) -> None:
+        if (events := self._monitor.take()) is not None:
+            connection.publish(*events)
+
+    # --- The connection ----------------------------------------------------------------------------------------------
+
+    def _connect(self) -> SlotConnection:
+        self._page.show_state(SlotState.CONNECTING)
+        found = SlotConnection(
+            self._amqp,
+            self._settings.queues,
+            self._woken,
+            declare=self._monitor.declare,
+            on_delivery=self._take,
+            on_confirm=self._audits.on_confirm,
+            on_return=self._audits.on_return,
+        )
+        self._page.show_state(SlotState.CONSUMING)
+        return found
+
+    def _declare(self) -> None:
+        """Declare the topology again, since a queue is missing."""
+        try:
+            url, patience = self._amqp.broker_url, self._amqp.connect_timeout
+            with connect_to(self._amqp, url, patience=patience) as connection:
+                problems = topology.declare_each(topology.Topology.from_settings(self._amqp), connection)
+        except (BedsError, OSError, amqp.AMQPError) as error:
+            logger.warning("the topology cannot be declared: %s", error)
+            return
+        for problem in problems.values():
+            logger.error("%s", problem)
+
+    def _take(self, message: amqp.Message) -> None:
+        received = Received(message)
+        is_suspect = received.is_redelivered and self._is_suspect(str(received.properties.get("correlation_id")))
+        (self._suspects if is_suspect else self._received).append(received)
+        self._is_listed = False
+
+    def _lose(self, lost: ConnectionLost) -> None:
+        """Forget what the lost connection delivered: RabbitMQ delivers it again."""
+        logger.warning("the connection to RabbitMQ is lost (%s)", lost)
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.give_up()
+        self._received.clear()
+        self._suspects.clear()
+        self._unacknowledged.clear()
+        self._audits.forget()
+        self._page.show_waiting(())
+        self._page.show_state(SlotState.CONNECTING)
+
+    # --- One event ---------------------------------------------------------------------------------------------------
+
+    def _handle(self, received: Received, connection: SlotConnection) -> None:
+        """Handle an event; an unforeseen error sends it to beds.dead, and the slot goes on."""
+        try:
+            self._process(received, connection)
+        except ConnectionLost:
+            raise
+        except Exception:
+            logger.exception("an event could not be handled")
+            connection.reject(received.tag, requeue=False)
+
+    def _process(self, received: Received, connection: SlotConnection) -> None:
+        """Validate an event, execute it, reply, and acknowledge it as soon as its audit record is confirmed."""
+        try:
+            route = check(received, self._amqp.max_body_bytes, self._workers)
+            # RabbitMQ's headers CC and BCC route a message to queues that its routing key does not name.
+            if route.queue.name not in self._settings.queues:
+                raise wrong("task", "it belongs to a queue that this worker does not serve")
+            attempt = received.attempt(route, self._workers, self._settings.hostname)
+        except MalformedEvent as error:
+            self._refuse(received, connection, error)
+            return
+        except Exception as error:  # noqa: BLE001 — no error that a hostile message causes may end the slot
+            self._refuse(received, connection, unreadable(error))
+            return
+        self._page.begin(received.work(time.monotonic()))
+        self._show_begin(received, route)
+        try:
+            ending = self._executor.execute(received, route, attempt)
+        except Redeliver:
+            connection.reject(received.tag, requeue=True)
+        else:
+            self._conclude(received, connection, attempt, ending)
+        finally:
+            self._page.end(self._settings.positions[route.task])
+            while self._afterwards:
+                self._afterwards.popleft()()
+        self._handled += 1
+        if self._has_lasted():
+            self._is_asked_to_stop = True
+
+    def _conclude(
+        self, received: Received, connection: SlotConnection, attempt: Attempt, ending: Ending | None
+    ) -> None:
+        """Reply, and acknowledge: at once, or when the audit record is confirmed."""
+        if ending is not None:
+            self._reply(received, ending.reply)
+        if ending is None or ending.audit is None:
+            connection.acknowledge(received.tag)
+        else:
+            self._unacknowledged.append((ending.audit, received.tag))
+        if ending is not None:
+            self._show_end(attempt, ending)
+
+    def _refuse(self, received: Received, connection: SlotConnection, error: MalformedEvent) -> None:
+        """Send a message that breaks the contract to beds.dead, and answer it."""
+        guid = received.properties.get("correlation_id")
+        logger.error("rejected %.64r (%d bytes): %s", guid, len(received.body), error.message)
+        if isinstance(guid, str):
+            self._reply(received, encode_error(guid, states.FAILURE, error, ""))
+        connection.reject(received.tag, requeue=False)
+
+    def _reply(self, received: Received, body: bytes) -> None:
+        guid = received.properties["correlation_id"]
+        if received.reply_to and guid.isascii():
+            self._replies.publish(reply_message(guid, body), received.reply_to)
+
+    def _has_lasted(self) -> bool:
+        """True if the process has reached one of its limits."""
+        settings = self._settings
+        if settings.max_events is not None and self._handled >= settings.max_events:
+            return True
+        return settings.max_kib is not None and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > settings.max_kib
+
+    # --- What monitors see -------------------------------------------------------------------------------------------
+
+    def _show_begin(self, received: Received, route: Route) -> None:
+        headers = received.headers
+        self._monitor.add(
+            "task-received",
+            headers["id"],
+            name=route.task,
+            args=_text(headers.get("argsrepr")),
+            kwargs=_text(headers.get("kwargsrepr")),
+            root_id=_text(headers.get("root_id")),
+            parent_id=_text(headers.get("parent_id")) or None,
+            retries=headers.get("retries") or 0,
+            eta=None,
+            expires=None,
+        )
+        self._monitor.add("task-started", headers["id"])
+
+    def _show_end(self, attempt: Attempt, ending: Ending) -> None:
+        delivery = attempt.delivery
+        if ending.error is None:
+            self._monitor.add(
+                "task-succeeded", delivery.guid, result=repr(shown(ending.value)), runtime=attempt.trace.seconds
+            )
+            return
+        self._monitor.add("task-failed", delivery.guid, exception=repr(ending.error), traceback="")
+        if not isinstance(ending.cause, BedsError):
+            logger.error("%s[%s] failed: %s", delivery.task, delivery.guid, ending.error.message, exc_info=ending.cause)
+
+
+def _text(value: Any) -> str:
+    """A header's text for monitors; a client may have sent anything."""
+    return value[:SHOWN_CHARACTERS] if isinstance(value, str) else ""
+
+
+def _reconnecting() -> Backoff:
+    return Backoff(math.inf, first=0.2, longest=3.0)

@@ -1,0 +1,227 @@
+"""Two MariaDB servers, the second a replica of the first, and a proxy that follows when they change roles."""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import MySQLdb.cursors
+import pytest
+
+from beds.client.call import Call
+from beds.client.client import Client
+from beds.domain.reply import Page
+from beds.stack.mariadb import MariaDB
+from beds.stack.plan import DATABASE, Plan
+from beds.stack.stack import Stack
+from tests.cluster.conftest import (
+    CALL_SECONDS,
+    PATIENCE,
+    Answer,
+    Load,
+    SwitchedProxy,
+    check,
+    rows_of,
+    servers_of_their_own,
+    wait_until_written,
+)
+from tests.conftest import PORT_BASE, OwnVhost, run, running_worker, wait_for, wait_until_served
+
+pytestmark = pytest.mark.stack
+
+SWITCHES = 4
+TEMPLATES = ("SampleRows", "TransferRows")
+REFRESH = {"BEDS_SCHEMA__REFRESH": "1"}
+"""Seconds between two checks by a reading slot whether its server is now a replica; shorter than the default of 10."""
+REPLICATOR, PASSWORD = "replicator", "replicator-password"
+
+
+class Member(MariaDB):
+    """A server that can be a primary and a replica, with global transaction ids.
+
+    Args:
+        plan: its port and folder.
+        number: its server id.
+    """
+
+    def __init__(self, plan: Plan, number: int) -> None:
+        super().__init__(plan)
+        self.more = (
+            f"--server-id={number}",
+            "--log-bin=binlog",
+            "--log-bin-trust-function-creators",  # otherwise only SUPER could create the schema's functions
+            "--log-slave-updates",
+            "--binlog-format=ROW",
+            "--gtid-strict-mode",
+            "--sync-binlog=1",
+        )
+
+    def ask(self, statement: str) -> list[dict[str, Any]]:
+        """Run a statement as root and return its rows."""
+        connection = self._root()
+        with contextlib.closing(connection), connection.cursor(MySQLdb.cursors.DictCursor) as cursor:
+            cursor.execute(statement)
+            connection.commit()
+            return list(cursor.fetchall())
+
+    def value(self, expression: str) -> Any:
+        (row,) = self.ask(f"SELECT {expression} AS value")
+        return row["value"]
+
+    def follow(self, primary: Member, *, demoted: bool) -> None:
+        """Become a replica.
+
+        Args:
+            primary: the server to follow.
+            demoted: whether this server was a primary before, and continues at its own position.
+        """
+        self.ask("SET GLOBAL read_only = 1")
+        self.ask(
+            f"CHANGE MASTER TO master_host = '127.0.0.1', master_port = {primary.plan.mariadb_port}, "
+            f"master_user = '{REPLICATOR}', master_password = '{PASSWORD}', master_connect_retry = 1, "
+            "master_use_gtid = slave_pos" + (", master_demote_to_slave = 1" if demoted else "")
+        )
+        self.ask("START SLAVE")
+
+    def broker_connections(self) -> int:
+        return int(self.value("(SELECT COUNT(*) FROM information_schema.processlist WHERE user = 'beds_broker')"))
+
+
+class Replica(Member):
+    """Gets its users and its schema from the primary."""
+
+    def provision(self) -> None:
+        """Nothing."""
+
+
+@dataclass
+class Pair:
+    """A primary, its replica, and the proxy that all workers connect to.
+
+    Args:
+        primary, replica: the current roles.
+        proxy: forwards new connections to the primary.
+        env: of a worker.
+    """
+
+    primary: Member
+    replica: Member
+    proxy: SwitchedProxy
+    env: dict[str, str]
+
+    def close_primary(self) -> None:
+        """Make the primary read-only, and wait until the replica has all its writes."""
+        self.primary.ask("SET GLOBAL read_only = 1")
+        position = self.primary.value("@@gtid_binlog_pos")
+        assert self.replica.value(f"MASTER_GTID_WAIT('{position}', {PATIENCE})") == 0, "the replica does not catch up"
+
+    def switch(self) -> None:
+        """Promote the replica and point the proxy to it. The old primary keeps running, and receives no new writes."""
+        self.replica.ask("STOP SLAVE")
+        self.replica.ask("RESET SLAVE ALL")
+        self.replica.ask("SET GLOBAL read_only = 0")
+        self.proxy.lead_to(self.replica.plan.mariadb_port)
+        self.primary, self.replica = self.replica, self.primary
+
+
+@pytest.fixture
+def pair(project: Path, stack: Stack) -> Iterator[Pair]:
+    """Two servers with the schema applied, the second following the first."""
+
+    def make(folder: Path) -> list[Member]:
+        plans = [Plan(folder / f"server{n}", PORT_BASE + 1200 + n, {**stack.plan.passwords}) for n in range(2)]
+        return [Member(plans[0], 1), Replica(plans[1], 2)]
+
+    with servers_of_their_own("mariadb", make) as servers:
+        first, second = servers
+        first.up()
+        second.up()
+        first.ask(f"CREATE USER {REPLICATOR}@'127.0.0.1' IDENTIFIED BY '{PASSWORD}'")
+        first.ask(f"GRANT REPLICATION SLAVE ON *.* TO {REPLICATOR}@'127.0.0.1'")
+        proxy = SwitchedProxy(first.plan.mariadb_port)
+        try:
+            port = str(first.plan.mariadb_port)
+            applied = run(
+                project,
+                *("beds", "schema", "apply"),
+                env={"BEDS_DATABASES__REL__PORT": port, "BEDS_SCHEMA__DBA__REL__PORT": port},
+            )
+            assert applied.returncode == 0, applied.stderr
+            second.follow(first, demoted=False)
+            # A short deadline, so that a switch may outlast it: both `ok` and a refusal occur.
+            yield Pair(
+                first, second, proxy, {"BEDS_DATABASES__REL__PORT": str(proxy.port), "BEDS_RETRY__DEADLINE": "1.5"}
+            )
+        finally:
+            proxy.close()
+
+
+@pytest.mark.timeout(900)
+def test_a_primary_that_becomes_a_replica_costs_no_write(project: Path, own_vhost: OwnVhost, pair: Pair) -> None:
+    """Writing slots reconnect to the new primary, although their old connections stay open."""
+    with running_worker(project, "rel.write", "-c", "4", env=own_vhost.env | pair.env) as worker:
+        wait_until_written(own_vhost.settings, TEMPLATES)
+        with Load(own_vhost.settings, TEMPLATES) as load:
+            for number in range(SWITCHES):
+                load.wait_for_more()
+                old = pair.primary
+                assert old.broker_connections() > 0
+                refused = load.told()["store_unavailable"]
+                pair.close_primary()
+                if number % 2:
+                    wait_for(lambda n=refused: load.told()["store_unavailable"] > n, PATIENCE, "a refusal")
+                pair.switch()
+                load.wait_for_more()
+                wait_for(lambda old=old: not old.broker_connections(), PATIENCE, "the move of every slot")
+                refused = load.told()["store_unavailable"]
+                load.wait_for_more()
+                assert load.told()["store_unavailable"] == refused, "a slot that moved is refused again"
+                pair.replica.follow(pair.primary, demoted=True)
+        assert worker.poll() is None, "the worker ended"
+    print(f"mariadb: {dict(load.told())}")
+    surprises = load.unlike(_wrote_nothing)
+    assert not surprises, (len(surprises), surprises[:5])
+    pair.close_primary()
+    both = [rows_of(server.plan, load.name) for server in (pair.primary, pair.replica)]
+    for stored in both:
+        check(load, stored)
+    assert both[0] == both[1]
+
+
+def _wrote_nothing(answer: Answer) -> bool:
+    return answer.code == "store_unavailable" and answer.nothing_written
+
+
+@pytest.mark.timeout(600)
+def test_slots_that_only_read_leave_a_primary_that_was_demoted(project: Path, own_vhost: OwnVhost, pair: Pair) -> None:
+    """The old primary keeps running with old data; a record created after the switch must be found."""
+    with (
+        running_worker(project, "rel.read", "-c", "2", env=own_vhost.env | pair.env | REFRESH),
+        Client(own_vhost.settings) as client,
+    ):
+
+        def found(key: str) -> bool:
+            """Whether all of several concurrent reads, which use both slots, find the record."""
+            sleep = Call("fetch_records", "SampleRows", {"seconds": 0.2}, "sleep")
+            read = Call("fetch_records", "SampleRows", {"id": key}, "by_id")
+            pages = client.call_many([sleep, sleep, read, read, sleep, sleep, read, read], timeout=CALL_SECONDS)
+            return all(len(page) == 1 for page in pages if isinstance(page, Page))
+
+        def add() -> str:
+            key = f"read-{uuid.uuid4().hex}"
+            pair.primary.ask(f"INSERT INTO {DATABASE}.samples (id) VALUES ('{key}')")
+            return key
+
+        before = add()
+        wait_until_served(client, ["SampleRows"])
+        wait_for(lambda: found(before) and pair.primary.broker_connections() == 2, PATIENCE, "both slots' connections")
+        old = pair.primary
+        pair.close_primary()
+        pair.switch()
+        after = add()
+        wait_for(lambda: found(after) and not old.broker_connections(), PATIENCE, "the move of every slot")
+        assert all(found(after) for _ in range(5)), "a slot still reads the old primary"

@@ -1,0 +1,203 @@
+"""Unit tests of an application use the real client on an in-memory transport."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import pickle
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import beds
+from beds.client.aio import AsyncBoundTemplate, AsyncClient, AsyncTicket
+from beds.client.bound_template import BoundTemplate
+from beds.client.call import Call
+from beds.client.client import Client, as_page, as_response
+from beds.client.tickets import Ticket
+from beds.domain.event import Event
+from beds.domain.reply import Page, Response
+from beds.domain.ticket import TicketState
+from beds.errors import (
+    BrokerUnavailable,
+    ClientClosed,
+    DuplicateKey,
+    IdempotencyConflict,
+    InternalError,
+    MalformedEvent,
+    MissingField,
+    StoreUnavailable,
+    UnknownTicket,
+    WrongType,
+)
+from beds.testing import MemoryClient, memory
+from beds.transport.pending import Pending
+from tests.conftest import ROOT
+
+ZED = {"carrier": "ZZ", "name": "Zed"}
+
+
+@pytest.fixture
+def client() -> Iterator[MemoryClient]:
+    with memory(ROOT / "schema") as found:
+        yield found
+
+
+def test_an_application_calls_and_submits_without_a_server(client: MemoryClient) -> None:
+    assert beds.write("create_record", "Airlines", ZED).record_id == "ZZ"
+    ticket = beds.submit("create_record", "Airlines", ZED)
+    assert ticket.status().state is TicketState.FAILURE
+    assert ticket.wait().ready
+    for asked in (ticket, beds.ticket(ticket.guid)):
+        with pytest.raises(DuplicateKey):
+            asked.result()
+    assert [record["name"] for record in beds.template("Airlines").fetch_all("by_carrier", {"carrier": "ZZ"})] == [
+        "Zed"
+    ]
+    with pytest.raises(MissingField):
+        beds.call("create_record", "Airlines", {})
+    with pytest.raises(UnknownTicket):
+        beds.ticket("0190a0b0-0000-7000-8000-000000000000").status()
+    assert beds.Client is Client
+
+
+def test_many_at_once(client: MemoryClient) -> None:
+    calls = [Call("create_record", "Airlines", {"carrier": c, "name": c}) for c in ("AA", "BB", "AA")]
+    *made, twice = beds.call_many(calls, return_errors=True)
+    assert [reply.record_id for reply in made] == ["AA", "BB"]
+    assert isinstance(twice, DuplicateKey)
+    tickets = beds.submit_many([Call("delete_record", "Airlines", c) for c in ("AA", "BB")])
+    assert [ticket.result().affected for ticket in tickets] == [1, 1]  # type: ignore[union-attr]
+
+
+def test_an_idempotency_key_leads_to_the_same_ticket(client: MemoryClient) -> None:
+    first = beds.submit("create_record", "Airlines", ZED, idempotency_key="once")
+    assert beds.submit("create_record", "Airlines", ZED, idempotency_key="once") == first
+    assert first.result().affected == 1  # type: ignore[union-attr]
+    with pytest.raises(IdempotencyConflict):
+        beds.submit("create_record", "Airlines", {**ZED, "name": "Other"}, idempotency_key="once")
+
+
+def test_the_awaited_client_does_the_same(client: MemoryClient) -> None:
+    async def story() -> None:
+        ticket = await beds.aio.submit("create_record", "Airlines", ZED)
+        assert (await ticket.result()).affected == 1
+        with pytest.raises(DuplicateKey):
+            await beds.aio.call("create_record", "Airlines", ZED)
+        page = await beds.aio.fetch("Airlines", "by_carrier", {"carrier": "ZZ"})
+        assert page[0]["name"] == "Zed"
+        assert [r async for r in beds.aio.template("Airlines").fetch_all("by_carrier", {"carrier": "ZZ"})]
+        assert (await beds.aio.ticket(ticket.guid).status()).state is TicketState.SUCCESS
+        assert len(await beds.aio.call_many([Call("delete_record", "Airlines", "ZZ")])) == 1
+
+    asyncio.run(story())
+
+
+def test_a_failure_can_be_asked_for(client: MemoryClient) -> None:
+    client.transport.fail_next(StoreUnavailable("MariaDB is away"))
+    with pytest.raises(StoreUnavailable):
+        beds.write("create_record", "Airlines", ZED)
+    assert beds.write("create_record", "Airlines", ZED).affected == 1
+
+
+def test_a_broker_that_is_away_stays_so_until_the_deadline(client: MemoryClient) -> None:
+    client.transport.fail_next(BrokerUnavailable("RabbitMQ is away"))
+    with pytest.raises(BrokerUnavailable):
+        beds.write("create_record", "Airlines", ZED, timeout=0.3)
+    assert beds.write("create_record", "Airlines", ZED).affected == 1
+
+
+def test_a_stub_that_fails_is_an_internal_error() -> None:
+    def broken(_records: Any, _args: Any) -> Any:
+        raise ValueError("a bug")
+
+    with memory(ROOT / "schema", {"airlines_by_carrier": broken}), pytest.raises(InternalError):
+        beds.fetch("Airlines", "by_carrier", {"carrier": "ZZ"})
+
+
+def test_an_awaited_ticket_can_be_pickled(client: MemoryClient) -> None:
+    ticket = asyncio.run(beds.aio.submit("create_record", "Airlines", ZED))
+    again = pickle.loads(pickle.dumps(ticket))
+    assert again == ticket
+    assert asyncio.run(again.result()).affected == 1
+    assert asyncio.run(beds.aio.ticket(again).status()).state is TicketState.SUCCESS
+
+
+def test_a_caller_that_has_gone_publishes_nothing_more(client: MemoryClient) -> None:
+    """Its events wait behind one that blocks; cancelled, they are not sent when that one is through."""
+    gate, send = threading.Event(), client.transport.send
+    sent: list[str] = []
+
+    def slow(event: Event, deadline: float) -> Pending:
+        sent.append(event.task)
+        gate.wait(10)
+        return send(event, deadline)
+
+    client.transport.send = slow  # type: ignore[method-assign]
+
+    async def story() -> None:
+        calls = [asyncio.create_task(beds.aio.call("create_record", "Airlines", {"carrier": c, "name": c}))
+                 for c in ("AA", "BB", "CC")]  # fmt: skip
+        while not sent:
+            await asyncio.sleep(0.01)
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+        gate.set()
+
+    asyncio.run(story())
+    client.transport.send = send  # type: ignore[method-assign]
+    asyncio.run(beds.aio.call("fetch_records", "Airlines", {"carrier": "BB"}, using="by_carrier"))
+    assert len(sent) == 1
+
+
+def test_a_reply_of_the_wrong_kind_is_told(client: MemoryClient) -> None:
+    with pytest.raises(MalformedEvent):
+        as_page(Response("x", 1))
+    with pytest.raises(MalformedEvent):
+        as_response(Page())
+
+
+def test_a_closed_client_says_so() -> None:
+    with memory(ROOT / "schema") as client:
+        pass
+    with pytest.raises(ClientClosed):
+        client.write("create_record", "Airlines", ZED)
+
+
+def test_write_takes_no_fetch(client: MemoryClient) -> None:
+    with pytest.raises(WrongType):
+        beds.write("fetch_records", "Airlines", {})
+
+
+TOOLS = {"event", "send", "submit_event", "answer"}
+"""Methods of the blocking client only: for tools that handle single events, and for the shared connection."""
+
+
+@pytest.mark.parametrize(
+    ("blocking", "awaited", "surplus"),
+    [(Client, AsyncClient, TOOLS), (Ticket, AsyncTicket, {"ready", "progress"}),
+     (BoundTemplate, AsyncBoundTemplate, set())],
+)  # fmt: skip
+def test_both_clients_have_the_same_methods(blocking: type, awaited: type, surplus: set[str]) -> None:
+    def methods(of: type) -> dict[str, list[Any]]:
+        found = inspect.getmembers(of, lambda member: inspect.isfunction(member) or isinstance(member, property))
+        return {
+            name: [(p.name, p.kind, p.default) for p in inspect.signature(member).parameters.values()]
+            if inspect.isfunction(member)
+            else []
+            for name, member in found
+            if not name.startswith("_")
+        }
+
+    wanted = {name: parameters for name, parameters in methods(blocking).items() if name not in surplus}
+    assert methods(awaited) == wanted
+
+
+def test_the_functions_of_the_package_are_those_of_its_client() -> None:
+    for name in ("call", "fetch", "write", "submit", "call_many", "submit_many", "lineage", "ticket", "template"):
+        assert callable(getattr(beds, name)), name
+        assert callable(getattr(beds.aio, name)), name
+        assert callable(getattr(AsyncClient, name)), name

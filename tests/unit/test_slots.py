@@ -1,0 +1,267 @@
+"""The parts of a slot that need no server: its page, frames, audit records and what it received."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import socket
+import struct
+import threading
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any
+
+import amqp
+import pytest
+
+from beds.config import Settings
+from beds.domain.event import Event, RecordKind
+from beds.domain.lineage import Lineage
+from beds.errors import MalformedEvent
+from beds.services.execution import Redeliver
+from beds.transport.frames import FrameReader
+from beds.worker.slots.audits import Batch, SlotAudits
+from beds.worker.slots.board import PAGE_BYTES, Board, SlotState, Work
+from beds.worker.slots.connection import ConnectionLost
+from beds.worker.slots.pool import _groups
+from beds.worker.slots.received import Received
+
+WORK = Work("guid-1", "rel.read", "(Flights.fetch_records)", "rel.read", 12.5)
+
+
+def test_a_page_shows_the_current_event_and_those_behind_it() -> None:
+    page = Board(2).page(1)
+    waiting = [Work(f"g{n}", "t", "s", "q") for n in range(3)]
+    page.show_state(SlotState.CONSUMING)
+    page.show_waiting(waiting)
+    page.begin(WORK)
+    view = page.read()
+    assert (view.state, view.active, view.waiting) == (SlotState.CONSUMING, WORK, tuple(waiting[1:]))
+    page.end(3)
+    page.end(3)
+    assert page.read().active is None
+    assert page.read().counts[3] == 2
+
+
+def test_pages_do_not_overlap_and_odd_text_stays_in_its_field() -> None:
+    board = Board(2)
+    first, second = board.page(0), board.page(1)
+    second.begin(WORK)
+    first.show_waiting([Work("x" * 500, "a\tb\nc", "ü" * 500, "q")] * 200)
+    first.begin(Work("y" * 5000, "t\n", "\ud800", "q", 1.0))
+    assert second.read().active == WORK
+    active = first.read().active
+    assert active is not None
+    assert active.task == "t"
+    assert all(len(work.guid) <= 200 and work.task == "a b c" for work in first.read().waiting)
+    assert len(first.read().waiting) * 200 < PAGE_BYTES
+
+
+def test_a_new_process_of_a_slot_begins_anew_and_keeps_the_counts() -> None:
+    board = Board(1)
+    board.page(0).begin(WORK)
+    board.page(0).end(1)
+    board.page(0).begin(WORK)
+    page = board.page(0)
+    page.reset()
+    assert (page.read().active, page.read().counts[1], page.read().state) == (None, 1, SlotState.STARTING)
+
+
+def test_a_page_is_never_read_half_written() -> None:
+    page = Board(1).page(0)
+    done = threading.Event()
+
+    def write() -> None:
+        for n in itertools.cycle(range(10)):
+            if done.is_set():
+                return
+            page.begin(Work(str(n) * 36, str(n) * 50, str(n) * 100, str(n), float(n + 1)))
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(5000):
+            active = page.read().active
+            if active is not None:
+                assert len({*active.guid, *active.task, *active.summary, *active.queue}) == 1
+                assert active.began == int(active.queue) + 1
+    finally:
+        done.set()
+        writer.join()
+
+
+def test_a_board_remembers_the_events_that_ended_a_slot() -> None:
+    board = Board(1)
+    guids = [f"{n:036d}" for n in range(300)]
+    for guid in guids:
+        board.suspect(guid)
+    assert board.is_suspect(guids[-1])
+    assert not board.is_suspect(guids[0]), "the oldest is forgotten"
+    assert not board.is_suspect("0" * 35 + "x")
+
+
+def frame(kind: int, payload: bytes) -> bytes:
+    return struct.pack(">BHI", kind, 1, len(payload)) + payload + b"\xce"
+
+
+@pytest.mark.parametrize("step", [1, 3, 7, 8, 64, 100_000])
+def test_frames_are_cut_wherever_the_bytes_are_split(step: int) -> None:
+    here, there = socket.socketpair()
+    taken: list[tuple[int, int, bytes]] = []
+    reader = FrameReader(SimpleNamespace(sock=here, on_inbound_frame=taken.append))
+    payloads = [os.urandom(size) for size in (0, 1, 7, 300, 131_064 % 4000)]
+    sent = b"".join(frame(8, payload) for payload in payloads)
+    for at in range(0, len(sent), step):
+        there.sendall(sent[at : at + step])
+        reader.read()
+    assert [payload for _, _, payload in taken] == payloads
+    reader.read()  # nothing has arrived, and it does not wait
+    there.sendall(struct.pack(">BHI", 8, 1, 1) + b"xy")
+    with pytest.raises(OSError, match="no frame"):
+        reader.read()
+    there.close()
+    with pytest.raises(ConnectionResetError):
+        reader.read()
+    here.close()
+
+
+class FakeConnection:
+    """Takes what is published; `confirm` answers as RabbitMQ does."""
+
+    user = "beds_worker"
+
+    def __init__(self, audits: Callable[[], SlotAudits]) -> None:
+        self.published: list[amqp.Message] = []
+        self.answers: list[bool] = []
+        self.lock = threading.RLock()
+        self._audits = audits
+
+    def publish_confirmed(
+        self, message: amqp.Message, _exchange: str, _key: str, register: Callable[[int], None]
+    ) -> None:
+        self.published.append(message)
+        register(len(self.published))
+
+    def wait(self, _seconds: float) -> None:
+        if not self.answers:
+            raise ConnectionLost("gone")
+
+    def receive(self) -> None:
+        self._audits().on_confirm(len(self.published), False, self.answers.pop(0))
+
+
+@pytest.fixture
+def fake() -> tuple[SlotAudits, FakeConnection]:
+    def make(records: Sequence[dict[str, Any]]) -> Event:
+        return Event.of_records(RecordKind.AUDIT, "", {"node": "n"}, records, Lineage.root("n", "test"))
+
+    connection = FakeConnection(lambda: audits)
+    audits = SlotAudits(make, 4000, lambda: connection)  # type: ignore[arg-type,return-value]
+    return audits, connection
+
+
+def records_in(message: amqp.Message) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(message.body)[1]["records"]
+    return found
+
+
+def test_audit_records_travel_together_and_are_confirmed_together(fake: tuple[SlotAudits, FakeConnection]) -> None:
+    audits, connection = fake
+    first, second = audits.send({"n": 1}), audits.send({"n": 2})
+    audits.flush(connection)  # type: ignore[arg-type]
+    third = audits.send({"n": 3})
+    audits.flush(connection)  # type: ignore[arg-type]
+    assert [records_in(message) for message in connection.published] == [[{"n": 1}, {"n": 2}], [{"n": 3}]]
+    audits.on_confirm(1, False, True)
+    assert (first.is_confirmed, second.is_confirmed, third.is_confirmed) == (True, True, False)
+    audits.on_confirm(2, True, True)
+    assert third.is_confirmed
+
+
+def test_a_refused_or_returned_audit_record_is_published_again(
+    fake: tuple[SlotAudits, FakeConnection], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    audits, connection = fake
+    monkeypatch.setattr("beds.worker.slots.audits.PAUSE_SECONDS", 0.0)
+    audit = audits.send({"n": 1})
+    audits.flush(connection)  # type: ignore[arg-type]
+    audits.on_confirm(1, False, False)
+    audits.flush(connection)  # type: ignore[arg-type]
+    audits.on_return()
+    audits.on_confirm(2, False, True)
+    assert not audit.is_confirmed, "no queue took it, although RabbitMQ confirms it"
+    connection.answers = [True]
+    audits.confirm(audit)
+    assert audit.is_confirmed
+    assert len(connection.published) == 3
+
+
+def test_records_too_large_for_one_message_are_split_and_confirmed_as_a_whole(
+    fake: tuple[SlotAudits, FakeConnection],
+) -> None:
+    audits, connection = fake
+    audit = audits.send({"n": 0, "values": "x" * 3000})
+    assert audits.send({"n": 1, "values": "x" * 3000}) is audit
+    audits.send({"n": 2, "values": "x" * 9000, "fields": ["a"]})
+    audits.flush(connection)  # type: ignore[arg-type]
+    sent = [record for message in connection.published for record in records_in(message)]
+    assert [record["n"] for record in sent] == [0, 1, 2]
+    assert sent[2]["values"] == "{}", "one that is too large alone says who changed which record"
+    for tag in range(1, len(connection.published)):
+        audits.on_confirm(tag, False, True)
+    assert not audit.is_confirmed
+    audits.on_confirm(len(connection.published), False, True)
+    assert audit.is_confirmed
+
+
+def test_a_lost_connection_ends_the_wait_for_a_confirm(fake: tuple[SlotAudits, FakeConnection]) -> None:
+    audits, _ = fake
+    with pytest.raises(Redeliver):
+        audits.confirm(audits.send({"n": 1}))
+    audits.forget()
+    assert not audits.is_due
+    audits.on_confirm(1, False, True)  # a late confirm means nothing
+    assert isinstance(audits.send({"n": 2}), Batch)
+
+
+def received(body: bytes = b"[[], {}, {}]", **properties: Any) -> Received:
+    found = amqp.Message(body, content_type="application/json", application_headers={"id": "x"})
+    found.properties.update(properties)
+    found.delivery_info = {"delivery_tag": 1, "routing_key": "rel.read", "redelivered": False}
+    return Received(found)
+
+
+@pytest.mark.parametrize(
+    "properties", [{"content_type": "application/x-python-serialize"}, {"content_encoding": "utf-16"}]
+)
+def test_a_body_of_another_type_is_refused(properties: dict[str, Any]) -> None:
+    with pytest.raises(MalformedEvent):
+        _ = received(**properties).payload
+
+
+def test_an_event_expires_by_its_ttl_here_and_by_the_header_of_celerys_clients() -> None:
+    late = received(expiration="50")
+    assert not late.has_expired
+    late.arrived -= 1
+    assert late.has_expired
+    for text, expected in (
+        ((datetime.now(UTC) - timedelta(seconds=5)).isoformat(), True),
+        ((datetime.now(UTC) + timedelta(hours=1)).isoformat(), False),
+    ):
+        assert received(application_headers={"id": "x", "expires": text}).has_expired is expected
+    with pytest.raises(MalformedEvent):
+        _ = received(application_headers={"id": "x", "expires": "soon"}).has_expired
+
+
+@pytest.mark.parametrize(
+    ("slots", "expected"),
+    [
+        (4, [("rel.read",), ("rel.read",), ("calgon", "operator"), ("calgon", "operator")]),
+        (3, [("rel.read",), ("calgon", "operator")]),
+        (1, [("rel.read", "calgon", "operator")]),
+    ],
+)
+def test_each_slot_consumes_the_queues_of_one_entry_of_brokers(slots: int, expected: list[tuple[str, ...]]) -> None:
+    assert _groups(["rel.read", "calgon", "operator"], Settings(), slots) == expected
