@@ -1,7 +1,7 @@
 """The result backend: a worker stores a ticket's outcome and publishes the reply to the event's `reply_to`.
 
-Celery's RPC backend waits for a publisher confirm of each reply, which takes half the time of a short task. A reply is
-at-most-once anyway, since its receiver may be gone. It is therefore published without confirms, on its own channel.
+RabbitMQ confirms the reply before Celery acknowledges the event. Replies have a connection of their own in each thread,
+and when it alone is lost, nobody would ask again. A pool of slots does not wait for the confirm: `slots/replies.py`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import os
 import threading
 from typing import Any
 
-import amqp
 from billiard.exceptions import SoftTimeLimitExceeded
 from billiard.exceptions import TimeLimitExceeded as HardTimeLimitExceeded
 from celery import states
@@ -29,11 +28,15 @@ from beds.errors import (
     TicketRevoked,
     TimeLimitExceeded,
 )
+from beds.transport.frames import LOST
 from beds.wire import codec
 from beds.wire.reply import error_of, is_reply_address, reply_message
 from beds.worker.task import attempt_of
 
 logger = logging.getLogger(__name__)
+
+REPLY_SECONDS = 2.0
+"""Longest wait for the confirm of a reply."""
 
 
 class ReplyBackend(BaseBackend):
@@ -70,7 +73,7 @@ class ReplyBackend(BaseBackend):
         return result
 
     def reply(self, reply_to: str, task_id: str, body: bytes) -> None:
-        """Publish a reply to the caller's direct reply-to address. Best effort: the caller repeats its request.
+        """Publish a reply to the caller's direct reply-to address, and wait for its confirm.
 
         Any other `reply_to` gets no reply: a client could use the worker's rights to fill a foreign queue. Celery's
         own clients name a queue of theirs; they poll the ticket instead.
@@ -110,18 +113,20 @@ class ReplyBackend(BaseBackend):
 
     def _publish(self, reply_to: str, task_id: str, body: bytes) -> None:
         message = reply_message(task_id, body)
-        try:
-            self._channel().basic_publish(message, "", reply_to)
-        except (OSError, amqp.AMQPError, AttributeError):
-            # The idle connection was lost. A second copy of a reply does no harm.
-            self._local.channel = None
-            self._channel().basic_publish(message, "", reply_to)
+        for is_last in (False, False, True):
+            try:
+                self._channel().basic_publish(message, "", reply_to, confirm_timeout=REPLY_SECONDS)
+                return
+            except LOST:
+                self._local.channel = None  # a second copy of a reply does no harm
+                if is_last:
+                    raise
 
     def _channel(self) -> Any:
         """The channel of this thread and process; a child never uses a channel that its parent opened."""
         mine = self._local
         if getattr(mine, "channel", None) is None or mine.pid != os.getpid():
-            connection = self.app.connection_for_write(transport_options={"confirm_publish": False})
+            connection = self.app.connection_for_write(transport_options={"confirm_publish": True})
             connection.connect()
             mine.connection, mine.channel, mine.pid = connection, connection.default_channel, os.getpid()
         return mine.channel

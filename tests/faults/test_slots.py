@@ -35,6 +35,7 @@ from beds.stack.stack import Stack
 from beds.templates.registry import TemplateRegistry
 from beds.worker.slots.slot import KEEPER_SECONDS
 from tests.conftest import OwnVhost, run, running_worker, wait_for, wait_until_served
+from tests.proxy import SilentProxy
 
 QUEUES = "rel.read,rel.write,rec.write,calgon,operator"
 ADMIN = "beds.logs,beds.audit,beds.metrics"
@@ -208,6 +209,31 @@ def test_rabbitmqs_restart_leaves_the_slots_serving(project: Path, own_vhost: Ow
         stack.rabbitmq.control("start_app")
         wait_for(lambda: _answers(client), 90, "the service")
         assert slots(worker) == before
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("options", [(), ("-P", "threads")])
+def test_a_reply_that_is_lost_on_its_way_is_sent_again(
+    project: Path, own_vhost: OwnVhost, stack: Stack, options: tuple[str, ...]
+) -> None:
+    """Replies have a connection of their own: the one that consumes may stay, so that nothing is delivered again."""
+    proxy = SilentProxy(stack.plan.amqp_port)
+    url = own_vhost.env["BEDS_AMQP__WORKER_URL"].replace(f":{stack.plan.amqp_port}/", f":{proxy.port}/")
+    env = own_vhost.env | {"BEDS_AMQP__WORKER_URL": url}
+    with (
+        contextlib.closing(proxy),
+        running_worker(project, QUEUES, "-c", "1", *options, env=env),
+        running_worker(project, ADMIN, env=own_vhost.env),
+        Client(own_vhost.settings) as client,
+    ):
+        wait_until_served(client, ["SampleRows"])
+        for _ in range(3):
+            key = str(uuid7())
+            proxy.cut_at = b"amq.rabbitmq.reply-to."
+            assert client.write("create_record", "SampleRows", {"id": key}, timeout=30).affected == 1
+            assert proxy.cut_at is None, "no reply passed the proxy"
+            proxy.cut_at = b"amq.rabbitmq.reply-to."
+            assert rows_of(client, key) == 1
 
 
 @pytest.mark.timeout(120)

@@ -81,17 +81,19 @@ class SlotConnection:
             self._socket: socket.socket = self._amqp.sock
             self._frames = FrameReader(self._amqp)
             limit_waits(self._socket, settings.heartbeat * 2)
-            self._waking = select.poll()  # unlike select(), it takes descriptors beyond 1023
-            self._waking.register(self._socket, select.POLLIN)
-            self._waking.register(wake, select.POLLIN)
             self._wake = wake
 
-    def wait(self, seconds: float) -> None:
-        """Wait until something arrives, or the descriptor `wake` becomes readable, or `seconds` have passed."""
-        if not self._frames.has_more:
-            self._waking.poll(seconds * 1000)
-            with contextlib.suppress(BlockingIOError):
-                os.read(self._wake, 64)
+    def wait(self, seconds: float, also: int | None = None) -> None:
+        """Wait until something arrives, or `wake` or `also` becomes readable, or `seconds` have passed."""
+        if self._frames.has_more:
+            return
+        waking = select.poll()  # unlike select(), it takes descriptors beyond 1023
+        for descriptor in (self._socket.fileno(), self._wake, also):
+            if descriptor is not None:
+                waking.register(descriptor, select.POLLIN)
+        waking.poll(seconds * 1000)
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._wake, 64)
 
     def receive(self) -> None:
         """Handle all that has arrived, without waiting. Raises ConnectionLost."""

@@ -32,7 +32,7 @@ from beds.worker.slots.connection import ConnectionLost, QueueMissing, SlotConne
 from beds.worker.slots.executor import SlotExecutor
 from beds.worker.slots.monitor import Monitor
 from beds.worker.slots.received import Received
-from beds.worker.slots.replies import Replies
+from beds.worker.slots.replies import Replies, Reply
 from beds.worker.task import shown
 from beds.worker.validation import check, unreadable, wrong
 
@@ -70,6 +70,20 @@ class SlotSettings:
     max_kib: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Handled:
+    """An event that was executed. It is acknowledged once RabbitMQ has confirmed its audit record and its reply."""
+
+    tag: int
+    audit: Batch | None
+    reply: Reply | None
+
+    @property
+    def is_settled(self) -> bool:
+        """True if nothing of it can be lost any more."""
+        return (self.audit is None or self.audit.is_confirmed) and (self.reply is None or self.reply.is_settled)
+
+
 class Slot:
     """The life of one slot process.
 
@@ -93,7 +107,7 @@ class Slot:
         self._suspects: deque[Received] = deque()
         """Events during which a slot died: each is handled alone, since those beside it would be counted, too."""
         self._is_listed = True
-        self._unacknowledged: deque[tuple[Batch, int]] = deque()
+        self._unacknowledged: deque[Handled] = deque()
         self._audits = SlotAudits(
             lambda records: app.telemetry.shipper.event(RecordKind.AUDIT, records),
             self._amqp.max_body_bytes,
@@ -146,14 +160,16 @@ class Slot:
             connection.consume()
         if not self._received or self._is_late():
             self._audits.flush(connection)
-            connection.wait(IDLE_SECONDS)
+            connection.wait(IDLE_SECONDS, also=self._replies.fileno())
             connection.receive()
+            self._replies.receive()
         elif self._unacknowledged:
             if self._audits.is_due:
                 self._audits.flush(connection)
             connection.receive()
-        while self._unacknowledged and self._unacknowledged[0][0].is_confirmed:
-            connection.acknowledge(self._unacknowledged.popleft()[1])
+            self._replies.receive()
+        while self._unacknowledged and self._unacknowledged[0].is_settled:
+            connection.acknowledge(self._unacknowledged.popleft().tag)
         self._list_waiting()
         if self._received and not self._is_late():
             self._handle(self._received.popleft(), connection)
@@ -164,7 +180,7 @@ class Slot:
         if self._connection is None:
             return True
         if time.monotonic() > self._stop_at + DRAIN_SECONDS:
-            # An audit record is not confirmed. Its event returns to the queue, and the ledger has its answer.
+            # Something is not confirmed. Its event returns to the queue, and the ledger has its answer.
             return True
         return self._stop_at < math.inf and not self._unacknowledged and (not self._received or self._is_late())
 
@@ -284,7 +300,7 @@ class Slot:
             connection.reject(received.tag, requeue=False)
 
     def _process(self, received: Received, connection: SlotConnection) -> None:
-        """Validate an event, execute it, reply, and acknowledge it as soon as its audit record is confirmed."""
+        """Validate an event, execute it, and reply. It is acknowledged once RabbitMQ has what comes of it."""
         try:
             route = check(received, self._amqp.max_body_bytes, self._workers)
             # RabbitMQ's headers CC and BCC route a message to queues that its routing key does not name.
@@ -316,15 +332,16 @@ class Slot:
     def _conclude(
         self, received: Received, connection: SlotConnection, attempt: Attempt, ending: Ending | None
     ) -> None:
-        """Reply, and acknowledge: at once, or when the audit record is confirmed."""
-        if ending is not None:
-            self._reply(received, ending.reply)
-        if ending is None or ending.audit is None:
+        """Reply, and acknowledge: at once, or when the audit record and the reply are confirmed."""
+        if ending is None:
+            connection.acknowledge(received.tag)
+            return
+        handled = Handled(received.tag, ending.audit, self._reply(received, ending.reply))
+        if handled.is_settled:
             connection.acknowledge(received.tag)
         else:
-            self._unacknowledged.append((ending.audit, received.tag))
-        if ending is not None:
-            self._show_end(attempt, ending)
+            self._unacknowledged.append(handled)
+        self._show_end(attempt, ending)
 
     def _refuse(self, received: Received, connection: SlotConnection, error: MalformedEvent) -> None:
         """Send a message that breaks the contract to beds.dead, and answer it."""
@@ -334,10 +351,11 @@ class Slot:
             self._reply(received, encode_error(guid, states.FAILURE, error, ""))
         connection.reject(received.tag, requeue=False)
 
-    def _reply(self, received: Received, body: bytes) -> None:
+    def _reply(self, received: Received, body: bytes) -> Reply | None:
         guid = received.properties["correlation_id"]
         if received.reply_to and guid.isascii():
-            self._replies.publish(reply_message(guid, body), received.reply_to)
+            return self._replies.publish(reply_message(guid, body), received.reply_to)
+        return None
 
     def _has_lasted(self) -> bool:
         """True if the process has reached one of its limits."""
