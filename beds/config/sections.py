@@ -102,6 +102,9 @@ class Tls(Section):
         return self
 
 
+QueueType = Literal["quorum", "classic"]
+
+
 class Amqp(Section):
     url: AmqpUrl = SecretStr("amqp://guest:guest@127.0.0.1:5672//")
     """For clients, which publish. Its user needs no configure right."""
@@ -112,7 +115,10 @@ class Amqp(Section):
     and so read and change the tickets and records of all users. Omit it on nodes without operators."""
     tls: Tls | None = None
     """For URLs that begin with `amqps://`."""
-    queue_type: Literal["quorum", "classic"] = "quorum"
+    queue_type: QueueType = "quorum"
+    queue_types: dict[Literal["rec.read", "rel.read"], QueueType] = {}
+    """Queues of reads that differ from `queue_type`. A classic queue keeps called reads in memory, on one node of a
+    cluster, and counts no deliveries."""
     delivery_limit: Annotated[int, Field(ge=1, le=100)] = 5
     """Deliveries of one message before it goes to beds.dead (quorum queues only)."""
     max_body_bytes: Annotated[int, Field(ge=1024, le=128 * 1024 * 1024)] = 1024 * 1024
@@ -132,6 +138,10 @@ class Amqp(Section):
         if self.tls and not all(url.startswith("amqps://") for url in (self.client_url, self.broker_url)):
             raise ValueError("with [amqp.tls], url and worker_url begin with amqps://")
         return self
+
+    def type_of(self, queue: str) -> QueueType:
+        """The type of a queue, by its name."""
+        return {str(name): kind for name, kind in self.queue_types.items()}.get(queue, self.queue_type)
 
     @property
     def client_url(self) -> str:

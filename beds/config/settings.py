@@ -215,8 +215,10 @@ def _explain(failed: ValidationError) -> list[str]:
             *parents, key = problem["loc"]
             lines.append(f"unknown key {where}{nearest(str(key), _keys_at(parents))}")
         elif problem["type"] == "literal_error" and problem["loc"][-1] == "[key]":
-            name = str(problem["loc"][-2])
-            lines.append(f"unknown broker {name!r}{nearest(name, BROKER_NAMES)}")
+            section, name = ".".join(map(str, problem["loc"][:-2])), str(problem["loc"][-2])
+            known = re.findall(r"'([^']+)'", problem["ctx"]["expected"])
+            what = "unknown broker" if section == "brokers" else f"unknown name in {section}"
+            lines.append(f"{what} {name!r}{nearest(name, known)}")
         else:
             lines.append((f"{where}: " if where else "") + problem["msg"].removeprefix("Value error, "))
     return lines

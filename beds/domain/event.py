@@ -112,6 +112,11 @@ class Event:
     submitted_at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     @property
+    def is_transient(self) -> bool:
+        """True if RabbitMQ may forget the event: its caller waits, and repeats it after a lost connection."""
+        return self.repeatable and self.expires_in is not None and not self.ticket
+
+    @property
     def acceptance(self) -> dict[str, Any]:
         """The event's ticket, sent to the ticket store before the event."""
         lineage = self.lineage

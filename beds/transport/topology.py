@@ -12,7 +12,7 @@ from kombu import Connection, Exchange, Queue
 
 from beds.config.sections import Amqp
 from beds.errors import BrokerUnavailable, PermissionDenied, TopologyMismatch
-from beds.wire.routes import DEAD, EVENTS, LOGS, QUEUE_ROUTES
+from beds.wire.routes import DEAD, EVENTS, LOGS, QUEUE_ROUTES, QueueRoute
 
 UNLIMITED = 1_000_000_000
 """Deliveries. RabbitMQ 4 drops a message after 20 if a quorum queue sets no limit; 3.x has no value for no limit."""
@@ -61,25 +61,30 @@ class Topology:
 
     @classmethod
     def from_settings(cls, amqp_settings: Amqp) -> Topology:
-        kind = {"x-queue-type": amqp_settings.queue_type}
-        is_quorum = amqp_settings.queue_type == "quorum"
-        limit = {"x-delivery-limit": amqp_settings.delivery_limit} if is_quorum else {}
-        dead_lettered: dict[str, Any] = kind | limit | {"x-dead-letter-exchange": DEAD}
-        # A full queue rejects new messages instead of dropping the oldest.
-        full = {"x-max-length": amqp_settings.max_queue_length, "x-overflow": "reject-publish"}
-        limited = dead_lettered | (full if amqp_settings.max_queue_length else {})
-        arguments = {EVENTS: limited, LOGS: dead_lettered}
+        def arguments(queue: QueueRoute) -> dict[str, Any]:
+            kind = amqp_settings.type_of(queue.name)
+            found = _kind(kind, amqp_settings.delivery_limit) | {"x-dead-letter-exchange": DEAD}
+            if queue.exchange == EVENTS and amqp_settings.max_queue_length:
+                # A full queue rejects new messages instead of dropping the oldest.
+                found |= {"x-max-length": amqp_settings.max_queue_length, "x-overflow": "reject-publish"}
+            return found
+
         return cls(
             exchanges=(EVENTS, LOGS, DEAD),
             queues=(
-                *(QueueSpec(q.name, q.exchange, q.keys, arguments[q.exchange]) for q in QUEUE_ROUTES.values()),
+                *(QueueSpec(q.name, q.exchange, q.keys, arguments(q)) for q in QUEUE_ROUTES.values()),
                 # The last queue: it is consumed as raw messages, and has no dead-letter exchange.
-                QueueSpec(DEAD, DEAD, ("#",), kind | ({"x-delivery-limit": UNLIMITED} if is_quorum else {})),
+                QueueSpec(DEAD, DEAD, ("#",), _kind(amqp_settings.queue_type, UNLIMITED)),
             ),
         )
 
     def queue(self, name: str) -> QueueSpec:
         return next(q for q in self.queues if q.name == name)
+
+
+def _kind(queue_type: str, deliveries: int) -> dict[str, Any]:
+    """The arguments for a queue's type; only a quorum queue counts deliveries."""
+    return {"x-queue-type": queue_type} | ({"x-delivery-limit": deliveries} if queue_type == "quorum" else {})
 
 
 Problems = dict[str, TopologyMismatch | PermissionDenied]

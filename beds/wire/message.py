@@ -59,7 +59,7 @@ def to_message(event: Event, user: str) -> amqp.Message:
         event.body,
         content_type="application/json",
         content_encoding="utf-8",
-        delivery_mode=2,
+        delivery_mode=1 if event.is_transient else 2,
         correlation_id=lineage.guid,
         user_id=user,
         application_headers=headers,

@@ -236,6 +236,24 @@ def test_a_reply_that_is_lost_on_its_way_is_sent_again(
             assert rows_of(client, key) == 1
 
 
+@pytest.mark.timeout(180)
+def test_a_called_read_survives_rabbitmqs_restart_in_a_classic_queue(
+    project: Path, own_vhost: OwnVhost, stack: Stack
+) -> None:
+    """The queue is written to no disk, so that the read is lost with it; its client sends it again."""
+    env = own_vhost.env | {"BEDS_AMQP__QUEUE_TYPES": '{"rel.read": "classic"}'}
+    with pool(project, OwnVhost(own_vhost.settings, env), 2) as (_, client):
+        pending = [
+            _in_thread(lambda: client.fetch("SampleRows", "sleep", {"seconds": 2.0}, timeout=90)) for _ in range(6)
+        ]
+        time.sleep(0.5)
+        stack.rabbitmq.down()
+        stack.rabbitmq.up()
+        assert [len(answer()) for answer in pending] == [1] * 6
+        with kombu.Connection(own_vhost.settings.amqp.broker_url) as connection, pytest.raises(amqp.PreconditionFailed):
+            connection.default_channel.queue_declare("rel.read", arguments={"x-queue-type": "quorum"})
+
+
 @pytest.mark.timeout(120)
 def test_a_queue_that_was_deleted_is_declared_again(project: Path, own_vhost: OwnVhost, stack: Stack) -> None:
     with pool(project, own_vhost, 1) as (worker, client):

@@ -132,6 +132,16 @@ def test_classic_queues_have_no_delivery_limit(tmp_path: Path) -> None:
     assert all("x-delivery-limit" not in q.arguments for q in Topology.from_settings(settings.amqp).queues)
 
 
+def test_the_queue_of_a_store_s_reads_may_have_another_type(tmp_path: Path) -> None:
+    settings = load_settings(write(tmp_path, '[amqp]\nqueue_types = { "rel.read" = "classic" }'))
+    topology = Topology.from_settings(settings.amqp)
+    assert topology.queue("rel.read").arguments["x-queue-type"] == "classic"
+    assert "x-delivery-limit" not in topology.queue("rel.read").arguments
+    assert topology.queue("rec.read").arguments["x-queue-type"] == "quorum"
+    with pytest.raises(ConfigurationError, match=r"unknown name in amqp\.queue_types 'rel\.write'"):
+        load_settings(write(tmp_path, '[amqp]\nqueue_types = { "rel.write" = "classic" }'))
+
+
 def test_tls_files_are_read_from_beside_beds_toml_and_named_when_they_cannot_be(tmp_path: Path) -> None:
     file = tmp_path / "beds.toml"
     file.write_text('[amqp]\nurl = "amqps://a:b@h/v"\nworker_url = "amqps://c:d@h/v"\n[amqp.tls]\nca = "ca.pem"\n')
