@@ -403,6 +403,10 @@ def test_hostile_properties_break_neither_the_slot_nor_its_connection(
                 application_headers=headers, **({"correlation_id": guid} | properties),
             )  # fmt: skip
             channel.basic_publish(message, "beds.events", "rel.read")
+            reads = [Call("fetch_records", "SampleRows", {"id": "x"}, using="by_id")] * 8
+            assert len(client.call_many(reads, timeout=30)) == 8, (
+                "their replies share a connection with the hostile one's"
+            )
         for _ in range(5):
             assert client.fetch("SampleRows", "by_id", {"id": "x"}, timeout=30) is not None
             time.sleep(KEEPER_SECONDS)  # the keeper publishes what monitors see of them

@@ -69,7 +69,7 @@ def connect(config: RelDatabase, timeout: float, *, multi_statements: bool = Fal
     Args:
         config: where to connect.
         timeout: of the socket, in seconds.
-        multi_statements: whether one query may hold several statements; for schema files only.
+        multi_statements: whether one query may hold several statements.
     """
     tls = {"ssl": config.tls.named("ca", "cert", "key"), "ssl_mode": "VERIFY_IDENTITY"} if config.tls else {}
     with translated():
@@ -126,17 +126,14 @@ class MariaDBSession:
         once: IdempotencyRecord | None = None,
         verify: Verify | None = None,
     ) -> Outcome:
-        target = binding.target
-        with self._transaction(commit=once is None and target.kind is ObjectKind.VIEW) as cursor:
+        with self._transaction(commit=False) as cursor:
             try:
                 outcome = _call(cursor, binding, values)
             except UnicodeDecodeError:
                 raise self._not_utf8(binding, values) from None
-            if not _is_current(cursor, target):
-                raise DefinitionChanged
             if once is not None:
                 self._commit_noted(cursor, once.guid, once.ttl, once.answer(outcome))
-            else:
+            elif not binding.operation.is_read:
                 if verify is not None:
                     verify(outcome)
                 self._connection.commit()
@@ -213,7 +210,7 @@ class MariaDBSession:
         server until they are read, so that a large result does not fill this process's memory.
         """
         if self._connection is None:
-            self._connection = connect(self._config, self._timeout)
+            self._connection = connect(self._config, self._timeout, multi_statements=True)
         cursor = self._connection.cursor(cursors)
         try:
             yield cursor
@@ -256,7 +253,8 @@ class MariaDBSession:
                 converter = self._connection.converter
                 texts = [kind for kind, convert in converter.items() if isinstance(convert, (list, tuple))]
                 converter.update(dict.fromkeys(texts, bytes))
-                _set_inout(cursor, binding.target.params, values)
+                if given := [param for param in binding.target.params if param.mode == "inout"]:
+                    cursor.execute(*_setting(given, values))
                 cursor.execute(*_statement(binding, values))
                 while True:
                     names = [column[0] for column in cursor.description or ()]
@@ -305,32 +303,65 @@ def _statement(binding: Binding, values: Mapping[str, Any]) -> tuple[str, list[A
 
 
 def _call(cursor: Any, binding: Binding, values: Mapping[str, Any]) -> Outcome:
-    """Call the object; read its result sets, its OUT parameters and MariaDB's warnings."""
-    target = binding.target
+    """Call the object, and read its result sets, MariaDB's warnings, its OUT parameters and its definition.
+
+    All are asked for in one query, since each query costs a round trip. A read is committed by it, too.
+
+    Raises:
+        DefinitionChanged: the object was replaced since its signature was read.
+    """
+    target, is_read = binding.target, binding.operation.is_read
+    given = [param for param in target.params if param.mode == "inout"]
     back = [param for param in target.params if param.mode != "in"]
-    _set_inout(cursor, target.params, values)
-    cursor.execute(*_statement(binding, values))
+    statements = [
+        *([_setting(given, values)] if given else ()),
+        _statement(binding, values),
+        *([] if is_read else [("SHOW WARNINGS", [])]),
+        *([("SELECT " + ", ".join(f"@`beds_{param.name}`" for param in back), [])] if back else ()),
+        *([] if target.kind is ObjectKind.VIEW else [_asking_definition(target.kind, target.name)]),
+        *([("COMMIT", [])] if is_read else ()),
+    ]
+    cursor.execute("; ".join(text for text, _ in statements), [value for _, of in statements for value in of])
+    if given:
+        cursor.nextset()
     sets, affected = _read_sets(cursor, binding)
-    if not binding.operation.is_read and cursor.connection.warning_count():
-        cursor.execute("SHOW WARNINGS")
-        for level, code, message in cursor.fetchall():
-            if level == "Note" and not _is_ours(target, message):
-                continue  # about a value that the DBA's own expression computed
-            if refusal := refused_by_warning(code, message, lambda name: spec_of(binding.template, binding.ref, name)):
-                raise refusal
-    outs = _out_values(cursor, back, binding) if back else {}
-    may_report = not binding.operation.is_read and "affected" not in binding.template.fields
+    if not is_read:
+        cursor.nextset()
+        if refusal := _refusal(cursor, binding):
+            _drain(cursor)
+            raise refusal
+    outs: Record = {}
+    if back:
+        cursor.nextset()
+        outs = _out_values(cursor, back, binding)
+    if target.kind is not ObjectKind.VIEW:
+        cursor.nextset()
+        read = _read_definition(cursor, target.name)
+        _drain(cursor)
+        if definition.stamp(read.sql_mode, read.text) != target.stamp:
+            raise DefinitionChanged
+    may_report = not is_read and "affected" not in binding.template.fields
     reported = outs.pop("affected", None) if may_report else None
     return Outcome(_joined(binding, sets, outs), affected if reported is None else int(reported), reported is not None)
 
 
-def _set_inout(cursor: Any, params: Iterable[Param], values: Mapping[str, Any]) -> None:
-    """Set the user variables of INOUT parameters. They would otherwise keep their values from the previous call."""
-    if given := [param for param in params if param.mode == "inout"]:
-        cursor.execute(
-            "SET " + ", ".join(f"@`beds_{p.name}` = %s" for p in given),
-            [to_sql(p.name, values.get(p.name), p.declared) for p in given],
-        )
+def _setting(params: Iterable[Param], values: Mapping[str, Any]) -> tuple[str, list[Any]]:
+    """The statement that sets the user variables of INOUT parameters, which keep the values of the previous call."""
+    given = list(params)
+    return (
+        "SET " + ", ".join(f"@`beds_{p.name}` = %s" for p in given),
+        [to_sql(p.name, values.get(p.name), p.declared) for p in given],
+    )
+
+
+def _refusal(cursor: Any, binding: Binding) -> BedsError | None:
+    """The error for a value that a write has changed, of which MariaDB only warned."""
+    for level, code, message in cursor.fetchall():
+        if level == "Note" and not _is_ours(binding.target, message):
+            continue  # about a value that the DBA's own expression computed
+        if refusal := refused_by_warning(code, message, lambda name: spec_of(binding.template, binding.ref, name)):
+            return refusal
+    return None
 
 
 def _is_ours(target: NamedObject, message: str) -> bool:
@@ -339,20 +370,18 @@ def _is_ours(target: NamedObject, message: str) -> bool:
 
 
 def _read_sets(cursor: Any, binding: Binding) -> tuple[list[list[Record]], int]:
-    """All result sets, and the number of records changed by the last statement that changed any."""
+    """All result sets of one statement, and the number of records changed by the last one that changed any."""
     wanted = len(binding.fetch.results) or 1 if binding.operation is Operation.FETCH else 1
     sets: list[list[Record]] = []
-    affected = 0
     left = ResultLimit(binding)
-    while True:
-        if cursor.description is not None:
-            if len(sets) == wanted:
-                raise _TooMuch(_surplus_sets(binding, wanted))
-            sets.append(_read_set(cursor, binding, left))
-        elif cursor.rowcount > 0:
-            affected = cursor.rowcount
-        if not cursor.nextset():
-            return sets, affected
+    while cursor.description is not None:
+        if len(sets) == wanted:
+            raise _TooMuch(_surplus_sets(binding, wanted))
+        sets.append(_read_set(cursor, binding, left))
+        if binding.target.kind is not ObjectKind.PROCEDURE:
+            return sets, 0
+        cursor.nextset()
+    return sets, max(0, cursor.rowcount)  # a CALL ends with this number
 
 
 def _read_set(cursor: Any, binding: Binding, left: ResultLimit) -> list[Record]:
@@ -386,7 +415,6 @@ def _surplus_sets(binding: Binding, wanted: int) -> SchemaMismatch:
 
 
 def _out_values(cursor: Any, params: list[Param], binding: Binding) -> Record:
-    cursor.execute("SELECT " + ", ".join(f"@`beds_{p.name}`" for p in params))
     (row,) = cursor.fetchall()
     specs: list[FieldSpec | None] = [spec_of(binding.template, binding.ref, p.name) for p in params]
     return {
@@ -421,11 +449,20 @@ def _joined(binding: Binding, sets: list[list[Record]], outs: Record) -> list[Re
     return rows
 
 
+def _asking_definition(kind: str, name: str) -> tuple[str, list[Any]]:
+    return "CALL beds_definition(%s, %s)", [str(kind).upper(), name]
+
+
 def _definition(cursor: Any, kind: str, name: str) -> Source:
     """A routine's SQL mode and text as they are now."""
-    cursor.execute("CALL beds_definition(%s, %s)", [str(kind).upper(), name])
-    rows = cursor.fetchall()
+    cursor.execute(*_asking_definition(kind, name))
+    found = _read_definition(cursor, name)
     _drain(cursor)
+    return found
+
+
+def _read_definition(cursor: Any, name: str) -> Source:
+    rows = cursor.fetchall()
     # A row is a dictionary or a tuple, by the cursor's class: the name, the SQL mode, the text.
     (row,) = (tuple(row.values()) if isinstance(row, dict) else row for row in rows)
     if row[2] is None:

@@ -124,10 +124,10 @@ class SlotConnection:
             register(self._published)
             publish(self._confirmed, message, exchange, key, mandatory=True)
 
-    def acknowledge(self, tag: int) -> None:
-        """Acknowledge one event. Raises ConnectionLost."""
+    def acknowledge(self, tag: int, *, all_before: bool = False) -> None:
+        """Acknowledge one event, or all up to it that were not yet. Raises ConnectionLost."""
         with self.lock, self._lost_on_error():
-            self._channel.send_method(spec.Basic.Ack, "Lb", (tag, False))
+            self._channel.send_method(spec.Basic.Ack, "Lb", (tag, all_before))
 
     def reject(self, tag: int, *, requeue: bool) -> None:
         """Return an event to its queue, or send it to beds.dead. Raises ConnectionLost."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import math
 import os
@@ -107,6 +108,7 @@ class Slot:
         self._suspects: deque[Received] = deque()
         """Events during which a slot died: each is handled alone, since those beside it would be counted, too."""
         self._is_listed = True
+        self._acks_at_once = max(1, min(settings.queues.values()) // 2)
         self._unacknowledged: deque[Handled] = deque()
         self._audits = SlotAudits(
             lambda records: app.telemetry.shipper.event(RecordKind.AUDIT, records),
@@ -158,7 +160,8 @@ class Slot:
                 return
         else:
             connection.consume()
-        if not self._received or self._is_late():
+        has_next = bool(self._received) and not self._is_late()
+        if not has_next:
             self._audits.flush(connection)
             connection.wait(IDLE_SECONDS, also=self._replies.fileno())
             connection.receive()
@@ -168,11 +171,28 @@ class Slot:
                 self._audits.flush(connection)
             connection.receive()
             self._replies.receive()
-        while self._unacknowledged and self._unacknowledged[0].is_settled:
-            connection.acknowledge(self._unacknowledged.popleft().tag)
+        self._acknowledge(connection, at_least=self._acks_at_once if has_next else 1)
         self._list_waiting()
         if self._received and not self._is_late():
             self._handle(self._received.popleft(), connection)
+
+    def _acknowledge(self, connection: SlotConnection, at_least: int = 1) -> None:
+        """Acknowledge the settled events, if there are so many.
+
+        One acknowledgement may cover several events, and each is an entry in the log of a quorum queue.
+        """
+        with connection.lock:
+            if connection is not self._connection:
+                return  # lost meanwhile, so its tags mean nothing
+            count = sum(1 for _ in itertools.takewhile(lambda handled: handled.is_settled, self._unacknowledged))
+            if count < at_least:
+                return
+            tags = [self._unacknowledged.popleft().tag for _ in range(count)]
+            if self._suspects:  # they were delivered earlier, perhaps, and are not handled yet
+                for tag in tags:
+                    connection.acknowledge(tag)
+            else:
+                connection.acknowledge(tags[-1], all_before=len(tags) > 1)
 
     def _is_over(self) -> bool:
         if not self._is_asked_to_stop:
@@ -228,6 +248,7 @@ class Slot:
         self._replies.tick()
         connection.tick()
         self._audits.flush(connection)
+        self._acknowledge(connection)
         self._publish_monitoring(connection)
         self._list_waiting()
 
@@ -278,12 +299,13 @@ class Slot:
         """Forget what the lost connection delivered: RabbitMQ delivers it again."""
         logger.warning("the connection to RabbitMQ is lost (%s)", lost)
         connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.give_up()
-        self._received.clear()
-        self._suspects.clear()
-        self._unacknowledged.clear()
-        self._audits.forget()
+        with connection.lock if connection is not None else contextlib.nullcontext():
+            if connection is not None:
+                connection.give_up()
+            self._received.clear()
+            self._suspects.clear()
+            self._unacknowledged.clear()
+            self._audits.forget()
         self._page.show_waiting(())
         self._page.show_state(SlotState.CONNECTING)
 
@@ -340,7 +362,8 @@ class Slot:
         if handled.is_settled:
             connection.acknowledge(received.tag)
         else:
-            self._unacknowledged.append(handled)
+            with connection.lock:
+                self._unacknowledged.append(handled)
         self._show_end(attempt, ending)
 
     def _refuse(self, received: Received, connection: SlotConnection, error: MalformedEvent) -> None:
