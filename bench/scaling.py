@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import json
 import multiprocessing
 import os
@@ -101,7 +102,7 @@ def by_slots(site: Site) -> Iterator[Point]:
     wait = Call("fetch_records", "BenchObjects", {"seconds": WAIT_SECONDS}, using="wait")
     for slots in (1, 2, 4, 8):
         with _read_workers(slots), Client(site.settings) as client:
-            _answers(client)
+            _wait_until_served(client)
             rate = _rate(client, READ, site.count(4000))
             waiting = _rate(client, wait, site.count(80 * slots))
             parent, slot = _memory()
@@ -117,7 +118,7 @@ def by_slots(site: Site) -> Iterator[Point]:
 def by_callers(site: Site) -> Iterator[Point]:
     with _read_workers(2):
         with Client(site.settings) as client:
-            _answers(client)
+            _wait_until_served(client)
         for callers in (1, 4, 16, 64):
             seconds = 2.0 if site.is_quick else 6.0
             context = multiprocessing.get_context("fork")
@@ -127,15 +128,18 @@ def by_callers(site: Site) -> Iterator[Point]:
             ]
             for process in processes:
                 process.start()
-            times = [each for _ in processes for each in answers.get(timeout=DEADLINE)]
-            for process in processes:
-                process.join(DEADLINE)
+            try:
+                times = [each for _ in processes for each in answers.get(timeout=DEADLINE)]
+            finally:
+                for process in processes:
+                    process.terminate()
+                    process.join(DEADLINE)
             yield {"callers": callers, "per_second": len(times) / seconds, "p50_ms": statistics.median(times)}
 
 
 def _call_for(settings: Settings, start: Any, answers: Any, seconds: float) -> None:
     with Client(settings) as client:
-        _answers(client)
+        _wait_until_served(client)
         start.wait(DEADLINE)
         until = time.monotonic() + seconds
         times = []
@@ -146,7 +150,7 @@ def _call_for(settings: Settings, start: Any, answers: Any, seconds: float) -> N
 
 def by_body(site: Site) -> Iterator[Point]:
     with _read_workers(2), Client(site.settings) as client:
-        _answers(client)
+        _wait_until_served(client)
         for size in (100, 1_000, 10_000, 100_000, 1_000_000):
             calls = [Call("fetch_records", "BenchObjects", {"body": "x" * size}, using="echo")]
             yield {"bytes": size, "p50_ms": _p50(partial(client.call_many, calls, timeout=DEADLINE), site.count(240))}
@@ -156,7 +160,7 @@ def by_tickets(site: Site) -> Iterator[Point]:
     stored = site.dba.rec.msTickets
     kept = 0
     with _workers("rel.read,rec.read,calgon,operator", 4), Client(site.settings) as client:
-        _answers(client)
+        _wait_until_served(client)
         ticket = client.submit(READ.operation, READ.template, READ.data, using=READ.using)
         ticket.wait(DEADLINE)
         sample = stored.find_one({"_id.guid": ticket.guid})
@@ -195,7 +199,7 @@ def by_templates(site: Site) -> Iterator[Point]:
         begun = time.monotonic()
         with _read_workers(2):
             with Client(site.settings) as client:
-                _answers(client)
+                _wait_until_served(client)
                 started = time.monotonic() - begun
                 p50 = _p50(lambda: client.call_many([READ], timeout=DEADLINE), site.count(400))
             loaded = _seconds(lambda: Client(site.settings).close())
@@ -205,12 +209,12 @@ def by_templates(site: Site) -> Iterator[Point]:
 
 def by_events(site: Site) -> Iterator[Point]:
     with _read_workers(2), Client(site.settings) as client:
-        _answers(client)
-        step = site.count(20_000)
+        _wait_until_served(client)
+        rounds = 2 if site.is_quick else 20
+        step = rounds * 1000
         for number in range(11):
-            if number:
-                for _ in range(step // 1000 or 1):
-                    client.call_many([READ] * min(1000, step), timeout=DEADLINE)
+            for _ in range(rounds if number else 0):
+                client.call_many([READ] * 1000, timeout=DEADLINE)
             own = psutil.Process().memory_full_info().uss / MB
             yield {"events": number * step, "slot_mb": _memory()[1], "client_mb": own}
 
@@ -236,7 +240,7 @@ def _workers(queues: str, slots: int) -> contextlib.AbstractContextManager[psuti
     return worker("beds", queues, "-c", str(slots), "--prefetch-multiplier", PREFETCH)
 
 
-def _answers(client: Client) -> None:
+def _wait_until_served(client: Client) -> None:
     wait_until_answered(lambda: client.call_many([READ], timeout=5))
 
 
@@ -335,10 +339,9 @@ def main() -> None:
     names = options.series.split(",")
     if unknown := [name for name in names if name not in SERIES]:
         parser.error(f"unknown series: {', '.join(unknown)}; known: {', '.join(SERIES)}")
+    draw = importlib.import_module("bench.plots").draw if options.plot else None  # fails early without matplotlib
     found = measure(names, lambda line: print(line, file=sys.stderr), is_quick=options.quick)
-    if options.plot:
-        from bench.plots import draw
-
+    if draw is not None:
         draw(found, options.plot)
     if options.json:
         print(json.dumps(found, indent=2))

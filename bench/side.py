@@ -88,6 +88,7 @@ def wait_until_answered(ask: Callable[[], Any]) -> None:
         except (BedsError, TimeoutError):
             if time.monotonic() > deadline:
                 raise
+            time.sleep(0.1)
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

@@ -6,11 +6,13 @@ and when it alone is lost, nobody would ask again. A pool of slots does not wait
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
 from typing import Any
 
+import amqp
 from billiard.exceptions import SoftTimeLimitExceeded
 from billiard.exceptions import TimeLimitExceeded as HardTimeLimitExceeded
 from celery import states
@@ -117,9 +119,11 @@ class ReplyBackend(BaseBackend):
             try:
                 self._channel().basic_publish(message, "", reply_to, confirm_timeout=REPLY_SECONDS)
                 return
-            except LOST:
+            except LOST as error:
+                with contextlib.suppress(*LOST):
+                    self._local.connection.collect()
                 self._local.channel = None  # a second copy of a reply does no harm
-                if is_last:
+                if is_last or isinstance(error, amqp.InternalError):  # RabbitMQ did not make the address
                     raise
 
     def _channel(self) -> Any:

@@ -254,6 +254,23 @@ def test_a_called_read_survives_rabbitmqs_restart_in_a_classic_queue(
             connection.default_channel.queue_declare("rel.read", arguments={"x-queue-type": "quorum"})
 
 
+@pytest.mark.timeout(180)
+def test_a_read_that_ends_its_slot_each_time_leaves_a_classic_queue(project: Path, own_vhost: OwnVhost) -> None:
+    """The queue does not count deliveries, so the pool does."""
+    env = own_vhost.env | {"BEDS_AMQP__QUEUE_TYPES": '{"rel.read": "classic"}', "BEDS_AMQP__DELIVERY_LIMIT": "2"}
+    with pool(project, OwnVhost(own_vhost.settings, env), 4) as (worker, client):
+        ticket = client.submit("fetch_records", "SampleRows", {"seconds": 60.0}, using="sleep")
+        for _ in range(3):
+            wait_for(lambda: ticket.guid in _inspect(project, own_vhost, "active"), 30, "its begin")
+            before = slots(worker)
+            active = json.loads(_inspect(project, own_vhost, "active"))
+            (pid,) = [task["worker_pid"] for tasks in active.values() for task in tasks if task["id"] == ticket.guid]
+            os.kill(pid, signal.SIGKILL)
+            wait_for(lambda old=before: slots(worker) != old and len(slots(worker)) == len(old), 30, "its replacement")
+        assert ticket.wait(60).state is TicketState.FAILURE
+        assert rows_of(client, "x") == 0
+
+
 @pytest.mark.timeout(120)
 def test_a_queue_that_was_deleted_is_declared_again(project: Path, own_vhost: OwnVhost, stack: Stack) -> None:
     with pool(project, own_vhost, 1) as (worker, client):
@@ -413,7 +430,7 @@ def test_hostile_properties_break_neither_the_slot_nor_its_connection(
         assert slots(worker) == before
         assert psutil.Process(before[0]).num_threads() >= 3, "the keeper lives"
         said = _log(project)[begun:]
-        assert "is lost" not in said
+        assert "connection to RabbitMQ is lost" not in said
         assert "keeper failed" not in said
         assert "could not be handled" not in said
 

@@ -97,9 +97,11 @@ def test_a_board_remembers_the_events_that_ended_a_slot() -> None:
     guids = [f"{n:036d}" for n in range(300)]
     for guid in guids:
         board.suspect(guid)
-    assert board.is_suspect(guids[-1])
-    assert not board.is_suspect(guids[0]), "the oldest is forgotten"
-    assert not board.is_suspect("0" * 35 + "x")
+    assert board.deaths(guids[-1]) == 1
+    assert not board.deaths(guids[0]), "the oldest is forgotten"
+    assert not board.deaths("0" * 35 + "x")
+    board.suspect(guids[-1])
+    assert board.deaths(guids[-1]) == 2
 
 
 def frame(kind: int, payload: bytes) -> bytes:

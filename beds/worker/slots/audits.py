@@ -110,15 +110,16 @@ class SlotAudits:
         with connection.lock:
             self._open = None
             for _ in range(len(self._due)):
-                batch = self._due.popleft()
+                batch = self._due[0]
                 if time.monotonic() < batch.not_before:
-                    self._due.append(batch)
+                    self._due.rotate(-1)
                     continue
                 batch.is_refused = False
                 messages = self._messages(batch.records, connection.user)
                 batch.unconfirmed, batch.is_confirmed = len(messages), not messages
                 for message, exchange, key in messages:
                     connection.publish_confirmed(message, exchange, key, self._awaiting(batch))
+                self._due.popleft()  # only now: the soft limit may interrupt the lines above
 
     def on_confirm(self, tag: int, multiple: bool, accepted: bool) -> None:
         """Take a confirm from RabbitMQ; what it refused is published again."""

@@ -101,12 +101,12 @@ class Board:
             self._suspects[at : at + GUID_BYTES] = guid.encode()
             self._noted += 1
 
-    def is_suspect(self, guid: str) -> bool:
-        """Whether a slot of this pool died while it executed the event."""
+    def deaths(self, guid: str) -> int:
+        """How many slots of this pool died while they executed the event, as far as they are not forgotten."""
         if len(guid) != GUID_BYTES or not guid.isascii():
-            return False
-        at = self._suspects.find(guid.encode())
-        return at >= 0 and at % GUID_BYTES == 0
+            return 0
+        noted, wanted = bytes(self._suspects), guid.encode()
+        return sum(noted[at : at + GUID_BYTES] == wanted for at in range(0, len(noted), GUID_BYTES))
 
 
 class Page:

@@ -83,14 +83,20 @@ class SlotConnection:
             limit_waits(self._socket, settings.heartbeat * 2)
             self._wake = wake
 
-    def wait(self, seconds: float, also: int | None = None) -> None:
-        """Wait until something arrives, or `wake` or `also` becomes readable, or `seconds` have passed."""
+    def wait(self, seconds: float, other: int | None = None) -> None:
+        """Wait until something arrives, or the descriptor `wake` or `other` becomes readable, or `seconds` have passed.
+
+        Raises:
+            ConnectionLost: the other thread has closed it.
+        """
         if self._frames.has_more:
             return
         waking = select.poll()  # unlike select(), it takes descriptors beyond 1023
-        for descriptor in (self._socket.fileno(), self._wake, also):
-            if descriptor is not None:
+        for descriptor in (self._socket.fileno(), self._wake, other):
+            if descriptor is not None and descriptor >= 0:
                 waking.register(descriptor, select.POLLIN)
+        if not self.is_open:
+            raise ConnectionLost(self._why or "it was closed")
         waking.poll(seconds * 1000)
         with contextlib.suppress(BlockingIOError):
             os.read(self._wake, 64)

@@ -294,7 +294,7 @@ class SlotPool(BasePool):
         """In the slot's process: handle events until the end."""
         queues = self._groups[number % len(self._groups)]
         settings = replace(self._settings, queues={queue: self._settings.queues[queue] for queue in queues})
-        Slot(self.app, settings, page, self._board.is_suspect).run()
+        Slot(self.app, settings, page, self._board.deaths).run()
 
     def _place(self, number: int) -> _Place:
         return _Place(number, self._board.page(number))

@@ -26,10 +26,12 @@ class Received:
 
     Args:
         message: py-amqp's.
+        deaths: how many slots died while they executed it.
         arrived: when, in monotonic seconds.
     """
 
     message: amqp.Message
+    deaths: int = 0
     arrived: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
@@ -44,6 +46,11 @@ class Received:
         """Where its reply goes; empty if it gets none."""
         found = self.properties.get("reply_to")
         return found if is_reply_address(found) else ""
+
+    @property
+    def guid(self) -> str:
+        """The event's, as its sender wrote it."""
+        return str(self.properties.get("correlation_id"))
 
     @property
     def is_redelivered(self) -> bool:

@@ -3,14 +3,16 @@
 RabbitMQ closes the connection that publishes to a forged direct reply-to address, however well it is formed. On the
 connection that consumes, all events would return to their queue, and each would count as delivered.
 
-The connection that is lost with a reply may be this one alone. Neither the caller nor RabbitMQ would then repeat the
-event. So RabbitMQ confirms each reply, a reply is published again until it has, and its event is acknowledged then.
+Replies are published with confirms. This connection may be lost alone, and neither RabbitMQ nor the caller then repeats
+the event. Unconfirmed replies are therefore published again on the next connection, and an event is acknowledged only
+when its reply is confirmed.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import select
 import threading
 import time
 from collections import deque
@@ -26,14 +28,20 @@ from beds.transport.frames import LOST, FrameReader, limit_waits, publish
 logger = logging.getLogger("celery.beds.slot")
 
 MAX_ATTEMPTS = 5
-"""A reply whose connection was lost this often is given up."""
+"""A reply is dropped when the connection was lost this often while it was in flight."""
 PAUSE_SECONDS = 0.5
-"""Pause between attempts to connect."""
+"""Pause after a failed attempt to connect."""
+KEEPER_CONNECT_SECONDS = 1.0
+"""The keeper also sends the heartbeats of the other connection, so it waits no longer for a new one."""
+REPEAT_SECONDS, REPEATS = 0.02, 20
+"""How long one repeated reply may keep the keeper, and how many it publishes in a row."""
+_REFUSED = (amqp.IrrecoverableConnectionError, amqp.IrrecoverableChannelError)
+"""RabbitMQ closed the connection because of a message, not because of the network or its own end."""
 
 
 @dataclass(slots=True, eq=False)
 class Reply:
-    """A reply, and whether its event may be acknowledged: RabbitMQ has confirmed it, or it was given up."""
+    """A reply. Its event may be acknowledged once it is settled: RabbitMQ has confirmed it, or it was dropped."""
 
     message: amqp.Message
     address: str
@@ -42,13 +50,17 @@ class Reply:
 
 
 class Replies:
-    """Publishes replies, and again those that a lost connection may have taken along.
+    """Publishes replies, and publishes unconfirmed ones again on the next connection.
+
+    The slot's main thread uses it, and the slot's keeper while the main thread executes an event.
 
     Args:
         settings: `[amqp]` of beds.toml.
     """
 
     def __init__(self, settings: Amqp) -> None:
+        self.descriptor: int | None = None
+        """Becomes readable with a confirm; None while there is no connection."""
         self._settings = settings
         self._lock = threading.Lock()
         self._amqp: amqp.Connection | None = None
@@ -56,48 +68,72 @@ class Replies:
         self._waiting: deque[Reply] = deque()
         self._in_flight: dict[int, Reply] = {}
         self._is_repeating = False
-        """A reply is published for another time. No other is beside it, since its address may cost the connection."""
+        """A reply is published again. It is alone in flight, so that a forged address shows."""
         self._not_before = 0.0
-
-    def fileno(self) -> int | None:
-        """The descriptor that becomes readable with a confirm; None while it is not connected."""
-        return self._amqp.sock.fileno() if self._amqp is not None else None
+        self._unconnected_since: float | None = None
 
     def publish(self, message: amqp.Message, address: str) -> Reply:
         """Publish a reply to a direct reply-to address; never raises for a lost connection."""
         reply = Reply(message, address)
         with self._lock:
             self._waiting.append(reply)
-            self._advance()
+            self._publish_waiting(self._settings.connect_timeout)
         return reply
 
     def receive(self) -> None:
         """Take the confirms that have arrived, without waiting, and publish what waits."""
         with self._lock:
-            if self._amqp is not None:
-                with self._given_up_on_error():
-                    self._frames.read()
-            self._advance()
+            self._receive(self._settings.connect_timeout)
 
     def tick(self) -> None:
-        """Receive, and send a heartbeat if one is due."""
-        self.receive()
-        with self._lock, self._given_up_on_error():
-            if self._amqp is not None:
-                self._amqp.heartbeat_tick()
+        """The keeper's part: receive, publish what waits, and send a heartbeat if one is due."""
+        if not self._lock.acquire(blocking=False):
+            return  # the main thread does it
+        try:
+            self._receive(KEEPER_CONNECT_SECONDS)
+            for _ in range(REPEATS):
+                if not self._waiting or not self._in_flight or self.descriptor is None:
+                    break
+                arrivals = select.poll()  # unlike select(), it takes descriptors beyond 1023
+                arrivals.register(self.descriptor, select.POLLIN)
+                arrivals.poll(REPEAT_SECONDS * 1000)
+                self._receive(KEEPER_CONNECT_SECONDS)
+            with self._closed_on_error():
+                if self._amqp is not None:
+                    self._amqp.heartbeat_tick()
+        finally:
+            self._lock.release()
 
-    def close(self) -> None:
-        """Close without an answer. Events whose replies are not confirmed return to their queues."""
+    @property
+    def is_stuck(self) -> bool:
+        """True if replies wait and RabbitMQ has accepted no connection for two heartbeats."""
+        since = self._unconnected_since
+        return bool(self._waiting) and since is not None and time.monotonic() - since > 2 * self._settings.heartbeat
+
+    def forget(self) -> None:
+        """Drop all replies: their events are delivered again, and replied to again."""
         with self._lock:
             self._waiting.clear()
             self._in_flight.clear()
-            self._give_up()
+            self._unconnected_since = None
 
-    def _advance(self) -> None:
-        with self._given_up_on_error():
+    def close(self) -> None:
+        """Close without an answer. Events whose replies are not confirmed return to their queues."""
+        self.forget()
+        with self._lock:
+            self._close()
+
+    def _receive(self, patience: float) -> None:
+        with self._closed_on_error():
+            if self._amqp is not None:
+                self._frames.read()
+        self._publish_waiting(patience)
+
+    def _publish_waiting(self, patience: float) -> None:
+        with self._closed_on_error():
             while self._waiting and not self._must_wait():
                 if self._amqp is None:
-                    self._connect()
+                    self._connect(patience)
                 reply = self._waiting.popleft()
                 self._is_repeating = reply.attempts > 0
                 reply.attempts += 1
@@ -110,19 +146,24 @@ class Replies:
             return time.monotonic() < self._not_before
         return bool(self._in_flight) and (self._is_repeating or self._waiting[0].attempts > 0)
 
-    def _connect(self) -> None:
-        self._not_before = time.monotonic() + PAUSE_SECONDS
+    def _connect(self, patience: float) -> None:
         settings = self._settings
-        parameters = connect_to(settings, settings.broker_url, patience=settings.connect_timeout)
-        self._amqp = parameters.transport.establish_connection()
-        self._channel = self._amqp.channel()
-        self._channel.confirm_select()
+        try:
+            parameters = connect_to(settings, settings.broker_url, patience=patience, connect_timeout=patience)
+            self._amqp = parameters.transport.establish_connection()
+            self._channel = self._amqp.channel()
+            self._channel.confirm_select()
+        except LOST:
+            self._not_before = time.monotonic() + PAUSE_SECONDS
+            self._unconnected_since = self._unconnected_since or time.monotonic()
+            raise
         for event in ("basic_ack", "basic_nack"):  # a refused reply would be refused again
             self._channel.events[event].add(self._on_confirm)
         self._published = 0
+        self._unconnected_since = None
         limit_waits(self._amqp.sock, settings.heartbeat * 2)
         self._frames = FrameReader(self._amqp)
-        self._not_before = 0.0
+        self.descriptor = self._amqp.sock.fileno()
 
     def _on_confirm(self, tag: int, multiple: bool) -> None:
         for each in [t for t in self._in_flight if t <= tag] if multiple else [tag]:
@@ -130,34 +171,33 @@ class Replies:
                 reply.is_settled = True
 
     @contextlib.contextmanager
-    def _given_up_on_error(self) -> Iterator[None]:
-        """Give the connection up on any error: half a frame may have been sent, and tags would no longer agree."""
+    def _closed_on_error(self) -> Iterator[None]:
+        """Close on any error: half a frame may have been sent, and tags would no longer agree."""
         try:
             yield
-        except amqp.InternalError:
-            self._give_up(is_refused=True)
         except LOST as error:
             logger.warning("the connection for replies is lost (%s)", type(error).__name__)
-            self._give_up()
+            self._close(is_refused=isinstance(error, _REFUSED))
         except BaseException:
-            self._give_up()
+            self._close()
             raise
 
-    def _give_up(self, *, is_refused: bool = False) -> None:
-        """Close, and let what is not confirmed wait for the next connection.
+    def _close(self, *, is_refused: bool = False) -> None:
+        """Close, and let unconfirmed replies wait for the next connection.
 
         Args:
-            is_refused: RabbitMQ failed by a message. If one alone was in flight, it was that.
+            is_refused: RabbitMQ closed the connection because of a message. A repeated reply is alone in flight, so
+                the message is known then, and dropped.
         """
-        connection, self._amqp = self._amqp, None
+        connection, self._amqp, self.descriptor = self._amqp, None, None
         with contextlib.suppress(*LOST, RuntimeError):
             if connection is not None:
                 connection.collect()
-        is_culprit = is_refused and len(self._in_flight) == 1
         for reply in reversed(self._in_flight.values()):
-            if is_culprit or reply.attempts >= MAX_ATTEMPTS:
+            if (is_refused and self._is_repeating) or reply.attempts >= MAX_ATTEMPTS:
                 reply.is_settled = True
-                logger.error("a reply is given up: the connection was lost %d times with it", reply.attempts)
+                guid = reply.message.properties.get("correlation_id")
+                logger.error("the reply to %.64r is dropped after %d attempts", guid, reply.attempts)
             else:
                 self._waiting.appendleft(reply)
         self._in_flight.clear()

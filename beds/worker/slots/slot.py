@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import amqp
@@ -21,7 +22,7 @@ from celery import states
 
 from beds.domain.backoff import Backoff
 from beds.domain.event import RecordKind
-from beds.errors import BedsError, MalformedEvent
+from beds.errors import BedsError, DeadEvent, MalformedEvent
 from beds.services.execution import Attempt, Ending, Redeliver
 from beds.transport import topology
 from beds.transport.connection import connect_to
@@ -73,11 +74,18 @@ class SlotSettings:
 
 @dataclass(frozen=True, slots=True)
 class Handled:
-    """An event that was executed. It is acknowledged once RabbitMQ has confirmed its audit record and its reply."""
+    """An event that was handled. It is acknowledged once RabbitMQ has confirmed its audit record and its reply.
+
+    Args:
+        tag: its delivery tag.
+        audit, reply: what it waits for, if anything.
+        is_refused: whether it goes to beds.dead.
+    """
 
     tag: int
     audit: Batch | None
     reply: Reply | None
+    is_refused: bool = False
 
     @property
     def is_settled(self) -> bool:
@@ -92,14 +100,14 @@ class Slot:
         app: the Celery application.
         settings: from its pool.
         page: where it shows its parent what it does.
-        is_suspect: called with a guid; whether a slot died while it executed the event.
+        deaths: called with a guid; how many slots died while they executed the event.
     """
 
-    def __init__(self, app: Any, settings: SlotSettings, page: Page, is_suspect: Callable[[str], bool]) -> None:
+    def __init__(self, app: Any, settings: SlotSettings, page: Page, deaths: Callable[[str], int]) -> None:
         self._app = app
         self._settings = settings
         self._page = page
-        self._is_suspect = is_suspect
+        self._deaths = deaths
         self._amqp = app.settings.amqp
         self._workers = self._amqp.workers
         self._connection: SlotConnection | None = None
@@ -160,10 +168,12 @@ class Slot:
                 return
         else:
             connection.consume()
+        if self._replies.is_stuck:
+            raise ConnectionLost("RabbitMQ accepts no connection for replies")
         has_next = bool(self._received) and not self._is_late()
         if not has_next:
             self._audits.flush(connection)
-            connection.wait(IDLE_SECONDS, also=self._replies.fileno())
+            connection.wait(IDLE_SECONDS, other=self._replies.descriptor)
             connection.receive()
             self._replies.receive()
         elif self._unacknowledged:
@@ -177,7 +187,7 @@ class Slot:
             self._handle(self._received.popleft(), connection)
 
     def _acknowledge(self, connection: SlotConnection, at_least: int = 1) -> None:
-        """Acknowledge the settled events, if there are so many.
+        """Acknowledge the settled events, unless there are fewer than `at_least`.
 
         One acknowledgement may cover several events, and each is an entry in the log of a quorum queue.
         """
@@ -187,12 +197,20 @@ class Slot:
             count = sum(1 for _ in itertools.takewhile(lambda handled: handled.is_settled, self._unacknowledged))
             if count < at_least:
                 return
-            tags = [self._unacknowledged.popleft().tag for _ in range(count)]
-            if self._suspects:  # they were delivered earlier, perhaps, and are not handled yet
-                for tag in tags:
-                    connection.acknowledge(tag)
+            settled = [self._unacknowledged.popleft() for _ in range(count)]
+            # A suspect may have been delivered earlier, and is not handled yet.
+            if self._suspects or any(handled.is_refused for handled in settled):
+                for handled in settled:
+                    self._settle(handled, connection)
             else:
-                connection.acknowledge(tags[-1], all_before=len(tags) > 1)
+                connection.acknowledge(settled[-1].tag, all_before=count > 1)
+
+    @staticmethod
+    def _settle(handled: Handled, connection: SlotConnection) -> None:
+        if handled.is_refused:
+            connection.reject(handled.tag, requeue=False)
+        else:
+            connection.acknowledge(handled.tag)
 
     def _is_over(self) -> bool:
         if not self._is_asked_to_stop:
@@ -245,9 +263,9 @@ class Slot:
                 os.write(self._wake, b"k")
 
     def _keep_up(self, connection: SlotConnection) -> None:
-        self._replies.tick()
         connection.tick()
         self._audits.flush(connection)
+        self._replies.tick()
         self._acknowledge(connection)
         self._publish_monitoring(connection)
         self._list_waiting()
@@ -291,8 +309,9 @@ class Slot:
 
     def _take(self, message: amqp.Message) -> None:
         received = Received(message)
-        is_suspect = received.is_redelivered and self._is_suspect(str(received.properties.get("correlation_id")))
-        (self._suspects if is_suspect else self._received).append(received)
+        if received.is_redelivered:
+            received.deaths = self._deaths(received.guid)
+        (self._suspects if received.deaths else self._received).append(received)
         self._is_listed = False
 
     def _lose(self, lost: ConnectionLost) -> None:
@@ -306,6 +325,7 @@ class Slot:
             self._suspects.clear()
             self._unacknowledged.clear()
             self._audits.forget()
+        self._replies.forget()
         self._page.show_waiting(())
         self._page.show_state(SlotState.CONNECTING)
 
@@ -329,7 +349,11 @@ class Slot:
             if route.queue.name not in self._settings.queues:
                 raise wrong("task", "it belongs to a queue that this worker does not serve")
             attempt = received.attempt(route, self._workers, self._settings.hostname)
-        except MalformedEvent as error:
+            # A classic queue does not count deliveries.
+            is_classic = received.deaths and self._amqp.type_of(route.queue.name) == "classic"
+            if is_classic and received.deaths > self._amqp.delivery_limit:
+                raise DeadEvent(f"it ended its slot {received.deaths} times")
+        except (MalformedEvent, DeadEvent) as error:
             self._refuse(received, connection, error)
             return
         except Exception as error:  # noqa: BLE001 — no error that a hostile message causes may end the slot
@@ -345,11 +369,18 @@ class Slot:
             self._conclude(received, connection, attempt, ending)
         finally:
             self._page.end(self._settings.positions[route.task])
-            while self._afterwards:
-                self._afterwards.popleft()()
+            self._do_afterwards()
         self._handled += 1
         if self._has_lasted():
             self._is_asked_to_stop = True
+
+    def _do_afterwards(self) -> None:
+        """Do what the event left to do. The event has its reply, so an error is only logged."""
+        while self._afterwards:
+            try:
+                self._afterwards.popleft()()
+            except Exception:  # whatever it is, the event must not be rejected for it
+                logger.exception("an event's telemetry failed")
 
     def _conclude(
         self, received: Received, connection: SlotConnection, attempt: Attempt, ending: Ending | None
@@ -358,21 +389,24 @@ class Slot:
         if ending is None:
             connection.acknowledge(received.tag)
             return
-        handled = Handled(received.tag, ending.audit, self._reply(received, ending.reply))
+        self._afterwards.append(partial(self._show_end, attempt, ending))
+        self._finish_event(Handled(received.tag, ending.audit, self._reply(received, ending.reply)), connection)
+
+    def _finish_event(self, handled: Handled, connection: SlotConnection) -> None:
         if handled.is_settled:
-            connection.acknowledge(received.tag)
+            self._settle(handled, connection)
         else:
             with connection.lock:
                 self._unacknowledged.append(handled)
-        self._show_end(attempt, ending)
 
-    def _refuse(self, received: Received, connection: SlotConnection, error: MalformedEvent) -> None:
-        """Send a message that breaks the contract to beds.dead, and answer it."""
+    def _refuse(self, received: Received, connection: SlotConnection, error: BedsError) -> None:
+        """Send a message that is not executed to beds.dead, and answer it."""
         guid = received.properties.get("correlation_id")
         logger.error("rejected %.64r (%d bytes): %s", guid, len(received.body), error.message)
+        reply = None
         if isinstance(guid, str):
-            self._reply(received, encode_error(guid, states.FAILURE, error, ""))
-        connection.reject(received.tag, requeue=False)
+            reply = self._reply(received, encode_error(guid, states.FAILURE, error, ""))
+        self._finish_event(Handled(received.tag, None, reply, is_refused=True), connection)
 
     def _reply(self, received: Received, body: bytes) -> Reply | None:
         guid = received.properties["correlation_id"]
