@@ -5,6 +5,7 @@ Nothing here blocks: each flow yields its waits to a driver; see `steps.py`.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
@@ -334,7 +335,15 @@ class Flows:
                     return status
             if (pause := backoff.next_pause()) is None:
                 raise ticket.not_ended()
-            yield Pause(pause)
+            yield from self._pause(ticket, pause)
+
+    def _pause(self, ticket: Handle, seconds: float) -> Flow[None]:
+        """Wait some time, or until the reply to an event that was submitted here has come."""
+        if ticket.pending is None or ticket.pending.reply.done():
+            yield Pause(seconds)
+            return
+        with contextlib.suppress(TimeoutError, BedsError):  # the ticket's status says how it ended
+            yield Await(ticket.pending.reply, time.monotonic() + seconds)
 
     def result(self, ticket: Handle, timeout: float) -> Flow[Reply]:
         deadline = deadline_after(timeout)
