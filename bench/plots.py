@@ -56,7 +56,7 @@ def draw(found: Mapping[str, Sequence[Mapping[str, float]]], file: Path) -> None
         if name == "body":
             axes.set_yscale("log")
         else:
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(0, 1.15 * max(point[figure] for point in found[name]))
         axes.set(xlabel=LABELS[across], ylabel=LABELS[figure])
         axes.grid(visible=True, alpha=0.3)
     page.savefig(file, format="svg", metadata={"Date": None})

@@ -76,6 +76,7 @@ class NamedObject:
         reads_all: whether a bulk object may read more than `columns`.
         fields_of: the field that goes into a column, by the column's name, for messages.
         several: whether a routine has several statements; only the last one's warnings are available then.
+        may_write: whether a routine may change data, also one that a fetch calls (MariaDB only).
         stamp: changes with the object's definition, so that an outdated binding is detected; empty where a binding
             cannot become outdated.
         strict: whether it refuses values that do not fit; a routine made without MariaDB's strict mode cuts them.
@@ -90,6 +91,7 @@ class NamedObject:
     reads_all: bool = True
     fields_of: Mapping[str, str] = field(default_factory=dict)
     several: bool = False
+    may_write: bool = False
     stamp: str = ""
     strict: bool = True
     description: str = ""

@@ -327,3 +327,19 @@ def test_declared_types_are_read() -> None:
         vector.check("v", bytes(8))
     assert SqlType.parse("enum('a" + chr(92) * 2 + "b')").members == ("a" + chr(92) + "b",)
     assert SqlType.parse("xmltype").carries == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("body", "writes"),
+    [
+        ("SELECT a FROM t WHERE id = p_id", False),
+        ("BEGIN SELECT a FROM t; SELECT b FROM u; END", False),
+        ("SELECT 'DELETE' AS word /* INSERT */ FROM t", False),
+        ("BEGIN INSERT INTO seen VALUES (p_id); SELECT a FROM t; END", True),
+        ("BEGIN CALL another(p_id); END", True),
+        ("EXECUTE IMMEDIATE p_text", True),
+        ("DELETE FROM t WHERE id = p_id", True),
+    ],
+)
+def test_a_routine_that_may_write_is_told_by_its_text(body: str, writes: bool) -> None:
+    assert definition.may_write(definition.code_of(body)) is writes

@@ -26,6 +26,7 @@ _WRITES = re.compile(
 )
 _READS = re.compile(rf"\b(?:FROM|JOIN)\s+(?:{_NAME}\s*\.\s*)?(?P<table>{_NAME})", re.IGNORECASE)
 _NO_TABLE = frozenset({"select", "set", "into", "values", "key", "on", "of", "json_table", "dual"})
+_MAY_WRITE = re.compile(r"\b(?:INSERT|REPLACE|UPDATE|DELETE|TRUNCATE|LOAD|CALL|EXECUTE)\b", re.IGNORECASE)
 _PASSES_ON = re.compile(r"(?:COALESCE|IFNULL|NULLIF|FROM_BASE64|IF)\s*\(", re.IGNORECASE)
 """Functions that return an argument unchanged; of IF the second or third one."""
 _ALIAS = re.compile(rf"\s+AS\s+{_NAME}\s*\Z", re.IGNORECASE)
@@ -85,6 +86,11 @@ def source_tables(code: str) -> list[str]:
 def _tables(pattern: re.Pattern[str], code: str) -> list[str]:
     found = dict.fromkeys(_bare(m["table"]) for m in pattern.finditer(code))
     return [name for name in found if name.lower() not in _NO_TABLE]
+
+
+def may_write(code: str) -> bool:
+    """False if a routine has no statement that changes data, and executes none that is not in its text."""
+    return _MAY_WRITE.search(code) is not None
 
 
 def flows(code: str) -> list[Flow]:

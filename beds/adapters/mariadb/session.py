@@ -133,7 +133,7 @@ class MariaDBSession:
                 raise self._not_utf8(binding, values) from None
             if once is not None:
                 self._commit_noted(cursor, once.guid, once.ttl, once.answer(outcome))
-            elif not binding.operation.is_read:
+            elif not _only_reads(binding):
                 if verify is not None:
                     verify(outcome)
                 self._connection.commit()
@@ -302,10 +302,15 @@ def _statement(binding: Binding, values: Mapping[str, Any]) -> tuple[str, list[A
     return f"SELECT * FROM `{target.name}` LIMIT %s", arguments
 
 
+def _only_reads(binding: Binding) -> bool:
+    """True for a fetch whose object changes no data, so that it may be committed before all of it is looked at."""
+    return binding.operation.is_read and not binding.target.may_write
+
+
 def _call(cursor: Any, binding: Binding, values: Mapping[str, Any]) -> Outcome:
     """Call the object, and read its result sets, MariaDB's warnings, its OUT parameters and its definition.
 
-    All are asked for in one query, since each query costs a round trip. A read is committed by it, too.
+    All are asked for in one query, since each query costs a round trip. It also commits what only reads.
 
     Raises:
         DefinitionChanged: the object was replaced since its signature was read.
@@ -319,7 +324,7 @@ def _call(cursor: Any, binding: Binding, values: Mapping[str, Any]) -> Outcome:
         *([] if is_read else [("SHOW WARNINGS", [])]),
         *([("SELECT " + ", ".join(f"@`beds_{param.name}`" for param in back), [])] if back else ()),
         *([] if target.kind is ObjectKind.VIEW else [_asking_definition(target.kind, target.name)]),
-        *([("COMMIT", [])] if is_read else ()),
+        *([("COMMIT", [])] if _only_reads(binding) else ()),
     ]
     cursor.execute("; ".join(text for text, _ in statements), [value for _, of in statements for value in of])
     if given:

@@ -95,6 +95,7 @@ def build(
                 column.name.lower(): name.removeprefix(PREFIX) for name, behind in targets.items() for column in behind
             },
             several=source.code.count(";") > 2,
+            may_write=definition.may_write(source.code),
             stamp=definition.stamp(source.sql_mode, source.text),
             strict=definition.is_strict(source.sql_mode),
             description=row["description"],
