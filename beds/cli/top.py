@@ -30,23 +30,26 @@ PERCENTS = (50, 95, 99)
 
 @dataclass
 class Row:
-    """The figures of one queue over the window."""
+    """The figures of one queue over the window; only the depth unless `is_measured`."""
 
     depth: Depth | None
+    is_measured: bool = False
     count: int = 0
     errors: int = 0
     busy_ms: float = 0.0
     buckets: list[int] = field(default_factory=lambda: [0] * (len(BOUNDS_MS) + 1))
 
     def to_wire(self, window: float) -> dict[str, Any]:
-        slots = self.depth.consumers if self.depth else 0
-        return {
-            "waiting": self.depth.messages if self.depth else None,
-            "consumers": slots,
+        measured = {
             "per_second": round(self.count / window, 2),
             "errors": self.errors,
             **{f"p{p}_ms": percentile(self.buckets, p) for p in PERCENTS},
             "busy": round(self.busy_ms / 1000 / window, 3),
+        }
+        return {
+            "waiting": self.depth.messages if self.depth else None,
+            "consumers": self.depth.consumers if self.depth else 0,
+            **(measured if self.is_measured else dict.fromkeys(measured)),
         }
 
 
@@ -95,10 +98,13 @@ def _rows(client: Client, connection: Connection, window: float, timeout: float)
     since = datetime.now(UTC) - timedelta(seconds=window)
     if not client.is_operator or not (asked := found[OPERATOR]) or not asked.consumers:
         return dict(rows)  # only an operator may read the rates
+    for row in rows.values():
+        row.is_measured = True
     page = client.call(Operation.FETCH, "msMetrics", {"since": since}, using="recent", timeout=timeout)
     assert isinstance(page, Page)
     for record in page:
         row = rows[record["meta"]["queue"]]
+        row.is_measured = True
         row.count += record["count"]
         row.errors += record["count"] if record["meta"]["outcome"] != OK else 0
         row.busy_ms += record["total_ms"]
@@ -108,15 +114,25 @@ def _rows(client: Client, connection: Connection, window: float, timeout: float)
 
 def _table(rows: dict[str, dict[str, Any]], window: float) -> Table:
     caption = f"the last {window:.0f} s"
+    if not any(row["per_second"] is not None for row in rows.values()):
+        caption = "rates are read with [amqp] operator_url, from a running worker for `operator`"
     table = Table(box=None, pad_edge=False, header_style="bold", caption=caption, caption_justify="left")
     table.add_column("queue")
     for name in ("waiting", "workers", "events/s", "errors", *(f"p{p} ms" for p in PERCENTS), "busy slots"):
         table.add_column(name, justify="right")
     for queue, row in rows.items():
-        latencies = [f"{value:.1f}" if (value := row[f"p{p}_ms"]) is not None else "–" for p in PERCENTS]
-        waiting = "–" if row["waiting"] is None else f"{row['waiting']:,}"
-        errors = f"[red]{row['errors']}[/]" if row["errors"] else "0"
+        errors = f"[red]{row['errors']}[/]" if row["errors"] else _shown(row["errors"], "")
         table.add_row(
-            queue, waiting, str(row["consumers"]), f"{row['per_second']:.1f}", errors, *latencies, f"{row['busy']:.2f}"
+            queue,
+            _shown(row["waiting"], ","),
+            str(row["consumers"]),
+            _shown(row["per_second"], ".1f"),
+            errors,
+            *(_shown(row[f"p{p}_ms"], ".1f") for p in PERCENTS),
+            _shown(row["busy"], ".2f"),
         )
     return table
+
+
+def _shown(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
