@@ -8,6 +8,7 @@ Each write must be answered once and have its effect once. Memory, descriptors a
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import random
 import signal
@@ -79,16 +80,20 @@ class Soak:
             time.sleep(random.uniform(1.0, 5.0))
             slots = self.parent.children()
             self.zombies = max(self.zombies, sum(_is_zombie(slot) for slot in slots))
-            os.kill(random.choice(slots).pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(random.choice(slots).pid, signal.SIGKILL)
             self.kills += 1
 
     def sample(self) -> str:
-        slots = [slot for slot in self.parent.children() if not _is_zombie(slot)]
-        memory = max(slot.memory_full_info().uss for slot in slots) / MB
+        memory, descriptors = [0.0], [0]
+        for slot in self.parent.children():
+            with contextlib.suppress(psutil.NoSuchProcess):  # it was killed meanwhile
+                memory.append(slot.memory_full_info().uss / MB)
+                descriptors.append(slot.num_fds())
         return (
             f"{len(self.keys):>7} writes {self.kills:>4} kills | parent {self.parent.memory_info().rss / MB:.0f} MB, "
-            f"{self.parent.num_fds()} descriptors | {len(slots)} slots, the largest {memory:.0f} MB, "
-            f"{max(slot.num_fds() for slot in slots)} descriptors"
+            f"{self.parent.num_fds()} descriptors | {len(memory) - 1} slots, the largest {max(memory):.0f} MB, "
+            f"{max(descriptors)} descriptors"
         )
 
 
