@@ -101,6 +101,7 @@ def start(config: str | None) -> None:
     daemon = _daemon(config)
     started = start_node(daemon, settings_of(config), config)
     click.echo(f"{'started' if started else 'was running'}; log: {daemon.log}")
+    _end_if_refused(settings_of(config), daemon)
 
 
 @node.command("status")
@@ -162,6 +163,16 @@ def restart(config: str | None) -> None:
     stopped = daemon.stop()
     start_node(daemon, settings, config)
     click.echo(f"{'stopped and started' if stopped else 'was not running; started'}; log: {daemon.log}")
+    _end_if_refused(settings, daemon)
+
+
+def _end_if_refused(settings: Settings, daemon: Daemon) -> None:
+    """Exit with `EX_DOWN` if a pool refuses to start while others serve."""
+    if pools := status.refused(settings):
+        click.echo(
+            f"refused to start: {', '.join(pools)}; the log says why, and `beds node check` checks again", err=True
+        )
+        raise SystemExit(EX_DOWN)
 
 
 def _daemon(config: str | None) -> Daemon:

@@ -118,7 +118,7 @@ def _table(rows: dict[str, dict[str, Any]], window: float) -> Table:
         caption = "rates are read with [amqp] operator_url, from a running worker for `operator`"
     table = Table(box=None, pad_edge=False, header_style="bold", caption=caption, caption_justify="left")
     table.add_column("queue")
-    for name in ("waiting", "workers", "events/s", "errors", *(f"p{p} ms" for p in PERCENTS), "busy slots"):
+    for name in ("waiting", "workers", "events/s", "errors", *(f"p{p} ms" for p in PERCENTS), "busy"):
         table.add_column(name, justify="right")
     for queue, row in rows.items():
         errors = f"[red]{row['errors']}[/]" if row["errors"] else _shown(row["errors"], "")

@@ -218,7 +218,8 @@ def _explain(failed: ValidationError) -> list[str]:
             section, name = ".".join(map(str, problem["loc"][:-2])), str(problem["loc"][-2])
             known = re.findall(r"'([^']+)'", problem["ctx"]["expected"])
             what = "unknown broker" if section == "brokers" else f"unknown name in {section}"
-            lines.append(f"{what} {name!r}{nearest(name, known)}")
+            listed = f"; known: {', '.join(known)}" if len(known) < 4 else nearest(name, known)
+            lines.append(f"{what} {name!r}{listed}")
         else:
             lines.append((f"{where}: " if where else "") + problem["msg"].removeprefix("Value error, "))
     return lines

@@ -189,6 +189,10 @@ def _consumers(found: dict[str, Depth | None]) -> Iterator[Check]:
         depth = found[queue]
         service = QUEUE_ROUTES[queue].service if queue in QUEUE_ROUTES else "admin"
         if depth is None or not depth.consumers:
-            yield failed(f"pool {queue}", "nobody consumes it", f"start a node whose beds.toml has services.{service}")
+            yield failed(
+                f"pool {queue}",
+                "nobody consumes it",
+                f"start a node whose beds.toml has services.{service}; `beds node status` shows this node's pools",
+            )
         else:
             yield ok(f"pool {queue}", f"{depth.consumers} consumers, {depth.messages} messages wait")

@@ -73,10 +73,14 @@ def is_serving(settings: Settings) -> bool:
     return noted is not None and all(entry["state"] in SETTLED for entry in noted)
 
 
+def refused(settings: Settings) -> list[str]:
+    """The pools that refuse to start; their worker's log says why."""
+    return [entry["pool"] for entry in _noted(settings) or [] if entry["state"] == "refused"]
+
+
 def is_refused(settings: Settings) -> bool:
     """True if there are pools, and all refuse to start."""
-    noted = _noted(settings)
-    return bool(noted) and all(entry["state"] == "refused" for entry in noted or [])
+    return 0 < len(refused(settings)) == len(_noted(settings) or [])
 
 
 def is_ready(settings: Settings) -> bool:

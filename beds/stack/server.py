@@ -78,7 +78,8 @@ class Server(ABC):
                     hint="this stack's data names its ports: stop that program, or start anew with `beds stack down "
                     f"--wipe` and `beds stack up --port-base {free_base()}`"
                     if self._made.exists()
-                    else f"give this stack other ports: `{sys.argv[0]} stack up --port-base {free_base()}`, then go on",
+                    else f"give this stack other ports: `{sys.argv[0]} stack up --port-base {free_base()}` (or `up`, "
+                    "with the same option), then go on",
                 )
 
     def _start(self) -> None:

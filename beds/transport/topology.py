@@ -114,14 +114,15 @@ def declare_each(topology: Topology, connection: Connection) -> Problems:
         BrokerUnavailable: RabbitMQ cannot be reached.
     """
     problems: Problems = {}
+    vhost = connection.virtual_host
     try:
         connection.connect()
         for name in topology.exchanges:
             asked = {"type": "topic", "durable": True}
-            with _explained("exchange", name, asked, problems), connection.channel() as channel:
+            with _explained("exchange", name, asked, vhost, problems), connection.channel() as channel:
                 channel.exchange_declare(name, "topic", durable=True, auto_delete=False)
         for queue in topology.queues:
-            with _explained("queue", queue.name, queue.arguments, problems), connection.channel() as channel:
+            with _explained("queue", queue.name, queue.arguments, vhost, problems), connection.channel() as channel:
                 channel.queue_declare(queue.name, durable=True, auto_delete=False, arguments=dict(queue.arguments))
                 for key in queue.keys:
                     channel.queue_bind(queue.name, queue.exchange, key)
@@ -162,10 +163,11 @@ def depths(names: Iterable[str], connection: Connection) -> dict[str, Depth | No
 class _explained:
     """Converts RabbitMQ's refusal of a declaration into an error with a hint, and adds it to `problems`."""
 
-    def __init__(self, kind: str, name: str, wanted: Mapping[str, Any], problems: Problems) -> None:
+    def __init__(self, kind: str, name: str, wanted: Mapping[str, Any], vhost: str, problems: Problems) -> None:
         self._what = f"{kind} {name}"
         self._name = name
         self._wanted = dict(wanted)
+        self._vhost = vhost
         self._problems = problems
 
     def __enter__(self) -> None: ...
@@ -176,7 +178,8 @@ class _explained:
                 f"{self._what} exists with other arguments; RabbitMQ says: {error.reply_text}",
                 detail={"what": self._what, "wanted": self._wanted, "existing": _existing(error.reply_text)},
                 hint=f"either set [amqp] in beds.toml to what exists, or empty it and delete it "
-                f"(`rabbitmqctl delete_queue {self._name}`); wanted were {self._wanted}",
+                f"(`rabbitmqctl -p {self._vhost} delete_queue {self._name}`, with `beds stack` before it on the local "
+                f"stack); wanted were {self._wanted}",
             )
         elif isinstance(error, amqp.AccessRefused):
             self._problems[self._name] = PermissionDenied(
