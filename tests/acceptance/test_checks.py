@@ -282,6 +282,10 @@ def test_in_development_the_rest_serves(bench: Bench) -> None:
             assert refused.returncode == 0, "an operation whose object is there still works"
             late = call("Airlines.delete_record", "carrier=XX", "--timeout", "3")
             assert json.loads(late.stderr)["error"]["code"] == CallTimeout.code
+        started = beds(bench.project, "data", "node", "start", env=env)
+        beds(bench.project, "data", "node", "stop", env=env)
+        assert started.returncode == 3
+        assert "refused to start: rel.write" in started.stderr
     log = (bench.project / "node-data.log").read_text()
     assert "check failed: topology of rel.write" in log
     assert "check failed: template Airlines" in log
