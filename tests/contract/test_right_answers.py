@@ -437,6 +437,20 @@ def test_a_cursor_of_other_arguments_or_of_nothing_is_refused(do: Do) -> None:
         do("OrderLines", Operation.FETCH, using="of", args={"order_id": order + 1}, limit=1, cursor=page.cursor)
 
 
+def test_a_fetch_that_writes_through_a_function_writes_once_a_call(do: Do, dba: Callable[..., None]) -> None:
+    """Its text does not say that it writes, so its first call ends a read-only transaction, and is repeated."""
+    key = str(uuid7())
+    do("SampleRows", Operation.CREATE, payload={"id": key})
+    for expected in (1, 2):
+        assert fetch(do, "SampleRows", "touched", id=key)[0]["whole"] == expected
+    head = "CREATE OR REPLACE PROCEDURE samples_touched(IN p_id VARCHAR(40)) SELECT samples_touch(p_id) AS whole"
+    dba(f"{head}, 1 AS flag")
+    try:
+        assert fetch(do, "SampleRows", "touched", id=key)[0]["whole"] == 3, "the outdated call was rolled back"
+    finally:
+        dba(head)
+
+
 # --- stored values that cannot travel --------------------------------------------------------------------------------
 
 

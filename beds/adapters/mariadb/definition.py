@@ -26,7 +26,7 @@ _WRITES = re.compile(
 )
 _READS = re.compile(rf"\b(?:FROM|JOIN)\s+(?:{_NAME}\s*\.\s*)?(?P<table>{_NAME})", re.IGNORECASE)
 _NO_TABLE = frozenset({"select", "set", "into", "values", "key", "on", "of", "json_table", "dual"})
-_MAY_WRITE = re.compile(r"\b(?:INSERT|REPLACE|UPDATE|DELETE|TRUNCATE|LOAD|CALL|EXECUTE)\b", re.IGNORECASE)
+_MAY_WRITE = re.compile(r"\b(?:INSERT|REPLACE|UPDATE|DELETE|TRUNCATE|LOAD|CALL|EXECUTE|HANDLER)\b", re.IGNORECASE)
 _PASSES_ON = re.compile(r"(?:COALESCE|IFNULL|NULLIF|FROM_BASE64|IF)\s*\(", re.IGNORECASE)
 """Functions that return an argument unchanged; of IF the second or third one."""
 _ALIAS = re.compile(rf"\s+AS\s+{_NAME}\s*\Z", re.IGNORECASE)
@@ -89,7 +89,11 @@ def _tables(pattern: re.Pattern[str], code: str) -> list[str]:
 
 
 def may_write(code: str) -> bool:
-    """False if a routine has no statement that changes data, and executes none that is not in its text."""
+    """False if a routine has no statement that changes data, and executes none that is not in its text.
+
+    A function that it calls may still write. Such a write fails in a read-only transaction, and a handler would hide
+    the failure, so a routine with a handler counts as one that may write.
+    """
     return _MAY_WRITE.search(code) is not None
 
 

@@ -196,8 +196,14 @@ def translated() -> Iterator[None]:
 
 
 def is_client_side(error: MySQLdb.Error) -> bool:
-    """True if the connection is lost: a CR_… code (2000 to 2999), or a killed or closed connection."""
+    """True if the connection is lost or its state unknown.
+
+    A CR_… code (2000 to 2999), a killed or closed connection, or an error of the driver itself, which has no code. When
+    the soft limit has interrupted a call, the driver says that another thread uses the connection.
+    """
     code = error.args[0] if error.args and isinstance(error.args[0], int) else 0
+    if not code and isinstance(error, MySQLdb.ProgrammingError):
+        return True
     return 2000 <= code < 3000 or code == 1927 or isinstance(error, MySQLdb.InterfaceError)
 
 
@@ -244,7 +250,7 @@ def translate(error: MySQLdb.Error, sqlstate: str = "") -> BedsError:
         found: BedsError = BusinessRule(message, detail={"sqlstate": sqlstate})
     elif make := _BY_CODE.get(code):
         found = make(message)
-    elif isinstance(error, MySQLdb.InterfaceError):
+    elif is_client_side(error):
         found = _lost(message)
     else:
         found = StoreError(f"MariaDB error {code}")

@@ -102,6 +102,8 @@ class MariaDBSession:
         self._config = config
         self._timeout = timeout
         self._connection: Any = None
+        self._writers: set[tuple[str, str]] = set()
+        """The names and stamps of objects that wrote although their text does not say so."""
         self._next_purge = time.monotonic() + PURGE_SECONDS * random.random()
 
     def describe(self, names: Iterable[str]) -> dict[str, NamedObject]:
@@ -126,14 +128,22 @@ class MariaDBSession:
         once: IdempotencyRecord | None = None,
         verify: Verify | None = None,
     ) -> Outcome:
+        target = binding.target
+        named = (target.name, target.stamp)
+        only_reads = binding.operation.is_read and not target.may_write and named not in self._writers
         with self._transaction(commit=False) as cursor:
             try:
-                outcome = _call(cursor, binding, values)
+                outcome = _call(cursor, binding, values, only_reads=only_reads)
             except UnicodeDecodeError:
                 raise self._not_utf8(binding, values) from None
+            except MySQLdb.OperationalError as error:
+                if not only_reads or error.args[0] != ER.CANT_EXECUTE_IN_READ_ONLY_TRANSACTION:
+                    raise
+                self._writers.add(named)
+                raise DefinitionChanged from None  # the caller repeats it
             if once is not None:
                 self._commit_noted(cursor, once.guid, once.ttl, once.answer(outcome))
-            elif not _only_reads(binding):
+            elif not only_reads:
                 if verify is not None:
                     verify(outcome)
                 self._connection.commit()
@@ -218,7 +228,12 @@ class MariaDBSession:
             if commit:
                 self._connection.commit()
         except MySQLdb.Error as error:
-            raise self._give_up(error) from None
+            try:
+                problem = self._give_up(error)
+            except BaseException:  # the soft limit struck meanwhile
+                self.close()
+                raise
+            raise problem from None
         except _TooMuch as much:
             self.close()  # a rollback would first have to read the rest of the result
             raise much.error from None
@@ -302,15 +317,15 @@ def _statement(binding: Binding, values: Mapping[str, Any]) -> tuple[str, list[A
     return f"SELECT * FROM `{target.name}` LIMIT %s", arguments
 
 
-def _only_reads(binding: Binding) -> bool:
-    """True for a fetch whose object changes no data, so that it may be committed before all of it is looked at."""
-    return binding.operation.is_read and not binding.target.may_write
-
-
-def _call(cursor: Any, binding: Binding, values: Mapping[str, Any]) -> Outcome:
+def _call(cursor: Any, binding: Binding, values: Mapping[str, Any], *, only_reads: bool) -> Outcome:
     """Call the object, and read its result sets, MariaDB's warnings, its OUT parameters and its definition.
 
-    All are asked for in one query, since each query costs a round trip. It also commits what only reads.
+    All are asked for in one query, since each query costs a round trip.
+
+    Args:
+        cursor: in a transaction, which `only_reads` commits.
+        binding, values: what to call.
+        only_reads: whether the object changes no data. If it does, the read-only transaction ends with an error.
 
     Raises:
         DefinitionChanged: the object was replaced since its signature was read.
@@ -319,15 +334,16 @@ def _call(cursor: Any, binding: Binding, values: Mapping[str, Any]) -> Outcome:
     given = [param for param in target.params if param.mode == "inout"]
     back = [param for param in target.params if param.mode != "in"]
     statements = [
+        *([("START TRANSACTION READ ONLY", [])] if only_reads else ()),
         *([_setting(given, values)] if given else ()),
         _statement(binding, values),
         *([] if is_read else [("SHOW WARNINGS", [])]),
         *([("SELECT " + ", ".join(f"@`beds_{param.name}`" for param in back), [])] if back else ()),
         *([] if target.kind is ObjectKind.VIEW else [_asking_definition(target.kind, target.name)]),
-        *([("COMMIT", [])] if _only_reads(binding) else ()),
+        *([("COMMIT", [])] if only_reads else ()),
     ]
     cursor.execute("; ".join(text for text, _ in statements), [value for _, of in statements for value in of])
-    if given:
+    for _ in range(only_reads + bool(given)):
         cursor.nextset()
     sets, affected = _read_sets(cursor, binding)
     if not is_read:

@@ -253,8 +253,8 @@ class Slot:
             self._page.show_alive()
             try:
                 self._executor.look_at_limit()
-                if self._connection is not None:
-                    self._keep_up(self._connection)
+                if (connection := self._connection) is not None:
+                    self._keep_up(connection)
             except ConnectionLost:
                 pass  # the main thread meets it, too
             except Exception:  # the thread must go on, or RabbitMQ would miss its heartbeats

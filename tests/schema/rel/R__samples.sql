@@ -51,3 +51,13 @@ BEGIN
   SELECT 'third' AS word;
   SELECT COUNT(*) INTO p_total FROM samples WHERE text = p_text;
 END;
+
+-- A fetch that writes, which its own text does not say.
+CREATE OR REPLACE FUNCTION samples_touch(p_id VARCHAR(40)) RETURNS BIGINT MODIFIES SQL DATA
+BEGIN
+  UPDATE samples SET whole = COALESCE(whole, 0) + 1 WHERE id = p_id;
+  RETURN (SELECT whole FROM samples WHERE id = p_id);
+END;
+
+CREATE OR REPLACE PROCEDURE samples_touched(IN p_id VARCHAR(40))
+SELECT samples_touch(p_id) AS whole;
