@@ -135,11 +135,18 @@ def test_every_mongo_error_is_mapped(cls: type[Exception]) -> None:
         (50, errors.TimeLimitExceeded),
         (112, errors.StoreUnavailable),
         (10107, errors.StoreUnavailable),
+        (211, errors.StoreUnavailable),
+        (134, errors.StoreUnavailable),
         (999_999, errors.StoreError),
     ],
 )
 def test_mongo_server_codes(code: int, cls: type[errors.BedsError]) -> None:
     assert type(from_server(code, "m", {})) is cls
+
+
+def test_a_member_that_has_just_started_leaves_a_write_in_doubt() -> None:
+    """The driver repeats a commit, and only the repetition may have met the member without keys."""
+    assert not is_harmless(from_server(211, "Cache Reader No keys found for HMAC", {}))
 
 
 def test_the_words_hold_hint_code_and_event() -> None:

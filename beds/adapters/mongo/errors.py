@@ -50,6 +50,9 @@ _BY_CODE: Mapping[int, Callable[[str, Mapping[str, Any]], BedsError]] = {
 _IN_DOUBT = ("UnknownTransactionCommitResult", "RetryableWriteError")
 # Not primary, shutting down, stepping down: the command was not run.
 _NOT_RUN = frozenset({91, 189, 10058, 10107, 11600, 11602, 13435, 13436})
+# Another member cannot be reached in time; or a member has just started: it has no keys yet (211), or no majority (134).
+# A driver repeats such commands, so it may have run one of them before.
+_PASSING = frozenset({6, 7, 89, 134, 202, 211, 262, 9001})
 
 
 @contextmanager
@@ -96,6 +99,8 @@ def from_server(code: int, message: str, details: Mapping[str, Any] | None) -> B
     """The error for a code of the server; also for a `writeErrors` entry, which the driver does not raise."""
     if code in _NOT_RUN:
         return harmless(StoreUnavailable("MongoDB is changing its primary"))
+    if code in _PASSING:
+        return StoreUnavailable("MongoDB is starting, or misses a member", detail={"store_code": code})
     make = _BY_CODE.get(code)
     found = (
         make(message, details or {})
