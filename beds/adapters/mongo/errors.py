@@ -50,7 +50,7 @@ _BY_CODE: Mapping[int, Callable[[str, Mapping[str, Any]], BedsError]] = {
 _IN_DOUBT = ("UnknownTransactionCommitResult", "RetryableWriteError")
 # Not primary, shutting down, stepping down: the command was not run.
 _NOT_RUN = frozenset({91, 189, 10058, 10107, 11600, 11602, 13435, 13436})
-# Another member cannot be reached in time; or a member has just started: it has no keys yet (211), or no majority (134).
+# Another member cannot be reached in time; or this one has just started, and has no keys (211) or majority (134) yet.
 # A driver repeats such commands, so it may have run one of them before.
 _PASSING = frozenset({6, 7, 89, 134, 202, 211, 262, 9001})
 
