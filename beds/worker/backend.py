@@ -1,7 +1,7 @@
 """The result backend: a worker stores a ticket's outcome and publishes the reply to the event's `reply_to`.
 
-RabbitMQ confirms the reply before Celery acknowledges the event. Replies have a connection of their own in each thread,
-and when it alone is lost, nobody would ask again. A pool of slots does not wait for the confirm: `slots/replies.py`.
+RabbitMQ confirms the reply before Celery acknowledges the event. Each thread has a separate connection for replies. When
+only that one is lost, the event is not repeated. A pool of slots does not wait for the confirm: `slots/replies.py`.
 """
 
 from __future__ import annotations
