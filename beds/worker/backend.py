@@ -1,6 +1,6 @@
 """The result backend: a worker stores a ticket's outcome and publishes the reply to the event's `reply_to`.
 
-RabbitMQ confirms the reply before Celery acknowledges the event. Each thread has a separate connection for replies. When
+RabbitMQ confirms the reply before Celery acknowledges the event. Each thread has a separate connection for replies. If
 only that one is lost, the event is not repeated. A pool of slots does not wait for the confirm: `slots/replies.py`.
 """
 
