@@ -148,9 +148,9 @@ def test_trap_11_a_child_opens_connections_of_its_own(
     opened: list[int] = []
     for module in (mariadb_session, mongo_session):
 
-        def connect(*arguments: Any, real: Any = module.connect) -> Any:
+        def connect(*arguments: Any, real: Any = module.connect, **options: Any) -> Any:
             opened.append(os.getpid())
-            return real(*arguments)
+            return real(*arguments, **options)
 
         monkeypatch.setattr(module, "connect", connect)
     store = factory.registry[template].store
