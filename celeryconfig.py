@@ -69,7 +69,14 @@ result_extended = True
 worker_send_task_events = True
 
 # --- The process -----------------------------------------------------------------------------------------------------
-imports = ("beds.worker.crud", "beds.worker.calgon", "beds.worker.operator", "beds.worker.admin", "beds.worker.probe")
+imports = (
+    "beds.worker.crud",
+    "beds.worker.calgon",
+    "beds.worker.operator",
+    "beds.worker.admin",
+    "beds.worker.jobs",
+    "beds.worker.probe",
+)
 # Celery must not take over the root logger of an application that embeds a worker.
 worker_hijack_root_logger = False
 worker_prefetch_multiplier = 1

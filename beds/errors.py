@@ -5,7 +5,9 @@ BedsError
 ├── TemplateError                 a template file is wrong
 │   ├── UnknownTemplate
 │   ├── UnknownOperation
-│   └── UnknownFetch
+│   ├── UnknownFetch
+│   └── RuleError                 a rule file of a job is wrong
+│       └── UnknownRule
 ├── InvalidPayload                the caller's data; nothing was written
 │   ├── MissingField
 │   ├── UnknownField
@@ -42,6 +44,10 @@ BedsError
 │   ├── TicketExpired             its outcome is no longer kept
 │   ├── TicketRevoked             it was cancelled
 │   └── IdempotencyConflict       the key belongs to another event
+├── JobError
+│   ├── JobAlreadyRunning         a rule has one job at a time
+│   ├── JobNotResumable           the job is not in the state that the request needs
+│   └── FileDamaged               a file of the warehouse is not what was written
 ├── ClientClosed                  the client was closed while it was in use
 ├── StackError                    the local stack
 ├── InternalError                 a defect in BEDS or in the worker's surroundings
@@ -135,6 +141,14 @@ class UnknownOperation(TemplateError):
 
 class UnknownFetch(TemplateError):
     code = "unknown_fetch"
+
+
+class RuleError(TemplateError):
+    code = "rule"
+
+
+class UnknownRule(RuleError):
+    code = "unknown_rule"
 
 
 class InvalidPayload(BedsError):
@@ -304,6 +318,25 @@ class TicketRevoked(TicketError):
 class IdempotencyConflict(TicketError):
     code = "idempotency_conflict"
     default_hint = "use a new key for a new event; repeat an event with the same data"
+
+
+class JobError(BedsError):
+    code = "job"
+
+
+class JobAlreadyRunning(JobError):
+    code = "job_already_running"
+    default_hint = "wait for it, or cancel it: `beds job list`"
+
+
+class JobNotResumable(JobError):
+    code = "job_not_resumable"
+    default_hint = "`beds job show GUID` says in which state it is"
+
+
+class FileDamaged(JobError):
+    code = "file_damaged"
+    default_hint = "restore the file from a backup, and resume the job"
 
 
 class ClientClosed(BedsError):

@@ -45,7 +45,7 @@ from beds.errors import (
 from beds.templates.binding import BULK_NAMES, Binding, bind, is_unfilled, reserved_type, spec_of
 from beds.templates.fields import fits
 from beds.templates.named_object import NamedObject, Param
-from beds.templates.template import Template
+from beds.templates.template import ROLES, Template
 from beds.wire import codec
 
 T = TypeVar("T")
@@ -86,15 +86,10 @@ class BoundAdapter(NamasteCore):
         return self._write("create", Operation.CREATE, lambda binding: self._record_values(binding, payload), answer)
 
     def create_records(self, payloads: Sequence[Payload]) -> Response:
-        def values(binding: Binding) -> dict[str, Any]:
-            (bulk,) = (p.name for p in binding.target.params if p.name in BULK_NAMES)
-            _check_bulk(binding.target, payloads)
-            return {bulk: [dict(p) for p in payloads]}
-
         def answer(outcome: Outcome) -> Response:
             return Response("", min(max(outcome.affected, 0), len(payloads)))
 
-        return self._write("create_many", Operation.CREATE_MANY, values, answer)
+        return self._write("create_many", Operation.CREATE_MANY, lambda b: bulk_values(b, payloads), answer)
 
     def fetch_records(self, query: Query) -> Page:
         binding, outcome = self._call(
@@ -143,7 +138,10 @@ class BoundAdapter(NamasteCore):
         return sorted(name for name, target in self._objects.items() if not target.strict)
 
     def _binding(self, table: str, operation: Operation) -> Binding:
-        self.template.object_for(operation, table.removeprefix("fetch."))  # an unknown name raises its own error
+        if table in ROLES:
+            self.template.require(table)
+        else:
+            self.template.object_for(operation, table.removeprefix("fetch."))  # an unknown name raises its own error
         if time.monotonic() - self._read_at >= self._refresh:
             names = {ref.object for _, ref in self.template.refs().values()}
             self._objects = self._try(lambda: self._store.describe(names), repeatable=True)
@@ -389,15 +387,15 @@ class BoundAdapter(NamasteCore):
         return binding.operation is Operation.UPDATE and bool(binding.target.command)
 
     def _query_values(self, binding: Binding, query: Query) -> dict[str, Any]:
-        after = read_cursor(binding, query)
+        after = {f"after_{name}": value for name, value in read_cursor(binding, query).items()}
+        return self._fetch_values(binding, query, {"limit": query.limit, **after})
+
+    def _fetch_values(self, binding: Binding, query: Query, reserved: Mapping[str, Any]) -> dict[str, Any]:
+        """The value of each parameter of a fetch; `reserved` has those of reserved names."""
         values: dict[str, Any] = {}
         for param in binding.target.params:
             if reserved_type(self.template, Operation.FETCH, binding.ref, param):
-                values[param.name] = (
-                    query.limit
-                    if param.name == "limit"
-                    else after.get(param.name.removeprefix("after_"), param.default)
-                )
+                values[param.name] = reserved.get(param.name, param.default)
             elif not param.takes_value:
                 continue
             elif is_unfilled(self.template, Operation.FETCH, binding.ref, param) and param.name not in query.args:
@@ -451,6 +449,13 @@ class BoundAdapter(NamasteCore):
         record = outcome.rows[0] if outcome.rows else {}
         own_key = {name: record[name] for name in key if record.get(name) is not None}
         return Response(self.template.id_of({**key, **own_key}), max(outcome.affected, 1), record)
+
+
+def bulk_values(binding: Binding, payloads: Sequence[Payload]) -> dict[str, Any]:
+    """The value of a bulk object's parameter: the records, checked."""
+    (bulk,) = (p.name for p in binding.target.params if p.name in BULK_NAMES)
+    _check_bulk(binding.target, payloads)
+    return {bulk: [dict(p) for p in payloads]}
 
 
 def _check_bulk(target: NamedObject, payloads: Sequence[Payload]) -> None:

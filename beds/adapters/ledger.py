@@ -62,3 +62,13 @@ class LedgerEntry:
                 detail={"field": "guid", "guid": self.guid},
                 hint="give each event a guid of its own, and repeat an event with the same data",
             )
+
+
+def step_key(user: str, guid: str, step: str) -> str:
+    """The key of the entry of one step of a job.
+
+    Args:
+        user, guid: the job's.
+        step: the lane, the chunk and the step's name.
+    """
+    return str(uuid.uuid5(_NAMESPACE, f"job {guid} {step} {user}"))

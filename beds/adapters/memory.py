@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from beds.adapters.bound import BoundAdapter
-from beds.adapters.store import AlreadyDone, Health, IdempotencyRecord, Outcome, Verify
+from beds.adapters.bulk import BulkAdapter
+from beds.adapters.store import AlreadyDone, Health, IdempotencyRecord, Outcome, Verify, Work
 from beds.config.sections import Retry
 from beds.domain.event import Operation, Store
 from beds.domain.reply import Record
 from beds.errors import DuplicateKey
-from beds.templates.binding import Binding
+from beds.templates.binding import BY_KEYS, KEYS, Binding
 from beds.templates.fields import FIELD_TYPES
 from beds.templates.named_object import NamedObject, ObjectKind, Param
 from beds.templates.template import FetchSpec, Template
@@ -55,8 +55,10 @@ class MemoryStore:
     def describe(self, names: Iterable[str]) -> dict[str, NamedObject]:
         wanted = set(names)
         return {
-            ref.object: NamedObject(ref.object, _KINDS[self._template.store][operation], self._params(operation, ref))
-            for operation, ref in self._template.refs().values()
+            ref.object: NamedObject(
+                ref.object, _KINDS[self._template.store][operation], self._params(table, operation, ref)
+            )
+            for table, (operation, ref) in self._template.refs().items()
             if ref.object in wanted
         }
 
@@ -83,6 +85,16 @@ class MemoryStore:
             raise
         return outcome
 
+    def transact(self, work: Work, once: IdempotencyRecord) -> None:
+        if once.guid in self._ledger:
+            raise AlreadyDone
+        before = copy.deepcopy(self.records)
+        try:
+            self._ledger[once.guid] = once.answer(work(self._execute))
+        except BaseException:
+            self.records = before
+            raise
+
     def recall(self, guid: str) -> str | None:
         return self._ledger.get(guid)
 
@@ -91,6 +103,8 @@ class MemoryStore:
             raise AlreadyDone
 
     def _execute(self, binding: Binding, values: Mapping[str, Any]) -> Outcome:
+        if binding.by_keys:
+            return self._by_keys(binding, values[KEYS])
         match binding.operation:
             case Operation.FETCH:
                 return Outcome(self._fetch(binding, values))
@@ -106,6 +120,14 @@ class MemoryStore:
                 return Outcome([], int(record is not None))
             case Operation.DELETE:
                 return Outcome([], int(self.records.pop(self._key(values), None) is not None))
+
+    def _by_keys(self, binding: Binding, keys: Iterable[Record]) -> Outcome:
+        found = [key for key in map(self._key, keys) if key in self.records]
+        if binding.operation.is_read:
+            return Outcome([copy.deepcopy(self.records[key]) for key in found])
+        for key in found:
+            del self.records[key]
+        return Outcome([], len(found))
 
     def examine(self) -> Health:
         return Health(datetime.now(UTC), transactions=True, surplus=())
@@ -142,18 +164,24 @@ class MemoryStore:
     def _fetch(self, binding: Binding, values: Mapping[str, Any]) -> list[Record]:
         order = binding.fetch.cursor or self._template.keys
         stub = self._stubs.get(binding.target.name)
-        asked = {k: v for k, v in values.items() if k != "limit" and not k.startswith("after_") and v is not None}
+        bounds = {f"{bound}_{name}" for bound in ("after", "until") for name in binding.fetch.cursor}
+        asked = {k: v for k, v in values.items() if k != "limit" and k not in bounds and v is not None}
         found = stub(self.records, asked) if stub else self._matching(asked)
         rows = sorted(found, key=lambda r: tuple(r[name] for name in order))
         if binding.pages and values[f"after_{order[0]}"] is not None:
             after = tuple(values[f"after_{name}"] for name in order)
             rows = [r for r in rows if tuple(r[name] for name in order) > after]
+        if binding.fetch.range and values[f"until_{order[0]}"] is not None:
+            until = tuple(values[f"until_{name}"] for name in order)
+            rows = [r for r in rows if tuple(r[name] for name in order) <= until]
         return copy.deepcopy(rows[: values["limit"]])
 
     def _matching(self, asked: Mapping[str, Any]) -> Iterable[Record]:
         return [r for r in self.records.values() if all(r.get(name) == value for name, value in asked.items())]
 
-    def _params(self, operation: Operation, ref: Any) -> tuple[Param, ...]:
+    def _params(self, table: str, operation: Operation, ref: Any) -> tuple[Param, ...]:
+        if table in BY_KEYS:
+            return (Param(KEYS, _ANY, "any"),)
         match operation:
             case Operation.CREATE | Operation.UPDATE:
                 names = ["document"] if operation is Operation.CREATE else [*self._template.keys, "document"]
@@ -164,11 +192,13 @@ class MemoryStore:
             case Operation.FETCH:
                 assert isinstance(ref, FetchSpec)
                 names = [*self._template.fields, *ref.args, *(f"after_{name}" for name in ref.cursor), "limit"]
+                if ref.range:
+                    names += [f"until_{name}" for name in ref.cursor]
         whole = {"document"} if operation in (Operation.CREATE, Operation.UPDATE) else set()
         return tuple(Param(name, _ANY, "any", optional=True, whole=name in whole) for name in dict.fromkeys(names))
 
 
-class MemoryAdapter(BoundAdapter):
+class MemoryAdapter(BulkAdapter):
     """NamasteCore over a `MemoryStore`."""
 
     def __init__(self, template: Template, stubs: Mapping[str, Stub] | None = None) -> None:

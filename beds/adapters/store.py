@@ -60,6 +60,10 @@ class Health:
 
 Verify = Callable[[Outcome], object]
 """Called with an object's outcome before the commit. Its error rolls the write back."""
+CallObject = Callable[[Binding, Mapping[str, Any]], Outcome]
+"""Calls a bound object within a transaction."""
+Work = Callable[[CallObject], Outcome]
+"""The calls of one transaction; an error rolls them back."""
 
 
 class AlreadyDone(Exception):
@@ -91,6 +95,18 @@ class ObjectStore(Protocol):
             AlreadyDone: the ledger has `once` already; nothing was changed.
             DefinitionChanged: the object was replaced since it was described; nothing was changed.
             ResultTooLarge: the object returned more records than the fetch allows.
+        """
+        ...
+
+    def transact(self, work: Work, once: IdempotencyRecord) -> None:
+        """Call several objects in one transaction, and note `once` in it.
+
+        Args:
+            work: called with the function that calls a bound object; returns the outcome for `once.answer`.
+            once: the idempotency record.
+
+        Raises:
+            AlreadyDone, DefinitionChanged: as `execute`.
         """
         ...
 

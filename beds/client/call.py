@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +32,22 @@ class Call:
     def digest(self) -> str:
         """SHA-256 of the call in hexadecimal, without generated fields; equal calls have equal digests."""
         return codec.digest([str(self.operation), self.template, self.data, self.using, self.limit, self.cursor])
+
+
+@dataclass(frozen=True, slots=True)
+class JobCall:
+    """The start of a job; the arguments are those of `Client.submit_job`."""
+
+    name: str
+    args: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    dry_run: bool = False
+    restore: str = ""
+    actor: str = ""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the call in hexadecimal; equal calls have equal digests."""
+        return codec.digest(["job", self.name, dict(self.args), self.dry_run, self.restore])
 
 
 def body_of(template: Template, operation: Operation, call: Call) -> dict[str, Any]:

@@ -13,9 +13,10 @@ from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, overload
 
 from beds.client.bound_template import BoundTemplate
-from beds.client.call import Call, check_name
+from beds.client.call import Call, JobCall, check_name
 from beds.client.deadline import DEFAULT_TIMEOUT
 from beds.client.flows import Flows, Handle
+from beds.client.jobs import JobTicket
 from beds.client.lineage import Node
 from beds.client.steps import Flow, run
 from beds.client.tickets import Ticket
@@ -159,6 +160,41 @@ class Client:
         """
         call = Call(operation, template, data, using, limit, cursor, actor)
         return Ticket(self._run(self.flows.submit(call, idempotency_key, timeout)), self)
+
+    def submit_job(
+        self,
+        name: str,
+        args: Mapping[str, Any] | None = None,
+        /,
+        *,
+        dry_run: bool = False,
+        restore: str = "",
+        actor: str = "",
+        idempotency_key: str | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
+        **more: Any,
+    ) -> JobTicket:
+        """Start a job, and return when RabbitMQ has confirmed its event.
+
+        Args:
+            name: of a rule in `schema/jobs/`.
+            args, more: its arguments, by name.
+            dry_run: move nothing; the ticket's result has a sample and a list of what would be refused.
+            restore: the guid of a job of this rule, whose records go back to where they came from.
+            actor: on whose behalf the application acts; stored in the audit.
+            idempotency_key: as in `submit`.
+            timeout: seconds for the confirm.
+
+        Raises:
+            UnknownRule, UnknownField, MissingField: the call is invalid; nothing was sent.
+            PermissionDenied: this user may not start jobs.
+        """
+        call = JobCall(name, {**(args or {}), **more}, dry_run, restore, actor)
+        return JobTicket(self._run(self.flows.submit_job(call, idempotency_key, timeout)), self)
+
+    def job(self, guid: str) -> JobTicket:
+        """The ticket of a job, by its guid or event id. Its methods look it up; this one does not."""
+        return JobTicket(Handle(check_name("guid", guid)), self)
 
     @overload
     def call_many(

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from beds.client.call import Call, as_calls, body_of, check_name, parse_operation
+from beds.client.call import Call, JobCall, as_calls, body_of, check_name, parse_operation
 from beds.client.deadline import deadline_after
 from beds.client.lineage import Node, read_tree
 from beds.client.steps import Await, Flow, Pause, Send
@@ -36,6 +36,7 @@ from beds.errors import (
     WrongType,
 )
 from beds.templates.registry import TemplateRegistry
+from beds.templates.rules import check_arguments
 from beds.transport.pending import Pending, Transport
 from beds.wire.message import with_encoded_body
 from beds.wire.reply import read_reply
@@ -205,6 +206,25 @@ class Flows:
         (handle,) = yield from self.submit_many([call], timeout)
         return handle
 
+    def submit_job(self, call: JobCall, key: str | None, timeout: float) -> Flow[Handle]:
+        deadline = deadline_after(timeout)
+        event = self._job_event(call)
+        if key is not None:
+            key = check_name("idempotency_key", key, empty=False)
+            return (yield from self._submit_event_keyed(event, key, call.digest, deadline, timeout))
+        (handle,) = yield from self.submit_events([event], deadline)
+        return handle
+
+    def _job_event(self, call: JobCall) -> Event:
+        """Validate a job's name and arguments, and make an event of it."""
+        rule = self.templates.jobs[call.name]
+        args = rule.arguments(self.templates[rule.job.source], check_arguments(dict(call.args)))
+        given = {name: args[name] for name in call.args}
+        body = {"args": given, "dry_run": call.dry_run, "restore": call.restore}
+        actor = check_name("actor", call.actor)
+        made = Event.of_job(rule.kind, rule.name, body, self._lineage(), actor=actor)
+        return with_encoded_body(made, self.settings.amqp.max_body_bytes)
+
     def submit_many(self, calls: Iterable[Call], timeout: float) -> Flow[list[Handle]]:
         deadline = deadline_after(timeout)
         events = [self.event(call, ticket=True, timeout=timeout) for call in as_calls(calls)]
@@ -221,7 +241,10 @@ class Flows:
     def _submit_keyed(self, call: Call, key: str, timeout: float) -> Flow[Handle]:
         deadline = deadline_after(timeout)
         event = self.event(call, ticket=True, timeout=timeout)
-        question = {"tickets": [event.acceptance], "idempotency_key": key, "digest": call.digest}
+        return (yield from self._submit_event_keyed(event, key, call.digest, deadline, timeout))
+
+    def _submit_event_keyed(self, event: Event, key: str, digest: str, deadline: float, timeout: float) -> Flow[Handle]:
+        question = {"tickets": [event.acceptance], "idempotency_key": key, "digest": digest}
         known = TicketStatus.from_wire((yield from self.ask("accept", question, timeout)))
         if known.state is not TicketState.PENDING:
             return Handle(known.event_id)

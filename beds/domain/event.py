@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
+from beds.domain.job import Job, JobKind
 from beds.domain.lineage import Lineage
 
 
@@ -43,13 +45,15 @@ def task_for(store: Store, operation: Operation) -> str:
 
 
 CALGON = "calgon"
-"""The queue of requests about one's own tickets; its tasks are `calgon.accept`, `calgon.status`, `calgon.cancel`."""
-CALGON_VERBS = ("accept", "status", "cancel")
+"""The queue of requests about one's own tickets; its tasks are `calgon.accept`, `calgon.status`, …"""
+CALGON_VERBS = ("accept", "status", "cancel", "pause", "resume")
 OPERATOR = "operator"
 """The queue of an operator's requests, about the tickets and records of all users."""
-OPERATOR_VERBS = ("fetch", "status", "cancel", "replay", "discard")
+OPERATOR_VERBS = ("fetch", "status", "cancel", "replay", "discard", "pause", "resume")
 
 
+CHUNK, TICK = "chunk", "tick"
+"""The verbs of a job queue beside the job's start: one chunk, and the look for what is due."""
 PROBE = "probe"
 
 
@@ -91,6 +95,7 @@ class Event:
         expires_in: seconds after which RabbitMQ drops the event if no worker has received it. RabbitMQ's clock counts,
             because a client's clock may be wrong.
         actor: on whose behalf the application acts; a name of its own choice.
+        for_user: the user whose event it is, if a worker publishes it for another.
         exchange: where it is published.
         body: the encoded arguments, empty until they are checked; see `wire.message.with_encoded_body`.
         is_plain: the arguments are plain JSON and no reply is wanted, as for records.
@@ -106,6 +111,7 @@ class Event:
     ticket: bool = False
     expires_in: float | None = None
     actor: str = ""
+    for_user: str = ""
     exchange: str = "beds.events"
     is_plain: bool = False
     body: bytes = field(default=b"", repr=False)
@@ -175,6 +181,36 @@ class Event:
     def of_operator(cls, verb: str, arguments: Mapping[str, Any], lineage: Lineage, **more: Any) -> Event:
         """An operator's request; repeating it does no harm."""
         return cls(f"{OPERATOR}.{verb}", OPERATOR, arguments, f"{OPERATOR}.{verb}", lineage, repeatable=True, **more)
+
+    @classmethod
+    def of_job(cls, kind: JobKind, rule: str, arguments: Mapping[str, Any], lineage: Lineage, **more: Any) -> Event:
+        """The start of a job. `arguments` has `args`, `dry_run` and `restore`, where given."""
+        body = {"rule": rule, **arguments}
+        return cls(kind.queue, kind.queue, body, f"{rule}.{kind}", lineage, ticket=True, **more)
+
+    @classmethod
+    def of_chunk(cls, job: Job, lane: int, n: int, node: str, env: str, *, again: bool) -> Event:
+        """One chunk of a job. Copies of the same chunk have the same guid.
+
+        Args:
+            job: the job.
+            lane, n: of the chunk.
+            node, env: where the event is made.
+            again: whether its slot may have ended before it was done.
+        """
+        guid = str(uuid.uuid5(uuid.UUID(job.guid), f"{job.user} {lane} {n}"))
+        lineage = Lineage(node, env, guid, job.event_id, job.root_id, job.depth + 1)
+        task = f"{job.kind.queue}.{CHUNK}"
+        body = {"job": job.guid, "lane": lane, "n": n} | ({"again": True} if again else {})
+        summary = f"{job.rule}.{CHUNK} {lane}.{n}"
+        queue = job.kind.queue
+        return cls(task, queue, body, summary, lineage, True, actor=job.actor, for_user=job.user, is_plain=True)
+
+    @classmethod
+    def of_tick(cls, kind: JobKind, lineage: Lineage, seconds: float) -> Event:
+        """The look for what is due. It expires when the next one comes."""
+        task = f"{kind.queue}.{TICK}"
+        return cls(task, kind.queue, {}, task, lineage, True, expires_in=seconds, is_plain=True)
 
     @classmethod
     def of_probe(cls, queue: str, lineage: Lineage, *, retry: bool) -> Event:

@@ -29,11 +29,22 @@ class TicketState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """The progress of a long operation: `done` of `total` (None if unknown) in `unit`."""
+    """The progress of a long operation: `done` of `total` (None if unknown) in `unit`.
+
+    A job also has `rate` (units a second), `seconds_left`, and a `note` about a state in which it does not go on.
+    """
 
     done: int
     total: int | None = None
     unit: str = "records"
+    rate: float | None = None
+    seconds_left: float | None = None
+    note: str = ""
+
+    def to_wire(self) -> dict[str, Any]:
+        found: dict[str, Any] = {"done": self.done, "total": self.total, "unit": self.unit}
+        more = {"rate": self.rate, "seconds_left": self.seconds_left, "note": self.note}
+        return found | {name: value for name, value in more.items() if value}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +59,7 @@ class TicketStatus:
         accepted_at, started_at, ended_at: in UTC; None until then.
         cancelled_by: who cancelled it, or empty.
         worker: the worker that began it, or empty.
+        queue: the queue of its event.
         result: the reply as on the wire, in a final state; `Ticket.result` converts it to a reply or an error.
     """
 
@@ -61,6 +73,7 @@ class TicketStatus:
     ended_at: datetime | None = None
     cancelled_by: str = ""
     worker: str = ""
+    queue: str = ""
     result: Any = field(default=None, repr=False)
 
     @property
@@ -71,7 +84,7 @@ class TicketStatus:
         found: dict[str, Any] = {name: getattr(self, name) for name in self.__slots__}
         found["state"] = str(self.state)
         if self.progress:
-            found["progress"] = {"done": self.progress.done, "total": self.progress.total, "unit": self.progress.unit}
+            found["progress"] = self.progress.to_wire()
         return found
 
     @classmethod

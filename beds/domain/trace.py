@@ -46,6 +46,8 @@ class Trace:
         lineage: of the event.
         user: the AMQP user whose event it is.
         redelivered: whether RabbitMQ delivered it before.
+        summary: template and operation, as monitors show them.
+        actor: on whose behalf its application acts.
         at: when it began, Unix seconds.
         operation, template, body: the event's, once decoded; `operation` is None for an event that is no operation.
         calls: its database calls.
@@ -54,6 +56,8 @@ class Trace:
     lineage: Lineage
     user: str = ""
     redelivered: bool = False
+    summary: str = ""
+    actor: str = ""
     at: float = field(default_factory=time.time)
     operation: Operation | None = None
     template: str = ""

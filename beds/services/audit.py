@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from beds.domain.event import Operation
+from beds.domain.job import Job, Lane, Tally
 from beds.domain.reply import Reply, Response
-from beds.domain.trace import Trace
+from beds.domain.trace import OK, Trace
 from beds.templates.template import Template
 from beds.wire import codec
 
@@ -53,6 +54,30 @@ def audit_record(
         "affected": reply.affected if isinstance(reply, Response) else 0,
         "outcome": outcome,
         **who,
+    }
+
+
+def chunk_record(job: Job, lane: Lane, tally: Tally, trace: Trace) -> dict[str, Any]:
+    """The audit record of a chunk of a job: the range, and what became of its records, without their values."""
+    event = trace.lineage
+    guid = str(uuid.uuid5(uuid.UUID(event.guid), f"audit {job.user} {lane.lane} {lane.n}"))
+    return {
+        "event_id": f"{event.node}.{event.env}.{guid}",
+        "parent_id": event.event_id,
+        "root_id": event.root_id,
+        "depth": event.depth + 1,
+        "at": trace.at,
+        "template": job.rule,
+        "operation": str(job.kind),
+        "record_id": "",
+        "fields": [],
+        "values": codec.dumps_plain({"job": job.guid, "lane": lane.lane, "n": lane.n, **tally.to_document()}).decode(),
+        "affected": tally.moved,
+        "outcome": OK,
+        "user": job.user,
+        "actor": job.actor,
+        "worker": "",
+        "redelivered": trace.redelivered,
     }
 
 

@@ -124,7 +124,13 @@ class Attempt:
 
     def __post_init__(self) -> None:
         delivery = self.delivery
-        self.trace = Trace(delivery.header.lineage, user=delivery.user, redelivered=delivery.redelivered)
+        self.trace = Trace(
+            delivery.header.lineage,
+            user=delivery.user,
+            redelivered=delivery.redelivered,
+            summary=delivery.summary,
+            actor=delivery.header.actor,
+        )
 
 
 class Redeliver(Exception):
@@ -133,6 +139,10 @@ class Redeliver(Exception):
 
 class InOtherHands(Exception):
     """Another worker executes a copy of the event and ends the ticket. This copy is acknowledged without a reply."""
+
+
+class Detached(InOtherHands):
+    """The event's work goes on in further events, which end its ticket. It is recorded, and acknowledged."""
 
 
 class Recorder(Protocol):
@@ -200,12 +210,15 @@ class Execution:
 
         Raises:
             Redeliver: the store may have written, or the ticket store is away; the outcome is open.
-            InOtherHands: another worker executes a copy of the event.
+            InOtherHands: another worker executes a copy of the event, or further events go on with it.
         """
         with tracing(attempt.trace):
             try:
                 attempt.ending = self._decide(attempt.delivery, attempt.trace, act)
                 return self._conclude(attempt, attempt.ending)
+            except Detached:
+                self._recorder.ended(attempt.delivery, attempt.trace, OK, None)
+                raise
             except self._interrupts:
                 return self._interrupted(attempt)
 

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
-from beds.adapters.bound import BoundAdapter
+from beds.adapters.bulk import BulkAdapter
 from beds.adapters.store import Health, ObjectStore
 from beds.config import Settings
 from beds.domain.event import Store
@@ -40,7 +40,7 @@ class AdapterFactory:
         self._settings = settings
         self._local = threading.local()
 
-    def adapter(self, template_name: str) -> BoundAdapter:
+    def adapter(self, template_name: str) -> BulkAdapter:
         """The adapter of a template.
 
         Raises:

@@ -14,6 +14,9 @@ from beds.domain.lineage import Lineage
 BOUNDS_MS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 30_000)
 """Upper bounds of the histogram's buckets, in milliseconds; one more bucket holds longer times."""
 
+RECORDS_MOVED = "records"
+"""The operation under which the records of jobs are counted; its template is the rule."""
+
 Key = tuple[str, str, str, str]
 """Queue, operation, template and outcome."""
 
@@ -31,16 +34,16 @@ class Meter:
         self._entries: dict[Key, list[Any]] = {}
         self._reset()
 
-    def count(self, key: Key, seconds: float) -> None:
-        """Count one event."""
+    def count(self, key: Key, seconds: float, number: int = 1) -> None:
+        """Count one event, or a number of records."""
         if self._pid != os.getpid():
             self._reset()  # the parent sends its own counts
         milliseconds = seconds * 1000
         with self._lock:
             entry = self._entries.setdefault(key, [0, 0.0, [0] * (len(BOUNDS_MS) + 1)])
-            entry[0] += 1
+            entry[0] += number
             entry[1] += milliseconds
-            entry[2][bisect.bisect_left(BOUNDS_MS, milliseconds)] += 1
+            entry[2][bisect.bisect_left(BOUNDS_MS, milliseconds)] += number
 
     def drain(self) -> list[dict[str, Any]]:
         """Take the counts since the last call, as records of msMetrics; empty when there were no events."""

@@ -14,7 +14,7 @@ from beds.core.namaste import NamasteCore, Query
 from beds.domain.clock import now
 from beds.domain.lineage import is_event_id
 from beds.domain.reply import Record
-from beds.domain.ticket import TicketState, TicketStatus, submitted_at
+from beds.domain.ticket import Progress, TicketState, TicketStatus, submitted_at
 from beds.errors import (
     DuplicateKey,
     IdempotencyConflict,
@@ -132,8 +132,12 @@ class TicketStore:
 
     def progress(self, user: str, guid: str, done: int, total: int | None, unit: str) -> Record:
         """Store progress. Returns the updated ticket. Raises NotFound when it has ended."""
-        progress = {"done": done, "total": total, "unit": unit}
-        return self._change(user, guid, {"state": str(TicketState.PROGRESS), "progress": progress})
+        return self.progress_of_job(user, guid, Progress(done, total, unit))
+
+    def progress_of_job(self, user: str, guid: str, progress: Progress) -> Record:
+        """Store a job's progress, as `progress`. A ticket of a job that goes on does not expire."""
+        changes = {"state": str(TicketState.PROGRESS), "progress": progress.to_wire()}
+        return self._change(user, guid, changes | {"expires_at": self._kept_until(now())})
 
     def end(
         self, user: str, guid: str, state: TicketState, outcome: bytes, by: str = "", *, dead: bool = False

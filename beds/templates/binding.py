@@ -7,6 +7,8 @@ Parameters are matched by name, to the template's fields, to a fetch's arguments
     documents  the records of a bulk create (also `records`, for procedures)
     limit      the number of records of a page
     after_<f>  field f of the last record of the previous page
+    until_<f>  field f of the last record of a range (fetches with range = true)
+    keys       the keys of records, for by_keys and remove_many
 
 A field or an argument with a reserved name usually takes precedence; see `reserved_type`. A parameter of MariaDB
 without a value gets null, so the DBA may add one while older templates are in use.
@@ -35,6 +37,9 @@ _REL_KINDS: Mapping[Operation, frozenset[ObjectKind]] = {
 } | {Operation.FETCH: frozenset({ObjectKind.PROCEDURE, ObjectKind.FUNCTION, ObjectKind.VIEW})}
 
 BULK_NAMES = frozenset({"documents", "records"})
+KEYS = "keys"
+BY_KEYS = frozenset({"by_keys", "remove_many"})
+"""The tables whose objects take `keys`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +65,12 @@ class Binding:
     operation: Operation
     ref: ObjectRef
     target: NamedObject
+    table: str = ""
+
+    @property
+    def by_keys(self) -> bool:
+        """Whether the object takes the keys of records."""
+        return self.table in BY_KEYS
 
     @property
     def fetch(self) -> FetchSpec:
@@ -78,7 +89,7 @@ def bind(template: Template, table: str, target: NamedObject | None) -> Binding:
         SchemaMismatch: the object is missing or does not fit; `detail["mismatches"]` lists each mismatch.
     """
     operation, ref = template.refs()[table]
-    problems = list(_problems(template, operation, ref, target))
+    problems = list(_problems(template, table, operation, ref, target))
     if problems:
         file = template.file.name or template.name
         mismatches = [Mismatch(file, table, ref.object, param, problem) for param, problem in problems]
@@ -87,11 +98,11 @@ def bind(template: Template, table: str, target: NamedObject | None) -> Binding:
             detail={"template": template.name, "object": ref.object, "mismatches": [str(m) for m in mismatches]},
         )
     assert target is not None
-    return Binding(template, operation, ref, target)
+    return Binding(template, operation, ref, target, table)
 
 
 def _problems(
-    template: Template, operation: Operation, ref: ObjectRef, target: NamedObject | None
+    template: Template, table: str, operation: Operation, ref: ObjectRef, target: NamedObject | None
 ) -> list[tuple[str, str]]:
     if target is None:
         return [("", f"does not exist in the {template.store} store, or its broker may not use it")]
@@ -108,7 +119,9 @@ def _problems(
         ]
     inputs = [p for p in target.params if p.takes_value]
     if operation is Operation.CREATE_MANY:
-        return _bulk_problems(inputs)
+        return _bulk_problems(inputs) or (_load_problems(template, target) if table == "load" else [])
+    if table in BY_KEYS:
+        return _keys_problems(inputs)
     for param in inputs:
         problem = _param_problem(template, operation, ref, param)
         if problem:
@@ -124,6 +137,21 @@ def _bulk_problems(inputs: list[Param]) -> list[tuple[str, str]]:
         return [("", "a bulk object takes exactly one parameter, named records or documents")]
     if not inputs[0].types & {"array", "object"}:
         return [(inputs[0].name, f"is {inputs[0].declared}; the records of a bulk create need a JSON or array type")]
+    return []
+
+
+def _load_problems(template: Template, target: NamedObject) -> list[tuple[str, str]]:
+    if target.reads_all:
+        return []
+    left = [name for name in template.keys if name not in target.columns]
+    return [(name, "is not read from the records; a load keeps the keys") for name in left]
+
+
+def _keys_problems(inputs: list[Param]) -> list[tuple[str, str]]:
+    if len(inputs) != 1 or inputs[0].name != KEYS:
+        return [("", f"takes exactly one parameter, named {KEYS}")]
+    if not inputs[0].types & {"array", "object"}:
+        return [(KEYS, f"is {inputs[0].declared}; the keys of records need a JSON or array type")]
     return []
 
 
@@ -153,6 +181,11 @@ def spec_of(template: Template, ref: ObjectRef, name: str) -> FieldSpec | None:
     return own or template.fields.get(name)
 
 
+def bounded_field(name: str) -> str:
+    """The field of a parameter `after_<field>` or `until_<field>`; another name stays as it is."""
+    return name.removeprefix("after_").removeprefix("until_")
+
+
 def is_unfilled(template: Template, operation: Operation, ref: ObjectRef, param: Param) -> bool:
     """Whether no value of an event fills the parameter, so that it gets null or keeps its default."""
     if operation is Operation.DELETE:
@@ -172,8 +205,9 @@ def reserved_type(template: Template, operation: Operation, ref: ObjectRef, para
     if name == "limit":
         # A field of that name takes precedence, unless the fetch needs the parameter for its pages.
         return "integer" if param.whole or ref.cursor or name not in template.fields else None
-    if name.startswith("after_") and name.removeprefix("after_") in ref.cursor:
-        return template.fields[name.removeprefix("after_")].type
+    bound, _, of = name.partition("_")
+    if of in ref.cursor and (bound == "after" or (bound == "until" and ref.range)):
+        return template.fields[of].type
     return None
 
 
@@ -181,6 +215,8 @@ def _wanted(template: Template, operation: Operation, ref: ObjectRef, target: Na
     """Required parameters: without them data would be lost silently, or paging would never end."""
     if isinstance(ref, FetchSpec):
         paging = {f"after_{name}" for name in ref.cursor} | ({"limit"} if ref.cursor else set())
+        if ref.range:
+            paging |= {f"until_{name}" for name in ref.cursor}
         return paging | set(ref.args) | set(ref.optional)
     if operation is not Operation.CREATE:
         return set(template.keys)

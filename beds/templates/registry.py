@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from beds.errors import BedsError, ConfigurationError, TemplateError, UnknownTemplate, nearest
+from beds.templates.rules import JobRule, JobRules, load_rule
 from beds.templates.template import Template, load_template
 
 SYSTEM = Path(__file__).parent.parent / "system"
@@ -18,7 +19,9 @@ class TemplateRegistry(Mapping[str, Template]):
     def __init__(self) -> None:
         self._templates: dict[str, Template] = {}
         self.broken: list[BedsError] = []
-        """The errors of files that are no valid templates; each names its file. Empty if the registry is strict."""
+        """The errors of files that are no valid templates or rules; each names its file. Empty if it is strict."""
+        self.jobs = JobRules()
+        """The rules of jobs."""
 
     def _add(self, template: Template) -> None:
         twin = self._templates.setdefault(template.name, template)
@@ -29,7 +32,7 @@ class TemplateRegistry(Mapping[str, Template]):
 
     @classmethod
     def from_folder(cls, schema_path: Path, *, strict: bool = True) -> TemplateRegistry:
-        """Load `<schema_path>/templates/*.toml`, and the system templates that BEDS ships.
+        """Load `<schema_path>/templates/*.toml` and `jobs/*.toml`, and the system templates that BEDS ships.
 
         Args:
             schema_path: the folder `schema/`.
@@ -55,7 +58,21 @@ class TemplateRegistry(Mapping[str, Template]):
                 if strict:
                     raise
                 found.broken.append(error)
+        found.jobs = found._load_rules(schema_path / "jobs", strict=strict)
         return found
+
+    def _load_rules(self, folder: Path, *, strict: bool) -> JobRules:
+        rules: dict[str, JobRule] = {}
+        for file in sorted(file for file in folder.glob("*.toml") if file.is_file()):
+            try:
+                rule = load_rule(file)
+                rule.check(self)
+                rules[rule.name] = rule
+            except BedsError as error:
+                if strict:
+                    raise
+                self.broken.append(error)
+        return JobRules(rules)
 
     def __getitem__(self, name: str) -> Template:
         try:

@@ -66,6 +66,16 @@ class FetchSpec(ObjectRef):
     templates only). A fetch of a system template without it is for operators."""
     limit: Annotated[int, Field(ge=1, le=MAX_LIMIT)] = DEFAULT_LIMIT
     max_limit: Annotated[int, Field(ge=1, le=MAX_LIMIT)] = 1000
+    range: bool = False
+    """Whether the object also takes `until_<field>` for each cursor field, so that a job can read it by key ranges."""
+
+
+class KeysSpec(FetchSpec):
+    """The table `[by_keys]`: the object takes `keys` and returns these records."""
+
+    args: dict[Name, FieldSpec] = {"keys": FieldSpec(type="array", required=True)}
+    limit: Annotated[int, Field(ge=1, le=MAX_LIMIT)] = MAX_LIMIT
+    max_limit: Annotated[int, Field(ge=1, le=MAX_LIMIT)] = MAX_LIMIT
 
 
 class _Header(_Table):
@@ -92,6 +102,18 @@ class Template(_Table):
     update: ObjectRef | None = None
     delete: ObjectRef | None = None
     fetch: dict[Name, FetchSpec] = {}
+    load: ObjectRef | None = None
+    """Jobs: a bulk create that takes the keys, too."""
+    by_keys: KeysSpec | None = None
+    """Jobs: the records of some keys, locked until the end of the transaction."""
+    remove_many: ObjectRef | None = None
+    """Jobs: deletes the records of some keys."""
+    estimate: FetchSpec | None = None
+    """Jobs: about how many records a range has; its arguments are those of the range."""
+    digest: FetchSpec | None = None
+    """Jobs: `records` and `digest` of a range, to compare two tables."""
+    job_load: FetchSpec | None = None
+    """Jobs: how busy the database is, from 0 to 1."""
     fields: dict[Name, FieldSpec]
     file: Path = Field(default=Path(), exclude=True)
     system: bool = Field(default=False, exclude=True)
@@ -125,6 +147,8 @@ class Template(_Table):
                     raise ValueError(f"fetch.{name}.{key} is for BEDS's own templates")
             if spec.limit > spec.max_limit:
                 raise ValueError(f"fetch.{name}.limit is above its max_limit")
+            if spec.range and not spec.cursor:
+                raise ValueError(f"fetch.{name}.range needs a cursor: the fields by which the object is ordered")
         return self
 
     @cached_property
@@ -216,7 +240,19 @@ class Template(_Table):
     def refs(self) -> dict[str, tuple[Operation, ObjectRef]]:
         """All named objects of the template, by the TOML table that names them."""
         found = {_SECTION[op]: (op, ref) for op, ref in self._writes().items() if ref}
-        return found | {f"fetch.{name}": (Operation.FETCH, spec) for name, spec in self.fetch.items()}
+        found |= {f"fetch.{name}": (Operation.FETCH, spec) for name, spec in self.fetch.items()}
+        return found | {role: (operation, ref) for role, operation in ROLES.items() if (ref := getattr(self, role))}
+
+    def require(self, table: str) -> Operation:
+        """The operation of a table that a job needs. Raises TemplateError: the template lacks it."""
+        try:
+            return self.refs()[table][0]
+        except KeyError:
+            raise TemplateError(
+                f"template {self.name} has no [{table}], which the job needs",
+                detail={"template": self.name, "table": table},
+                hint=f"add [{table}] to {self.file.name or 'the template'}; `beds schema draft` writes a first version",
+            ) from None
 
     def _writes(self) -> dict[Operation, ObjectRef | None]:
         return {
@@ -337,6 +373,15 @@ class Template(_Table):
             raise
 
 
+ROLES = {
+    "load": Operation.CREATE_MANY,
+    "by_keys": Operation.FETCH,
+    "remove_many": Operation.DELETE,
+    "estimate": Operation.FETCH,
+    "digest": Operation.FETCH,
+    "job_load": Operation.FETCH,
+}
+"""The tables that only jobs use, and the operation whose rules each follows."""
 _SECTION = {
     Operation.CREATE: "create",
     Operation.CREATE_MANY: "create_many",
@@ -373,7 +418,7 @@ def load_template(file: Path, *, system: bool = False) -> Template:
 
 
 def _keys() -> set[str]:
-    models: tuple[type[BaseModel], ...] = (Template, _Header, ObjectRef, FetchSpec, FieldSpec)
+    models: tuple[type[BaseModel], ...] = (Template, _Header, ObjectRef, FetchSpec, KeysSpec, FieldSpec)
     return {name for model in models for name in model.model_fields}
 
 

@@ -37,7 +37,8 @@ class EventHeader:
     @classmethod
     def of(cls, event: Event) -> EventHeader:
         lineage = event.lineage
-        return cls(lineage, lineage.event_id, event.ticket, event.actor, event.submitted_at.isoformat())
+        sent = event.submitted_at.isoformat()
+        return cls(lineage, lineage.event_id, event.ticket, event.actor, sent, event.for_user)
 
     @classmethod
     def read(cls, header: Any, guid: str) -> EventHeader:

@@ -15,10 +15,12 @@ from beds.config.sections import Broker, Services
 from beds.domain.event import (
     CALGON,
     CALGON_VERBS,
+    CHUNK,
     OPERATOR,
     OPERATOR_VERBS,
     PROBE,
     RECORD_TASKS,
+    TICK,
     Operation,
     RecordKind,
     Store,
@@ -26,6 +28,7 @@ from beds.domain.event import (
     queue_for,
     task_for,
 )
+from beds.domain.job import JobKind
 
 EVENTS = "beds.events"
 LOGS = "beds.logs"
@@ -35,12 +38,17 @@ LEVELS = ("debug", "info", "warning", "error", "critical")
 """Levels of log records in routing keys."""
 
 
+START = "start"
+"""The verb of a job's first event."""
+
+
 class Kind(StrEnum):
     """The kind of a route's task."""
 
     OPERATION = "operation"
     TICKETS = "tickets"
     ORDER = "order"
+    JOB = "job"
     RECORDS = "records"
     PROBE = "probe"
 
@@ -98,7 +106,7 @@ _CRUD = {
     for store in Store
     for operation in (Operation.FETCH, Operation.CREATE)
 }
-_JOBS = {name: _event_queue(name, "jobs", None) for name in ("job.aggregate", "job.migrate", "job.warehouse")}
+_JOBS = {kind.queue: _event_queue(kind.queue, "jobs", None) for kind in JobKind}
 _TICKETS = {
     CALGON: _event_queue(CALGON, "calgon", Store.REC),
     OPERATOR: _event_queue(OPERATOR, "calgon", Store.REC, pool=CALGON),
@@ -117,6 +125,7 @@ QUEUE_ROUTES: Mapping[str, QueueRoute] = {**_CRUD, **_JOBS, **_TICKETS, **_RECOR
 CRUD_QUEUES = tuple(_CRUD)
 EVENT_QUEUES = tuple(name for name, queue in QUEUE_ROUTES.items() if queue.exchange == EVENTS)
 """Each is bound to beds.events by its own name."""
+JOB_QUEUES = tuple(_JOBS)
 LOG_QUEUES = tuple(_RECORDS)
 QUEUES = tuple(QUEUE_ROUTES)
 
@@ -136,6 +145,11 @@ ROUTES: Mapping[str, Route] = {
             for store in Store
             for op in Operation
         ),
+        *(
+            Route(queue.name if verb == START else f"{queue.name}.{verb}", verb, queue, Kind.JOB)
+            for queue in _JOBS.values()
+            for verb in (START, CHUNK, TICK)
+        ),
         *(Route(f"{CALGON}.{verb}", verb, _TICKETS[CALGON], Kind.TICKETS) for verb in CALGON_VERBS),
         *(Route(f"{OPERATOR}.{verb}", verb, _TICKETS[OPERATOR], Kind.ORDER) for verb in OPERATOR_VERBS),
         *(Route(task, "write", RECORD_QUEUES[kind], Kind.RECORDS) for kind, task in RECORD_TASKS.items()),
@@ -151,10 +165,12 @@ def exchange_of(key: str) -> str:
 
 
 def local_pools(services: Services) -> list[tuple[str, ...]]:
-    """The pools that a node runs, each as its queues: one for each store queue, one for tickets, one for records."""
+    """The pools that a node runs, each as its queues: one for each store queue, and one each for jobs, tickets and records."""
     found: list[tuple[str, ...]] = [
         (queue.name,) for queue in _CRUD.values() if getattr(services, queue.service).is_local
     ]
+    if services.jobs.is_local:
+        found.append(tuple(_JOBS))
     if (services.calgon or services.rec).is_local:
         found.append(tuple(_TICKETS))
     if services.admin.is_local:

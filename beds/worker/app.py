@@ -20,10 +20,16 @@ from beds.errors import BedsError, ConfigurationError
 from beds.services.dead import DeadStore
 from beds.services.execution import Execution
 from beds.services.factory import AdapterFactory
+from beds.services.jobs.jobs import Jobs
+from beds.services.jobs.making import make_work, read_ms
+from beds.services.jobs.schedule import Schedule
+from beds.services.jobs.store import JobStore
+from beds.services.jobs.throttle import Throttle
 from beds.services.records import RecordStore
 from beds.services.tickets import TicketStore
 from beds.templates.registry import TemplateRegistry
 from beds.wire.routes import QUEUE_ROUTES
+from beds.worker.job_events import JobEvents
 from beds.worker.process import EX_CONFIG, EX_TEMPFAIL
 from beds.worker.telemetry import Telemetry, kill_process_unacked
 
@@ -75,6 +81,33 @@ class BedsApp(Celery):
     @cached_property
     def dead(self) -> DeadStore:
         return DeadStore(self.factory, self.settings.logging.ttl_days)
+
+    @cached_property
+    def job_events(self) -> JobEvents:
+        return JobEvents(self.settings)
+
+    @cached_property
+    def job_store(self) -> JobStore:
+        return JobStore(self.factory, self.settings.logging.ttl_days)
+
+    @cached_property
+    def jobs(self) -> Jobs:
+        read = read_ms(self.factory)
+        return Jobs(
+            self.settings,
+            self.registry,
+            self.job_store,
+            self.tickets,
+            self.job_events,
+            make_work(self.factory, self.settings, self.job_store),
+            Throttle(self.registry, self.job_events.waiting, read, self.factory.adapter),
+            self.telemetry.chunk_ended,
+            SoftTimeLimitExceeded,
+        )
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        return Schedule(self.settings.node, self.settings.amqp.workers, self.registry, self.job_store, self.jobs)
 
     @cached_property
     def records(self) -> RecordStore:

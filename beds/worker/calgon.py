@@ -14,7 +14,8 @@ from beds.errors import MalformedEvent, StoreUnavailable
 from beds.services.execution import Redeliver, cancelled
 from beds.services.tickets import TicketStore
 from beds.wire.reply import encode_error
-from beds.wire.routes import Kind
+from beds.wire.routes import JOB_QUEUES, Kind
+from beds.worker.app import app
 from beds.worker.task import EventTask, register
 
 MAX_TICKETS = 1000
@@ -59,6 +60,8 @@ def cancel(store: TicketStore, owner: str, guid: Any, by: str) -> TicketStatus:
         by: who cancels; stored in the ticket.
     """
     status = store.cancel(owner, guid, by)
+    if status.queue in JOB_QUEUES and not status.ready and app.jobs.cancel(owner, str(guid), by) is not None:
+        return store.status(owner, guid)  # its chunks end it
     if status.state is TicketState.PENDING:
         # Not begun: a worker that begins it now finds `cancelled_by` and stops, so the ticket can end here.
         revoked = cancelled(status.guid, status.cancelled_by)
@@ -74,10 +77,21 @@ def actor_of(user: str, body: Mapping[str, Any]) -> str:
     return f"{user}: {by}" if by else user
 
 
+def _job(act: Callable[[str, str], Any]) -> Callable[[TicketStore, str, Mapping[str, Any]], Any]:
+    """A verb about one of the user's own jobs."""
+
+    def verb(_store: TicketStore, user: str, body: Mapping[str, Any]) -> Any:
+        return act(user, check_name("guid", body.get("guid"), empty=False)).report()
+
+    return verb
+
+
 _VERBS: Mapping[str, Callable[[TicketStore, str, Mapping[str, Any]], Any]] = {
     "accept": _accept,
     "status": lambda store, user, body: store.status(user, body.get("guid")),
     "cancel": lambda store, user, body: cancel(store, user, body.get("guid"), actor_of(user, body)),
+    "pause": _job(lambda user, guid: app.jobs.pause(user, guid)),
+    "resume": _job(lambda user, guid: app.jobs.resume(user, guid)),
 }
 
 

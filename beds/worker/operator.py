@@ -100,6 +100,18 @@ def _cancel(order: Order) -> Any:
     return cancel(app.tickets, owner, guid, order.by)
 
 
+def _job(order: Order) -> Any:
+    guid, user = order.body.get("guid"), order.body.get("user")
+    owners = app.job_store.owners_of(str(guid))
+    if user is not None and user not in owners:
+        owners = []
+    if len(owners) != 1:
+        raise UnknownTicket(f"{str(guid)[:64]} is no job, or one of several users", detail={"guid": str(guid)[:64]})
+    order.audit("msJobs", str(guid))
+    act = app.jobs.pause if order.verb == "pause" else app.jobs.resume
+    return act(owners[0], str(guid)).report()
+
+
 def _replay(order: Order) -> Any:
     def publish(dead: Record) -> None:
         check_replay(dead)
@@ -143,6 +155,8 @@ _VERBS: Mapping[str, Callable[[Order], Any]] = {
     "cancel": _cancel,
     "replay": _replay,
     "discard": _discard,
+    "pause": _job,
+    "resume": _job,
 }
 
 

@@ -20,19 +20,21 @@ from click.core import ParameterSource
 
 from beds.config import Settings
 from beds.config.sections import Broker
-from beds.domain.event import RecordKind
+from beds.domain.event import RecordKind, Store
+from beds.domain.job import JobKind
 from beds.errors import BedsError, ConfigurationError, PermissionDenied, nearest
 from beds.services.factory import AdapterFactory
 from beds.transport import topology
 from beds.transport.log_handler import LogHandler
 from beds.wire import routes
-from beds.wire.routes import QUEUE_ROUTES, RECORD_QUEUES
+from beds.wire.routes import JOB_QUEUES, QUEUE_ROUTES, RECORD_QUEUES
 from beds.worker.admin import PROMETHEUS
 from beds.worker.app import app as beds_app
 from beds.worker.app import refuse_to_start
 from beds.worker.consumer import ValidatingConsumer, refuse_compression
 from beds.worker.dead_letters import DeadLetterConsumer
 from beds.worker.frames import guard_decoding
+from beds.worker.job_events import JobClock
 from beds.worker.process import READY_FILE, unique_name
 from beds.worker.slots import control
 from beds.worker.slots.pool import DeclaredOnly, SlotPool
@@ -158,7 +160,7 @@ def _size(settings: Settings, queues: list[str]) -> Broker:
 
 def _check_bindings(app: Any, queues: list[str]) -> None:
     """Bind every template of the stores served here; the connections are closed before the pool forks."""
-    stores = {QUEUE_ROUTES[queue].store for queue in queues}
+    stores = {store for queue in queues for store in stores_of(queue, app.settings)}
     _startup_problems.extend(str(problem) for problem in app.registry.broken)
     with contextlib.closing(AdapterFactory(app.settings, app.registry)) as factory:
         for name, template in app.registry.items():
@@ -172,6 +174,14 @@ def _check_bindings(app: Any, queues: list[str]) -> None:
                 if app.settings.node.is_production:
                     raise problem
                 _startup_problems.append(f"template {name} does not work here: {problem}")
+
+
+def stores_of(queue: str, settings: Settings) -> set[Store]:
+    """The stores that a queue's workers use; those of jobs use all that the node has."""
+    if queue in JOB_QUEUES:
+        return {store for store in Store if getattr(settings.databases, store) is not None}
+    store = QUEUE_ROUTES[queue].store
+    return {store} if store else set()
 
 
 def _serve_metrics(settings: Settings, queues: list[str]) -> None:
@@ -207,6 +217,12 @@ def _on_ready(sender: Any, **_: Any) -> None:
     pool = sender.controller.pool
     if isinstance(pool, SlotPool):
         pool.begin()
+    for kind in JobKind:
+        if kind.queue in beds_app.amqp.queues.consume_from:
+            clock = JobClock(beds_app.settings, beds_app.job_events, kind)
+            clock.start()
+            worker_shutdown.connect(lambda clock=clock, **_: clock.stop(), weak=False)
+            break  # one look is enough for all kinds
     if RECORD_QUEUES[RecordKind.AUDIT].name in beds_app.amqp.queues.consume_from:
         dead_letters = DeadLetterConsumer(beds_app)
         dead_letters.start()

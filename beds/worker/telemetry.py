@@ -10,13 +10,14 @@ from typing import Any, NoReturn, Protocol
 
 from beds.config import Settings
 from beds.domain.event import RecordKind
+from beds.domain.job import Job, Lane, Tally
 from beds.domain.lineage import Lineage
 from beds.domain.reply import Page, Response
-from beds.domain.trace import DatabaseCall, Trace
+from beds.domain.trace import OK, DatabaseCall, Trace
 from beds.errors import BodyTooLarge, TransportError
-from beds.services.audit import audit_record, without_values
+from beds.services.audit import audit_record, chunk_record, without_values
 from beds.services.execution import Delivery
-from beds.services.metrics import Meter
+from beds.services.metrics import RECORDS_MOVED, Meter
 from beds.templates.registry import TemplateRegistry
 from beds.transport.shipper import LINEAGE_RANK, Sent, Shipper, logger
 
@@ -118,6 +119,11 @@ class Telemetry:
     def confirm(self, audit: Any) -> None:
         """Wait until RabbitMQ has confirmed an audit record; the event is acknowledged after this."""
         self.audits.confirm(audit)
+
+    def chunk_ended(self, job: Job, lane: Lane, tally: Tally, trace: Trace) -> None:
+        """Write the audit record of a chunk of a job, and wait until RabbitMQ has confirmed it."""
+        self._meter.count((job.kind.queue, RECORDS_MOVED, job.rule, OK), 0.0, tally.read)
+        self.confirm(self.audits.send(chunk_record(job, lane, tally, trace)))
 
     def _add_lineage(
         self, trace: Trace, seconds: float, name: str, queue: str, outcome: str, rows: int, who: Mapping[str, Any]

@@ -77,3 +77,62 @@ SELECT * FROM flights WHERE origin = p_origin AND dep_delay IS NOT NULL ORDER BY
 CREATE OR REPLACE FUNCTION flights_count() RETURNS BIGINT READS SQL DATA
 COMMENT 'How many flights there are.'
 RETURN (SELECT COUNT(*) FROM flights);
+
+-- What jobs call: by key ranges, by keys, and all of a chunk or nothing.
+
+CREATE OR REPLACE PROCEDURE flights_range(IN p_after_id BIGINT, IN p_until_id BIGINT, IN p_limit INT)
+COMMENT 'Flights by id.'
+SELECT * FROM flights
+ WHERE id > COALESCE(p_after_id, 0) AND id <= COALESCE(p_until_id, 9223372036854775807) ORDER BY id LIMIT p_limit;
+
+CREATE OR REPLACE PROCEDURE flights_load(IN p_records JSON)
+COMMENT 'Add many flights with their ids, or none.'
+INSERT INTO flights (id, time_hour, carrier, flight, origin, dest, tailnum, sched_dep_time, dep_time, dep_delay,
+                     sched_arr_time, arr_time, arr_delay, air_time, distance)
+SELECT id, time_hour, carrier, flight, origin, dest, tailnum, sched_dep_time, dep_time, dep_delay,
+       sched_arr_time, arr_time, arr_delay, air_time, distance
+  FROM JSON_TABLE(p_records, '$[*]' COLUMNS (
+         id BIGINT PATH '$.id' ERROR ON ERROR,
+         time_hour DATETIME PATH '$.time_hour' ERROR ON ERROR,
+         carrier CHAR(2) PATH '$.carrier' ERROR ON ERROR,
+         flight SMALLINT PATH '$.flight' ERROR ON ERROR,
+         origin CHAR(3) PATH '$.origin' ERROR ON ERROR,
+         dest CHAR(3) PATH '$.dest' ERROR ON ERROR,
+         tailnum VARCHAR(6) PATH '$.tailnum' ERROR ON ERROR,
+         sched_dep_time SMALLINT PATH '$.sched_dep_time' ERROR ON ERROR,
+         dep_time SMALLINT PATH '$.dep_time' ERROR ON ERROR,
+         dep_delay SMALLINT PATH '$.dep_delay' ERROR ON ERROR,
+         sched_arr_time SMALLINT PATH '$.sched_arr_time' ERROR ON ERROR,
+         arr_time SMALLINT PATH '$.arr_time' ERROR ON ERROR,
+         arr_delay SMALLINT PATH '$.arr_delay' ERROR ON ERROR,
+         air_time SMALLINT PATH '$.air_time' ERROR ON ERROR,
+         distance SMALLINT PATH '$.distance' ERROR ON ERROR)) AS record;
+
+CREATE OR REPLACE PROCEDURE flights_by_keys(IN p_keys JSON)
+COMMENT 'Some flights, locked until the end of the transaction.'
+SELECT flights.*
+  FROM JSON_TABLE(p_keys, '$[*]' COLUMNS (id BIGINT PATH '$.id' ERROR ON ERROR)) AS wanted
+  STRAIGHT_JOIN flights ON flights.id = wanted.id FOR UPDATE;
+
+CREATE OR REPLACE PROCEDURE flights_remove_many(IN p_keys JSON)
+COMMENT 'Remove some flights.'
+DELETE flights
+  FROM JSON_TABLE(p_keys, '$[*]' COLUMNS (id BIGINT PATH '$.id' ERROR ON ERROR)) AS wanted
+  STRAIGHT_JOIN flights ON flights.id = wanted.id;
+
+CREATE OR REPLACE FUNCTION flights_digest(p_after_id BIGINT, p_until_id BIGINT) RETURNS JSON READS SQL DATA
+COMMENT 'How many flights a range has, and the sum of their hashes.'
+RETURN (
+  SELECT JSON_OBJECT('records', COUNT(*), 'digest', COALESCE(SUM(CAST(CONV(LEFT(MD5(CONCAT_WS('|', id, time_hour, carrier,
+         flight, origin, dest, COALESCE(tailnum, '-'), sched_dep_time, COALESCE(dep_time, '-'), COALESCE(dep_delay, '-'),
+         sched_arr_time, COALESCE(arr_time, '-'), COALESCE(arr_delay, '-'), COALESCE(air_time, '-'), distance)), 15), 16,
+         10) AS UNSIGNED)), 0))
+    FROM flights WHERE id > COALESCE(p_after_id, 0) AND id <= COALESCE(p_until_id, 9223372036854775807));
+
+CREATE OR REPLACE PROCEDURE flights_delays(IN p_month TINYINT)
+COMMENT 'Departures and minutes of delay by route, in one month (UTC).'
+SELECT origin, dest, p_month AS month, COUNT(*) AS flights, COUNT(dep_delay) AS departed,
+       CAST(COALESCE(SUM(dep_delay), 0) AS SIGNED) AS delay_minutes, MAX(dep_delay) AS worst
+  FROM flights
+ WHERE time_hour >= MAKEDATE(2013, 1) + INTERVAL p_month - 1 MONTH AND time_hour < MAKEDATE(2013, 1) + INTERVAL p_month MONTH
+ GROUP BY origin, dest ORDER BY origin, dest;

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from beds.adapters.bound import BoundAdapter
+from beds.adapters.bulk import BulkAdapter
 
 
-class MariaDBAdapter(BoundAdapter):
+class MariaDBAdapter(BulkAdapter):
     """Calls procedures, functions and views, each call in a transaction of its own."""

@@ -37,12 +37,13 @@ from beds.adapters.store import (
     Outcome,
     ResultLimit,
     Verify,
+    Work,
 )
 from beds.config.sections import RelDatabase
 from beds.domain.event import Operation
 from beds.domain.reply import Record
 from beds.errors import BedsError, ResultTooLarge, SchemaMismatch, StoreError
-from beds.templates.binding import BULK_NAMES, Binding, spec_of
+from beds.templates.binding import BULK_NAMES, KEYS, Binding, spec_of
 from beds.templates.fields import FieldSpec
 from beds.templates.named_object import NamedObject, ObjectKind, Param
 
@@ -150,6 +151,17 @@ class MariaDBSession:
         if once is not None:
             self._purge_ledger()
         return outcome
+
+    def transact(self, work: Work, once: IdempotencyRecord) -> None:
+        with self._transaction(commit=False) as cursor:
+
+            def call(binding: Binding, values: Mapping[str, Any]) -> Outcome:
+                try:
+                    return _call(cursor, binding, values, only_reads=False)
+                except UnicodeDecodeError:
+                    raise _TooMuch(store_error("of its result", "holds text that is not UTF-8")) from None
+
+            self._commit_noted(cursor, once.guid, once.ttl, once.answer(work(call)))
 
     def has_changed(self, target: NamedObject) -> bool:
         try:
@@ -305,6 +317,8 @@ def _statement(binding: Binding, values: Mapping[str, Any]) -> tuple[str, list[A
     if binding.operation is Operation.CREATE_MANY:
         (name,) = BULK_NAMES & values.keys()
         arguments = [bulk_to_json(values[name], target.columns)]
+    elif binding.by_keys:
+        arguments = [bulk_to_json(values[KEYS], target.columns)]
     else:
         arguments = [to_sql(p.name, values.get(p.name), p.declared) for p in target.params if p.mode == "in"]
     match target.kind:

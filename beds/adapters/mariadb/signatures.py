@@ -9,6 +9,7 @@ from typing import Any
 
 from beds.adapters.mariadb import definition
 from beds.adapters.mariadb.types import SqlType
+from beds.templates.binding import bounded_field
 from beds.templates.named_object import NamedObject, ObjectKind, Param
 
 ROUTINES = """
@@ -124,12 +125,12 @@ def _param(row: Mapping[str, Any], source: Source, behind: list[Column]) -> Para
 
 def _why_no_page(name: str, declared: SqlType, collation: str, columns: Iterable[Column]) -> str:
     """The reason why no page can begin after this parameter's value; empty if one can."""
-    if not name.startswith("after_"):
+    if not name.startswith(("after_", "until_")):
         return ""
     if declared.name == "float":
         return f"is {declared.declared}, which rounds: no page can begin after such a value"
     for column in columns:
-        if column.name.lower() != name.removeprefix("after_").lower():
+        if column.name.lower() != bounded_field(name).lower():
             continue
         if column.type.name == "float":
             where = f"{column.table}.{column.name}"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from beds.adapters.bound import BoundAdapter
+from beds.adapters.bulk import BulkAdapter
 
 
-class MongoAdapter(BoundAdapter):
+class MongoAdapter(BulkAdapter):
     """Calls stored commands. MongoDB stores a record's key as `_id`."""

@@ -19,11 +19,11 @@ from pymongo.errors import DuplicateKeyError
 from beds.adapters.mongo import health, stored_commands
 from beds.adapters.mongo.errors import from_server, translated
 from beds.adapters.mongo.values import document_from_bson, document_to_bson, field_to_bson
-from beds.adapters.store import AlreadyDone, Health, IdempotencyRecord, Outcome, ResultLimit, Verify
+from beds.adapters.store import AlreadyDone, Health, IdempotencyRecord, Outcome, ResultLimit, Verify, Work
 from beds.config.sections import RecDatabase
 from beds.domain.event import Operation
 from beds.errors import StoreError, StoreUnavailable
-from beds.templates.binding import BULK_NAMES, Binding, spec_of
+from beds.templates.binding import BULK_NAMES, KEYS, Binding, bounded_field, spec_of
 from beds.templates.named_object import NamedObject, ObjectKind, Param
 
 OBJECTS = "beds_objects"
@@ -118,6 +118,19 @@ class MongoSession:
                     verify(outcome)
                 return outcome
 
+    def transact(self, work: Work, once: IdempotencyRecord) -> None:
+        with translated(), self._transaction() as session:
+
+            def call(binding: Binding, values: Mapping[str, Any]) -> Outcome:
+                command = stored_commands.fill(binding.target, self._to_bson(binding, values))
+                if binding.operation.is_read:
+                    if binding.target.kind is ObjectKind.AGGREGATE:
+                        command.setdefault("cursor", {})
+                    return Outcome(self._rows(binding, command, session))
+                return outcome_of(binding, self._run(command, session))
+
+            self._insert_noted(once.guid, once.ttl, once.answer(work(call)), session)
+
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[ClientSession]:
         """A transaction. Its session is kept for the next one, until an error leaves it in an unknown state."""
@@ -132,12 +145,12 @@ class MongoSession:
             session.end_session()
             raise
 
-    def _rows(self, binding: Binding, command: Document) -> list[Document]:
+    def _rows(self, binding: Binding, command: Document, session: ClientSession | None = None) -> list[Document]:
         keys, fields = binding.template.keys, {**binding.template.fields, **binding.fetch.args}
         limit = ResultLimit(binding)
         found: list[Document] = []
         try:
-            with self._database.cursor_command(command, codec_options=_CODEC) as cursor:
+            with self._database.cursor_command(command, codec_options=_CODEC, session=session) as cursor:
                 for row in cursor:
                     limit.take(row)
                     found.append(document_from_bson(row, keys, fields))
@@ -188,15 +201,16 @@ class MongoSession:
                     document_to_bson(template.fields, doc, template.keys, shape, f"payloads[{i}].")
                     for i, doc in enumerate(value)
                 ]
+            elif name == KEYS and binding.by_keys:
+                documents = [document_to_bson(template.fields, key, template.keys, shape) for key in value]
+                converted[name] = [document["_id"] for document in documents]
             elif param is not None and param.whole and isinstance(value, dict):
                 converted[name] = document_to_bson(template.fields, value, template.keys, shape)
             elif param is not None and value is param.default:
                 converted[name] = value  # the DBA's own BSON: MinKey, MaxKey, …
             else:
                 declared = _declared(binding, param, name)
-                spec = spec_of(template, binding.ref, name.removeprefix("after_")) or spec_of(
-                    template, binding.ref, name
-                )
+                spec = spec_of(template, binding.ref, bounded_field(name)) or spec_of(template, binding.ref, name)
                 converted[name] = field_to_bson(spec, name, value, declared.get("bsonType"), declared)
         return converted
 
@@ -209,7 +223,7 @@ def _collection(target: NamedObject) -> str:
 def _declared(binding: Binding, param: Param | None, name: str) -> Mapping[str, Any]:
     """The BSON types of a parameter: its own if they name exactly one number type, else those of the stored field."""
     names = param.declared.split(" or ") if param is not None else []
-    field = name.removeprefix("after_")
+    field = bounded_field(name)
     stored = "_id" if binding.template.keys == (field,) else field
     column = (binding.target.shape.get("properties") or {}).get(stored) or {}
     numbers = {"int", "long", "double", "decimal", "number"} & set(names)

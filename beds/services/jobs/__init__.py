@@ -1,0 +1,1 @@
+"""What workers do for jobs: see docs/explanation/jobs.md."""

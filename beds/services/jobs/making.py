@@ -1,0 +1,65 @@
+"""Makes the work of a job from its rule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from typing import Any, Protocol
+
+from beds.adapters.bulk import BulkAdapter
+from beds.config import Settings
+from beds.core.namaste import Query
+from beds.domain.clock import now
+from beds.domain.job import Job, JobKind
+from beds.services.jobs.aggregate import Aggregate
+from beds.services.jobs.mapping import RecordMap
+from beds.services.jobs.move import Move
+from beds.services.jobs.store import JobStore
+from beds.services.jobs.work import Work
+from beds.services.metrics import percentile
+from beds.templates.registry import TemplateRegistry
+from beds.templates.rules import JobRule
+from beds.wire import codec
+
+METRIC_SECONDS = 30.0
+
+
+class BulkAdapters(Protocol):
+    """Makes adapters; see `AdapterFactory`."""
+
+    registry: TemplateRegistry
+
+    def adapter(self, template_name: str) -> BulkAdapter: ...
+
+
+def make_work(factory: BulkAdapters, settings: Settings, store: JobStore) -> Callable[[Job, JobRule], Work]:
+    """The function that makes a job's work."""
+
+    def make(job: Job, rule: JobRule) -> Work:
+        args: Mapping[str, Any] = codec.loads(job.args)
+        source = factory.adapter(rule.job.source)
+        if rule.kind is JobKind.AGGREGATE:
+            return Aggregate(source, rule, args, store, settings.amqp.max_body_bytes // 3)
+        assert rule.job.to is not None
+        target = factory.adapter(rule.job.to)
+        forward = RecordMap.of(rule, source.template, target.template)
+        if job.restore:
+            return Move(target, source, forward.reversed(), rule.job.read, args, rule.run, keep_source=False)
+        return Move(source, target, forward, rule.job.read, args, rule.run, keep_source=rule.job.keep_source)
+
+    return make
+
+
+def read_ms(factory: BulkAdapters) -> Callable[[str], float | None]:
+    """The function that returns p99 of a queue's events in the last half minute, in milliseconds."""
+
+    def read(queue: str) -> float | None:
+        since = now() - timedelta(seconds=METRIC_SECONDS)
+        buckets: list[int] = []
+        for record in factory.adapter("msMetrics").fetch_records(Query("recent", {"since": since}, 1000)):
+            if record["meta"]["queue"] == queue:
+                found = list(record["buckets"])
+                buckets = [a + b for a, b in zip(buckets or [0] * len(found), found, strict=True)]
+        return percentile(buckets, 99) if buckets else None
+
+    return read

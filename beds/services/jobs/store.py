@@ -1,0 +1,200 @@
+"""The job store: msJobs and what belongs to it, through the same adapters and stored commands as application data.
+
+Each change of a job is decided on one version of it, and made only if it is still that version.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import Any
+
+from beds.core.namaste import NamasteCore, Query
+from beds.domain.clock import now
+from beds.domain.job import Job
+from beds.domain.reply import Record
+from beds.errors import DuplicateKey, JobAlreadyRunning, NotFound, StoreUnavailable, UnknownTicket
+from beds.services.dispatch import Factory
+from beds.wire import codec
+
+JOBS, REJECTS, PAGES, FILES = "msJobs", "msJobRejects", "msJobPages", "msFiles"
+ATTEMPTS = 100
+"""Attempts of a change that others keep overtaking."""
+PAGE = 1000
+LISTED, RESTORED, EXPIRED = "listed", "restored", "expired"
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """A record that a job did not move.
+
+    Args:
+        record_id: the record's key as text; never shown as it is.
+        key: the same, as it may be shown.
+        code: the error's code, or `in_doubt`.
+        field: the field that it is about; empty if it is about none.
+        why: the reason, without any value of the record.
+    """
+
+    record_id: str = field(repr=False)
+    key: str
+    code: str
+    field: str = ""
+    why: str = ""
+
+
+class JobStore:
+    """Jobs of all nodes. A job's key is its AMQP user and its guid, so no user can read or change another's.
+
+    Args:
+        factory: where the adapters come from.
+        keep_days: how long rejects and pages are kept.
+    """
+
+    def __init__(self, factory: Factory, keep_days: int) -> None:
+        self._factory = factory
+        self._keep = timedelta(days=keep_days)
+
+    # --- jobs --------------------------------------------------------------------------------------------------------
+
+    def create(self, job: Job) -> Job:
+        """Store a new job, or return the stored one if its event was delivered before.
+
+        Raises:
+            JobAlreadyRunning: the rule has an active job.
+        """
+        document = job.to_document() | {"active": True}
+        try:
+            self._adapter(JOBS).create_record(document)
+            return job
+        except DuplicateKey:
+            if (found := self.find(job.user, job.guid)) is not None:
+                return found
+        other = next((each for each in self.active() if each.rule == job.rule), None)
+        raise JobAlreadyRunning(
+            f"job {job.rule} has a run that has not ended",
+            detail={"job": job.rule, **({"guid": other.guid} if other and other.user == job.user else {})},
+        )
+
+    def find(self, user: str, guid: str) -> Job | None:
+        page = self._adapter(JOBS).fetch_records(Query("by_guid", {"user": user, "guid": guid}, 1))
+        return Job.of(page[0]) if page else None
+
+    def get(self, user: str, guid: str) -> Job:
+        """Raises UnknownTicket: the user has no such job."""
+        found = self.find(user, guid)
+        if found is None:
+            raise UnknownTicket(f"{guid} is no job of this user", detail={"guid": guid})
+        return found
+
+    def owners_of(self, guid: str) -> list[str]:
+        """The users that have a job with this guid."""
+        page = self._adapter(JOBS).fetch_records(Query("any_by_guid", {"guid": guid}, 10))
+        return [str(record["user"]) for record in page]
+
+    def active(self) -> list[Job]:
+        return [Job.of(record) for record in self._adapter(JOBS).fetch_records(Query("active", {}, PAGE))]
+
+    def last_due(self, rule: str) -> datetime | None:
+        """When the last scheduled run of a rule was due."""
+        page = self._adapter(JOBS).fetch_records(Query("last_due", {"rule": rule}, 1))
+        return page[0]["due_at"] if page else None
+
+    def change(self, job: Job, changed: Job) -> Job | None:
+        """Store `changed` in place of `job`. Returns the stored job; None if another change came first."""
+        stored = replace(changed, version=job.version + 1, changed_at=now())
+        changes = stored.to_document() | {"was": job.version, "active": not changed.state.is_final}
+        cleared = {name: None for name in ("head", "ended_at") if getattr(stored, name) is None}
+        try:
+            self._adapter(JOBS).update_record({**changes, **cleared})
+        except NotFound:
+            return None
+        return stored
+
+    def update(self, job: Job, decide: Callable[[Job], Job | None]) -> Job:
+        """Change a job by what `decide` makes of its current version; None leaves it unchanged.
+
+        Raises:
+            StoreUnavailable: others changed it again and again.
+        """
+        for _ in range(ATTEMPTS):
+            wanted = decide(job)
+            if wanted is None:
+                return job
+            if (stored := self.change(job, wanted)) is not None:
+                return stored
+            time.sleep(random.uniform(0.0, 0.01))
+            job = self.get(job.user, job.guid)
+        raise StoreUnavailable(f"job {job.guid} is changed again and again")
+
+    # --- what belongs to a job ---------------------------------------------------------------------------------------
+
+    def reject(self, job: Job, rejects: Sequence[Reject]) -> None:
+        """Store what was not moved. A reject that is stored already stays as it is."""
+        at = now()
+        documents = [
+            {
+                "id": str(uuid.uuid5(uuid.UUID(job.guid), f"{job.user} {reject.record_id} {reject.code}")),
+                "user": job.user,
+                "guid": job.guid,
+                "key": reject.key[:1000],
+                "field": reject.field[:80],
+                "code": reject.code,
+                "why": reject.why[:500],
+                "at": at,
+                "expires_at": at + self._keep,
+            }
+            for reject in rejects
+        ]
+        self._write(REJECTS, documents)
+
+    def write_pages(self, job: Job, first: int, pages: Iterable[str], *, part: bool) -> None:
+        """Store pages of a result, numbered from `first`."""
+        expires_at = now() + self._keep
+        self._write(
+            PAGES,
+            [
+                {"user": job.user, "guid": job.guid, "page": first + place, "part": part, "records": text,
+                 "expires_at": expires_at}
+                for place, text in enumerate(pages)
+            ],
+        )  # fmt: skip
+
+    def parts(self, job: Job) -> Iterator[list[Record]]:
+        """The pages of a result that is not merged yet."""
+        for record in self._all(PAGES, "parts", {"user": job.user, "guid": job.guid}, 10):
+            yield codec.loads(record["records"])
+
+    def list_files(self, files: Sequence[Record]) -> None:
+        """List files that were written. One that is listed already stays as it is."""
+        self._write(FILES, files)
+
+    def files_of(self, job_guid: str, user: str) -> list[Record]:
+        return list(self._all(FILES, "of_job", {"user": user, "guid": job_guid}))
+
+    def files_of_rule(self, rule: str) -> Iterator[Record]:
+        return self._all(FILES, "of_rule", {"rule": rule})
+
+    def change_file(self, path: str, state: str) -> None:
+        self._adapter(FILES).update_record({"id": path, "state": state, "changed_at": now()})
+
+    def _write(self, template: str, documents: Sequence[Record]) -> None:
+        checked = [self._factory.registry[template].check_create(document) for document in documents]
+        for start in range(0, len(checked), PAGE):
+            self._adapter(template).create_records(checked[start : start + PAGE])
+
+    def _all(self, template: str, using: str, args: Mapping[str, Any], limit: int = PAGE) -> Iterator[Record]:
+        cursor = ""
+        while True:
+            page = self._adapter(template).fetch_records(Query(using, args, limit, cursor))
+            yield from page
+            if not page.cursor:
+                return
+            cursor = page.cursor
+
+    def _adapter(self, template: str) -> NamasteCore:
+        return self._factory.adapter(template)
