@@ -246,6 +246,24 @@ class Databases(Section):
     rel: RelDatabase | None = None
 
 
+def _storage_url(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.username or parts.password:
+        raise ValueError("a URL without user and password; put these into [cold.<name>.options]")
+    if not (parts.path or parts.netloc):
+        raise ValueError("names no folder: file:///var/archive, s3://bucket/folder, or a folder beside beds.toml")
+    return url.rstrip("/")
+
+
+class Cold(Section):
+    """A place for the warehouse's files."""
+
+    url: Annotated[Text, AfterValidator(_storage_url)]
+    """A folder, absolute or relative to beds.toml, or a URL that fsspec knows: `s3://bucket/folder`."""
+    options: dict[str, SecretStr] = {}
+    """Options of fsspec's file system, such as `key`, `secret` and `endpoint_url` of s3fs."""
+
+
 class Retry(Section):
     """How long a worker retries after a transient database error before it replies StoreUnavailable."""
 

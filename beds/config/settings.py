@@ -23,6 +23,7 @@ from beds.config.sections import (
     Broker,
     BrokerName,
     Calgon,
+    Cold,
     Databases,
     Flower,
     Ledger,
@@ -61,6 +62,7 @@ class Settings(BaseSettings):
     services: Services = Services()
     brokers: dict[BrokerName, Broker] = {}
     databases: Databases = Databases()
+    cold: dict[str, Cold] = {}
     retry: Retry = Retry()
     ledger: Ledger = Ledger()
     calgon: Calgon = Calgon()

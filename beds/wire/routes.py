@@ -165,7 +165,7 @@ def exchange_of(key: str) -> str:
 
 
 def local_pools(services: Services) -> list[tuple[str, ...]]:
-    """The pools that a node runs, each as its queues: one for each store queue, and one each for jobs, tickets and records."""
+    """The pools that a node runs, each as its queues: one for each store queue, one each for jobs, tickets, records."""
     found: list[tuple[str, ...]] = [
         (queue.name,) for queue in _CRUD.values() if getattr(services, queue.service).is_local
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any, Protocol
@@ -11,6 +12,7 @@ from beds.config import Settings
 from beds.core.namaste import Query
 from beds.domain.clock import now
 from beds.domain.job import Job, JobKind
+from beds.errors import ConfigurationError, nearest
 from beds.services.jobs.aggregate import Aggregate
 from beds.services.jobs.mapping import RecordMap
 from beds.services.jobs.move import Move
@@ -40,6 +42,8 @@ def make_work(factory: BulkAdapters, settings: Settings, store: JobStore) -> Cal
         source = factory.adapter(rule.job.source)
         if rule.kind is JobKind.AGGREGATE:
             return Aggregate(source, rule, args, store, settings.amqp.max_body_bytes // 3)
+        if rule.job.cold:
+            return _files(settings, store, source, rule, args, job)
         assert rule.job.to is not None
         target = factory.adapter(rule.job.to)
         forward = RecordMap.of(rule, source.template, target.template)
@@ -48,6 +52,33 @@ def make_work(factory: BulkAdapters, settings: Settings, store: JobStore) -> Cal
         return Move(source, target, forward, rule.job.read, args, rule.run, keep_source=rule.job.keep_source)
 
     return make
+
+
+def _files(
+    settings: Settings, store: JobStore, source: BulkAdapter, rule: JobRule, args: Mapping[str, Any], job: Job
+) -> Work:
+    """The work of a job with files.
+
+    Raises:
+        ConfigurationError: beds.toml names no such place, or a package is missing.
+    """
+    name = rule.job.cold or ""
+    config = settings.cold.get(name)
+    if config is None:
+        raise ConfigurationError(
+            f"job {rule.name} writes to {name!r}, and beds.toml has no [cold.{name}]{nearest(name, settings.cold)}",
+            hint=f'add [cold.{name}] url = "file:///…" to the beds.toml of each jobs node',
+        )
+    try:
+        cold = importlib.import_module("beds.services.jobs.cold")
+        storage = importlib.import_module("beds.services.jobs.storage").Storage(config, settings.root, rule.name)
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(
+            f"files need {error.name}, which is not installed", hint="pip install 'beds[cold]'"
+        ) from None
+    if job.restore:
+        return cold.FromFiles(source, rule, storage, store, job.restore, job.user)  # type: ignore[no-any-return]
+    return cold.ToFiles(source, rule, args, storage, store)  # type: ignore[no-any-return]
 
 
 def read_ms(factory: BulkAdapters) -> Callable[[str], float | None]:

@@ -7,45 +7,27 @@ did in the ledger of its own store, so that a chunk that is repeated goes on whe
 from __future__ import annotations
 
 import contextlib
-import random
-import re
-import time
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from beds.adapters.bulk import BulkAdapter, Key
 from beds.adapters.store import AlreadyDone
 from beds.domain.job import Job, Tally
 from beds.domain.record_id import id_text
 from beds.domain.reply import Record
-from beds.errors import (
-    BedsError,
-    BusinessRule,
-    Conflict,
-    DuplicateKey,
-    InvalidPayload,
-    ResultTooLarge,
-    StoreError,
-)
+from beds.errors import DuplicateKey, ResultTooLarge
+from beds.services.jobs.loading import IN_DOUBT, REFUSALS, Loader, timed
 from beds.services.jobs.mapping import RecordMap, equal
 from beds.services.jobs.store import Reject
 from beds.services.jobs.work import Chunk, Cut
 from beds.templates.rules import Run
 from beds.wire import codec
 
-T = TypeVar("T")
-IN_DOUBT = "in_doubt"
-DIFFERS = "differs"
-"""Codes of rejects that are no errors of a store."""
 MOST_SAMPLES = 5
-REFUSALS = (InvalidPayload, Conflict, BusinessRule, StoreError, ResultTooLarge)
-"""Errors that are about a record, and not about the store or its objects."""
 _NOTHING: Mapping[str, Any] = {
     "read": 0, "rejected": 0, "in_doubt": 0, "outdated": 0, "there": (), "removed": 0, "changed": (), "gone": (),
 }  # fmt: skip
 """What a removal notes that removed nothing."""
-_PLACE = re.compile(r"payloads\[(\d+)\]")
 
 
 class Move:
@@ -75,6 +57,7 @@ class Move:
         self._source, self._target, self._map = source, target, record_map
         self._using, self._args, self._run = using, args, run
         self._keep_source = keep_source
+        self._loader = Loader(target, run)
 
     def check(self) -> None:
         self._source.check_tables([f"fetch.{self._using}", *([] if self._keep_source else ["by_keys", "remove_many"])])
@@ -93,7 +76,9 @@ class Move:
         there = self._target.read_by_keys(wanted.values())
         for key, found in there.items():
             if not equal(wanted[key], found):
-                chunk_rejects.append(self._reject(key, DuplicateKey("the target has another record with this key")))
+                chunk_rejects.append(
+                    self._loader.reject(key, DuplicateKey("the target has another record with this key"))
+                )
         template = self._target.template
         masked = {name: "•••" for name, field in template.fields.items() if field.sensitive}
         sample = [record | {n: m for n, m in masked.items() if n in record} for record in list(wanted.values())]
@@ -109,8 +94,10 @@ class Move:
             rows = read_all(self._source, self._using, self._args, chunk, self._run.records)
         tally = Tally(read=len(rows), chunks=1)
         wanted = self._mapped(rows, chunk.rejects)
-        own, there = self._load(chunk, wanted)
-        stale, copied = self._read_back(chunk, wanted, own, there)
+        own, there = self._loader.load(chunk, wanted)
+        stale, copied = self._loader.read_back(chunk, wanted, own, there)
+        if self._keep_source:
+            stale += [key for key in own if key not in wanted]
         if chunk.is_old:
             self._doubt_orphans(chunk, wanted)
         of_wanted = {id_text(key) for key in wanted}
@@ -129,7 +116,7 @@ class Move:
     def undo(self, chunk: Chunk) -> Tally:
         noted = self._source.noted(chunk.step("remove"))
         if noted is None:
-            own, _ = self._loaded(chunk)
+            own, _ = self._loader.loaded(chunk)
             nothing = {
                 "read": 0,
                 "rejected": 0,
@@ -166,101 +153,8 @@ class Move:
             try:
                 found[key] = self._map.apply(row)
             except REFUSALS as error:
-                rejects.append(self._reject(key, error))
+                rejects.append(self._loader.reject(key, error))
         return found
-
-    def _load(self, chunk: Chunk, wanted: Mapping[Key, Record]) -> tuple[set[Key], set[Key]]:
-        """Load what is not there. Returns the keys that this chunk has loaded, and those that were there, equal.
-
-        A refused batch is halved until the bad record stands alone.
-        """
-        own, number = self._loaded(chunk) if chunk.repeated else (set(), 0)
-        there: set[Key] = set()
-        queue: deque[Sequence[Key]] = deque([list(wanted)])
-        while queue:
-            keys = [key for key in queue.popleft() if key not in own and key not in there]
-            if not keys:
-                continue
-            step = chunk.step(f"load {number}")
-            try:
-                self._timed(chunk, lambda k=keys, s=step: self._target.load([wanted[key] for key in k], s))  # type: ignore[misc]
-                own.update(keys)
-                number += 1
-            except AlreadyDone:  # a copy of this chunk's event is at work, too
-                own.update(map(tuple, self._target.noted(step) or ()))
-                number += 1
-                queue.appendleft(keys)
-            except REFUSALS as error:
-                self._sort_out(chunk, wanted, keys, error, there, queue)
-        return own, there
-
-    def _sort_out(
-        self,
-        chunk: Chunk,
-        wanted: Mapping[Key, Record],
-        keys: Sequence[Key],
-        error: BedsError,
-        there: set[Key],
-        queue: deque[Sequence[Key]],
-    ) -> None:
-        """Reject what a refused batch was refused for, and queue the rest of it."""
-        if isinstance(error, DuplicateKey):
-            found = self._target.read_by_keys(wanted[key] for key in keys)
-            for key, record in found.items():
-                if equal(wanted[key], record):
-                    there.add(key)
-                else:
-                    chunk.rejects.append(self._reject(key, error, IN_DOUBT if chunk.is_old else ""))
-            if found:
-                queue.appendleft([key for key in keys if key not in found])
-                return
-        place = _PLACE.match(str(error.detail.get("where", "")))
-        if len(keys) == 1 or (place and int(place[1]) < len(keys)):
-            bad = int(place[1]) if place and len(keys) > 1 else 0
-            chunk.rejects.append(self._reject(keys[bad], error))
-            queue.appendleft([*keys[:bad], *keys[bad + 1 :]])
-            return
-        half = len(keys) // 2
-        queue.appendleft(keys[half:])
-        queue.appendleft(keys[:half])
-
-    def _loaded(self, chunk: Chunk) -> tuple[set[Key], int]:
-        """The keys that earlier deliveries of this chunk have loaded, and the number of the next step."""
-        own: set[Key] = set()
-        number = 0
-        while (keys := self._target.noted(chunk.step(f"load {number}"))) is not None:
-            own.update(map(tuple, keys))
-            number += 1
-        return own, number
-
-    def _read_back(
-        self, chunk: Chunk, wanted: Mapping[Key, Record], own: set[Key], there: set[Key]
-    ) -> tuple[list[Key], list[Key]]:
-        """Compare the copies with the records. Returns the keys of copies to remove, and of verified ones."""
-        keys = [key for key in wanted if key in own or key in there]
-        checked = self._selected(chunk, keys)
-        back = self._timed(chunk, lambda: self._target.read_by_keys(wanted[key] for key in checked))
-        stale: list[Key] = []
-        bad: set[Key] = set()
-        for key in checked:
-            if key in back and equal(wanted[key], back[key]):
-                continue
-            bad.add(key)
-            if key in own:
-                stale.append(key)
-            # A copy of an earlier delivery may be older than the record; another one was changed by the target.
-            if not (chunk.repeated and key in own):
-                chunk.rejects.append(
-                    Reject(
-                        *self._shown(key),
-                        DIFFERS,
-                        _differing(wanted[key], back.get(key)),
-                        "the copy reads back otherwise",
-                    )
-                )
-        if self._keep_source:
-            stale += [key for key in own if key not in wanted]
-        return stale, [key for key in keys if key not in bad]
 
     def _doubt_orphans(self, chunk: Chunk, wanted: Mapping[Key, Record]) -> None:
         """List the target's records of an old chunk's range that the source lacks: nobody can tell whose they are."""
@@ -271,13 +165,7 @@ class Move:
         for row in read_all(self._target, using, {}, chunk, self._run.records):
             if (key := target.key_of(row)) not in wanted:
                 why = "the target has it, the source does not, and the ledger is too young to tell why"
-                chunk.rejects.append(Reject(*self._shown(key), IN_DOUBT, "", why))
-
-    def _selected(self, chunk: Chunk, keys: Sequence[Key]) -> Sequence[Key]:
-        verify = self._run.verify
-        if verify == "all" or chunk.repeated:
-            return keys
-        return [] if verify == "count" else [key for key in keys if random.random() < verify]
+                chunk.rejects.append(Reject(*self._loader.shown(key), IN_DOUBT, "", why))
 
     def _remove(
         self, chunk: Chunk, rows: Iterable[Record], copied: Iterable[Key], own: set[Key], noted: Mapping[str, Any]
@@ -288,7 +176,7 @@ class Move:
         others = [key for key in map(self._map.key_in_source, own) if key not in by_key]
         step = chunk.step("remove")
         try:
-            return self._timed(chunk, lambda: self._source.remove_unchanged(expected, others, step, noted))
+            return timed(chunk, lambda: self._source.remove_unchanged(expected, others, step, noted))
         except AlreadyDone:
             return self._source.noted(step)  # type: ignore[no-any-return]
 
@@ -300,7 +188,7 @@ class Move:
         copies = [key for key in dict.fromkeys([*left, *map(tuple, noted["stale"])]) if key not in there]
         if copies:
             with contextlib.suppress(AlreadyDone):
-                self._timed(chunk, lambda: self._target.remove(copies, chunk.step("clean")))
+                timed(chunk, lambda: self._target.remove(copies, chunk.step("clean")))
         moved = int(noted["removed"])
         return Tally(
             read=noted["read"],
@@ -315,24 +203,6 @@ class Move:
 
     def _target_key(self, names: Sequence[str], key: Key) -> Key:
         return self._map.key_in_target(dict(zip(names, key, strict=True)))
-
-    def _timed(self, chunk: Chunk, call: Callable[[], T]) -> T:
-        began = time.perf_counter()
-        try:
-            return call()
-        finally:
-            chunk.slowest = max(chunk.slowest, time.perf_counter() - began)
-
-    def _shown(self, key: Key) -> tuple[str, str]:
-        """The key as text, and as it may be shown."""
-        template = self._target.template
-        text = id_text(key)
-        return text, "•••" if template.has_sensitive_key else text
-
-    def _reject(self, key: Key, error: BedsError, code: str = "") -> Reject:
-        sensitive = self._target.template.fields.get(str(error.detail.get("field", "")))
-        why = "" if sensitive is not None and sensitive.sensitive else error.message
-        return Reject(*self._shown(key), code or error.code, str(error.detail.get("field", "")), why)
 
 
 def estimate(source: BulkAdapter, args: Mapping[str, Any]) -> int | None:
@@ -383,10 +253,3 @@ def read_all(source: BulkAdapter, using: str, args: Mapping[str, Any], chunk: Ch
 def bound(text: str | None) -> list[Any] | None:
     """The key values of a range's end."""
     return None if text is None else list(codec.loads(text))
-
-
-def _differing(wanted: Record, found: Record | None) -> str:
-    """The name of the first field that differs."""
-    if found is None:
-        return ""
-    return next((name for name, value in wanted.items() if found.get(name) != value), "")

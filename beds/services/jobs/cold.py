@@ -1,0 +1,284 @@
+"""Moves the records of a range into files, and back.
+
+A chunk's files have names of their own for each attempt. The removal of the records from the source notes, in its own
+transaction, which files hold them, so that of two attempts only one counts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import secrets
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+
+from beds.adapters.bulk import BulkAdapter, Key
+from beds.adapters.store import AlreadyDone
+from beds.domain.clock import now
+from beds.domain.job import Job, Tally
+from beds.domain.record_id import id_text
+from beds.domain.reply import Record
+from beds.errors import BedsError, FileDamaged
+from beds.services.jobs.loading import REFUSALS, Loader, timed
+from beds.services.jobs.mapping import equal
+from beds.services.jobs.move import MOST_SAMPLES, cut, estimate, read_all
+from beds.services.jobs.parquet import ParquetFormat, content_sum, folder_of
+from beds.services.jobs.storage import Storage
+from beds.services.jobs.store import EXPIRED, LISTED, RESTORED, JobStore, Reject
+from beds.services.jobs.work import Chunk, Cut
+from beds.templates.rules import JobRule
+from beds.wire import codec
+
+
+class ToFiles:
+    """The work of the warehouse that moves records into files.
+
+    Args:
+        source: where the records are.
+        rule, args: what to read, and into which folders.
+        storage: where the files go.
+        store: lists the files.
+    """
+
+    unit = "records"
+
+    def __init__(
+        self, source: BulkAdapter, rule: JobRule, args: Mapping[str, Any], storage: Storage, store: JobStore
+    ) -> None:
+        self._source, self._rule, self._args = source, rule, args
+        self._files = Files(source, rule, storage, store)
+        self._storage, self._store = storage, store
+
+    def check(self) -> None:
+        self._source.check_tables([f"fetch.{self._rule.job.read}", "by_keys", "remove_many"])
+
+    def estimate(self) -> int | None:
+        return estimate(self._source, self._args)
+
+    def cut(self, job: Job, size: int) -> Cut:
+        return cut(self._source, self._rule.job.read, self._args, job.head, size)
+
+    def preview(self, size: int) -> tuple[int, list[Any], list[Reject]]:
+        rows = self._source.read_range(self._rule.job.read, self._args, None, None, size)
+        rejects: list[Reject] = []
+        kept = self._kept(rows, rejects)
+        fields = self._source.template.fields
+        masked = [{n: "•••" if fields[n].sensitive else v for n, v in row.items()} for row in kept[:MOST_SAMPLES]]
+        return len(rows), masked, rejects
+
+    def process(self, chunk: Chunk) -> Tally:
+        step = chunk.step("remove")
+        if chunk.repeated and (noted := self._source.noted(step)) is not None:
+            return self._settle(chunk, noted)
+        rows = chunk.records
+        if rows is None:
+            rows = read_all(self._source, self._rule.job.read, self._args, chunk, self._rule.run.records)
+        kept = self._kept(rows, chunk.rejects)
+        files = self._files.write(chunk, kept)
+        key_of = self._source.template.key_of
+        noted = {"read": len(rows), "rejected": len(chunk.rejects), "files": files}
+        expected = {key_of(row): row for row in kept}
+        try:
+            noted = timed(chunk, lambda: self._source.remove_unchanged(expected, (), step, noted))
+        except AlreadyDone:
+            noted = self._source.noted(step)
+            counted = {file["id"] for file in noted["files"]}
+            for file in files:
+                if file["id"] not in counted:
+                    self._storage.remove(file["id"])
+        return self._settle(chunk, noted)
+
+    def undo(self, chunk: Chunk) -> Tally:
+        step = chunk.step("remove")
+        nothing = {"read": 0, "rejected": 0, "files": [], "removed": 0, "changed": [], "gone": []}
+        with contextlib.suppress(AlreadyDone):
+            self._source.note(step, nothing)
+        return self._settle(chunk, self._source.noted(step))
+
+    def finish(self, job: Job) -> str:
+        """Read each file once more, delete what is not listed, and write the manifest."""
+        files = self._store.files_of(job.guid, job.user)
+        for file in files:
+            try:
+                self._storage.read_listed(file)
+            except FileDamaged as damaged:
+                return damaged.message
+        for path in self._storage.unlisted(job.guid, [file["id"] for file in files]):
+            self._storage.remove(path)
+        self._files.write_manifest()
+        return ""
+
+    def _kept(self, rows: Sequence[Record], rejects: list[Reject]) -> list[Record]:
+        """The records that a file keeps; the others are added to `rejects`."""
+        kept = []
+        for row in rows:
+            try:
+                self._files.format.check(row)
+                kept.append(row)
+            except REFUSALS as error:
+                rejects.append(self._files.reject(row, error))
+        return kept
+
+    def _settle(self, chunk: Chunk, noted: Mapping[str, Any]) -> Tally:
+        """List the chunk's files, without the records that are not moved after all."""
+        left = {tuple(key) for key in (*noted["changed"], *noted["gone"])}
+        self._files.list(chunk.job, noted["files"], left)
+        return Tally(
+            read=noted["read"],
+            moved=int(noted["removed"]),
+            changed=len(noted["changed"]),
+            deleted=len(noted["gone"]),
+            rejected=noted["rejected"],
+            chunks=1,
+        )
+
+
+class FromFiles:
+    """The work that restores the files of a job.
+
+    Args:
+        target: where the records go.
+        rule: of the job.
+        storage: where the files are.
+        store: lists the files.
+        guid, user: of the job whose files are restored.
+    """
+
+    unit = "records"
+
+    def __init__(
+        self, target: BulkAdapter, rule: JobRule, storage: Storage, store: JobStore, guid: str, user: str
+    ) -> None:
+        self._target, self._rule = target, rule
+        self._files = Files(target, rule, storage, store)
+        self._storage, self._store = storage, store
+        self._guid, self._user = guid, user
+        self._loader = Loader(target, rule.run)
+
+    def check(self) -> None:
+        self._target.check_tables(["load", "by_keys", "remove_many"])
+
+    def estimate(self) -> int | None:
+        return sum(int(file["rows"]) for file in self._listed())
+
+    def cut(self, job: Job, size: int) -> Cut:
+        files = [
+            file for file in self._store.files_of(self._guid, self._user) if job.head is None or file["id"] > job.head
+        ]
+        waiting = [file for file in files if file["state"] == LISTED]
+        return Cut(waiting[0]["id"], len(waiting) == 1) if waiting else Cut(None, True)
+
+    def preview(self, size: int) -> tuple[int, list[Any], list[Reject]]:
+        files = self._listed()
+        rows = self._files.format.read(self._storage.read_listed(files[0])) if files else []
+        return sum(file["rows"] for file in files), rows[:MOST_SAMPLES], []
+
+    def process(self, chunk: Chunk) -> Tally:
+        path = chunk.lane.until
+        file = next(f for f in self._store.files_of(self._guid, self._user) if f["id"] == path)
+        if file["state"] != LISTED:
+            return Tally(read=file["rows"], moved=file["rows"], chunks=1)  # restored by an earlier delivery
+        rows = self._files.format.read(self._storage.read_listed(file))
+        wanted: dict[Key, Record] = {self._target.template.key_of(row): row for row in rows}
+        own, there = self._loader.load(chunk, wanted)
+        _, copied = self._loader.read_back(chunk, wanted, own, there)
+        left = [row for key, row in wanted.items() if key not in set(copied)]
+        if left:
+            self._files.list(chunk.job, [self._files.write_one(file, left)], set(), of=file)
+        self._store.change_file(file["id"], RESTORED)
+        return Tally(read=len(rows), moved=len(copied), there=len(there), rejected=len(rows) - len(copied), chunks=1)
+
+    def undo(self, chunk: Chunk) -> Tally:
+        """A file of which a part is restored is restored whole: nothing tells any more what was there before."""
+        return self.process(chunk)
+
+    def finish(self, job: Job) -> str:
+        self._files.write_manifest()
+        for file in self._store.files_of(self._guid, self._user):
+            if file["state"] == RESTORED:
+                self._storage.remove(file["id"])
+        return ""
+
+    def _listed(self) -> list[Record]:
+        return [file for file in self._store.files_of(self._guid, self._user) if file["state"] == LISTED]
+
+
+class Files:
+    """Writes, lists and rewrites the files of one rule."""
+
+    def __init__(self, adapter: BulkAdapter, rule: JobRule, storage: Storage, store: JobStore) -> None:
+        self._template, self._rule = adapter.template, rule
+        self._storage, self._store = storage, store
+        self.format = ParquetFormat(adapter.template)
+
+    def write(self, chunk: Chunk, rows: Sequence[Record]) -> list[Record]:
+        """Write a chunk's records, one file for each folder, and read the files back."""
+        by_folder: dict[str, list[Record]] = {}
+        for row in rows:
+            by_folder.setdefault(folder_of(self._rule.job.partition, row), []).append(row)
+        attempt = secrets.token_hex(4)
+        name = f"{chunk.job.guid}-{chunk.lane.lane}-{chunk.lane.n}-{attempt}.parquet"
+        return [self._written(f"{folder}/{name}" if folder else name, records) for folder, records in by_folder.items()]
+
+    def write_one(self, file: Record, rows: Sequence[Record]) -> Record:
+        """Write some of a file's records anew. Equal records make a file of the same name."""
+        marked = hashlib.sha256(f"{file['id']} {content_sum(rows)}".encode()).hexdigest()[:8]
+        return self._written(f"{file['id'].removesuffix('.parquet')}-{marked}.parquet", rows)
+
+    def list(self, job: Job, files: Sequence[Record], left: set[Key], of: Record | None = None) -> None:
+        """List files. One that holds records in `left` is first written anew without them."""
+        at = now()
+        listed = []
+        for file in files:
+            kept = file
+            if left:
+                rows = self.format.read(self._storage.read(file["id"]))
+                staying = [row for row in rows if self._template.key_of(row) not in left]
+                if len(staying) < len(rows):
+                    if not staying:
+                        continue
+                    kept = self.write_one(file, staying)
+            owner = {"user": of["user"], "guid": of["guid"]} if of else {"user": job.user, "guid": job.guid}
+            more = {"rule": job.rule, "cold": self._rule.job.cold, "state": LISTED, "at": at, "changed_at": at}
+            listed.append({**kept, **owner, **more})
+        if listed:
+            self._store.list_files(listed)
+
+    def write_manifest(self) -> None:
+        """Write the rule's manifest, without files that have been kept long enough; these are deleted."""
+        files = []
+        for file in list(self._store.files_of_rule(self._rule.name)):
+            keep = self._rule.keep
+            if keep and file["at"] + timedelta(days=keep.days) < now():
+                self._store.change_file(file["id"], EXPIRED)
+                continue
+            files.append(file)
+        self._storage.write_manifest(self._template.name, self.format.columns, files)
+
+    def reject(self, row: Record, error: BedsError) -> Reject:
+        key = id_text(self._template.key_of(row))
+        shown = "•••" if self._template.has_sensitive_key else key
+        return Reject(key, shown, error.code, str(error.detail.get("field", "")), error.message)
+
+    def _written(self, path: str, rows: Sequence[Record]) -> Record:
+        """Write one file, read it back, and describe it. Raises FileDamaged: it reads back otherwise."""
+        data = self.format.write(rows)
+        self._storage.write(path, data)
+        back = self._storage.read(path)
+        if self._rule.run.verify != "count":
+            found = self.format.read(back)
+            if len(found) != len(rows) or not all(equal(row, copy) for row, copy in zip(rows, found, strict=True)):
+                raise FileDamaged(f"the file {path} reads back otherwise than it was written", detail={"file": path})
+        if back != data:
+            raise FileDamaged(f"the file {path} reads back otherwise than it was written", detail={"file": path})
+        keys = [codec.dumps(list(self._template.key_of(row))).decode() for row in (rows[0], rows[-1])]
+        return {
+            "id": path,
+            "rows": len(rows),
+            "bytes": len(data),
+            "sha256": hashlib.sha256(data).hexdigest(),
+            "content": content_sum(rows),
+            "first": keys[0],
+            "last": keys[1],
+        }
