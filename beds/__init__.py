@@ -15,6 +15,7 @@ from typing import Any
 from beds.client.bound_template import BoundTemplate
 from beds.client.call import Call
 from beds.client.client import Client, default_client
+from beds.client.jobs import JobTicket
 from beds.client.lineage import Node
 from beds.client.tickets import Ticket
 from beds.config import Settings, load_settings
@@ -29,6 +30,7 @@ __all__ = [
     "BoundTemplate",
     "Call",
     "Client",
+    "JobTicket",
     "LogHandler",
     "ObjectId",
     "Page",
@@ -44,9 +46,11 @@ __all__ = [
     "call",
     "call_many",
     "fetch",
+    "job",
     "lineage",
     "load_settings",
     "submit",
+    "submit_job",
     "submit_many",
     "template",
     "ticket",
@@ -72,6 +76,16 @@ def write(operation: str, template: str, data: Any, **options: Any) -> Response:
 def submit(operation: str, template: str, data: Any = None, **options: Any) -> Ticket:
     """`Client.submit` of the default client."""
     return default_client().submit(operation, template, data, **options)
+
+
+def submit_job(name: str, args: Mapping[str, Any] | None = None, /, **options: Any) -> JobTicket:
+    """`Client.submit_job` of the default client."""
+    return default_client().submit_job(name, args, **options)
+
+
+def job(guid: str) -> JobTicket:
+    """`Client.job` of the default client."""
+    return default_client().job(guid)
 
 
 def call_many(calls: Sequence[Call], **options: Any) -> Any:

@@ -5,20 +5,17 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from datetime import UTC, date, datetime, time
-from decimal import InvalidOperation
 from typing import Any, TypeVar
-from uuid import UUID
 
 import click
 
 from beds.cli.output import print_json, print_reply
+from beds.cli.values import convert, given_fields
 from beds.client.client import Client
 from beds.client.deadline import DEFAULT_TIMEOUT
 from beds.config import load_settings
 from beds.domain.event import Operation
-from beds.domain.identity import ObjectId
-from beds.errors import BedsError, MalformedEvent, WrongType
+from beds.errors import MalformedEvent
 from beds.templates.fields import FieldSpec
 from beds.templates.template import Template
 from beds.wire import codec
@@ -97,14 +94,7 @@ def _arguments(client: Client, what: str, fields: tuple[str, ...], data: str | N
     template = client.templates[name]
     if data is not None:
         return operation, name, _from_json(template, data)
-    given = {}
-    for pair in fields:
-        field, equals, text = pair.partition("=")
-        if not equals:
-            raise click.UsageError(f"{pair!r} is not of the form FIELD=VALUE")
-        if field in given:
-            raise click.UsageError(f"{field} is given twice")
-        given[field] = _convert(field, text, _spec(template, field))
+    given = given_fields(fields, lambda field: _spec(template, field))
     if operation == Operation.DELETE:
         if set(given) - set(template.keys):
             wanted = " ".join(f"{key}=VALUE" for key in template.keys)
@@ -141,65 +131,6 @@ def _convert_record(template: Template, record: Any) -> Any:
     if not isinstance(record, dict):
         return record
     return {
-        name: _convert(name, value, _spec(template, name)) if isinstance(value, str) else value
+        name: convert(name, value, _spec(template, name)) if isinstance(value, str) else value
         for name, value in record.items()
     }
-
-
-_READERS: dict[str, Callable[[str], Any]] = {
-    "string": str,
-    "integer": lambda text: int(_digits(text)),
-    "number": lambda text: float(_digits(text)),
-    "decimal": codec.parse_decimal,
-    "boolean": lambda text: {"true": True, "false": False}[text.lower()],
-    "datetime": lambda text: _zoned(datetime.fromisoformat(text)),
-    "date": date.fromisoformat,
-    "time": time.fromisoformat,
-    "duration": codec.parse_duration,
-    "uuid": UUID,
-    "object_id": ObjectId,
-    "bytes": lambda text: codec.decode({"$bytes": text}),
-    "object": json.loads,
-    "array": json.loads,
-}
-
-
-_EXAMPLES = {
-    "datetime": "as in 2013-07-01T12:00Z",
-    "date": "as in 2013-07-01",
-    "time": "as in 05:15:00",
-    "duration": "in seconds, as in PT3600.5S",
-    "boolean": "true or false",
-    "bytes": "Base64",
-    "object": """JSON, as in '{"a": 1}'""",
-    "array": "JSON, as in '[1, 2]'",
-}
-
-
-def _convert(name: str, text: str, spec: FieldSpec | None) -> Any:
-    """Text from the command line as a value of the field's type. `null` is null unless the field is a string."""
-    if spec is None:
-        return text
-    if text == "null" and spec.type != "string":
-        return None
-    try:
-        return _READERS[spec.type](text)
-    except (ValueError, KeyError, InvalidOperation, RecursionError, BedsError):
-        shown = "the given text" if spec.sensitive else repr(text[:40])
-        raise WrongType(
-            f"field {name} takes {spec.type}, which {shown} is not",
-            detail={"field": name, "expected": spec.type},
-            hint=_EXAMPLES.get(spec.type),
-        ) from None
-
-
-def _digits(text: str) -> str:
-    """The text of a number in JSON's form, unlike Python's 1_000. Raises ValueError."""
-    if "_" in text or text != text.strip():
-        raise ValueError("not a number")
-    return text
-
-
-def _zoned(value: datetime) -> datetime:
-    """A command line's time without a zone is UTC."""
-    return value if value.tzinfo else value.replace(tzinfo=UTC)

@@ -29,6 +29,8 @@ _COMMANDS: Mapping[str, tuple[str, str]] = {
     "submit": ("beds.cli.call:submit", "Submit one operation and print its ticket."),
     "ticket": ("beds.cli.ticket:ticket", "Show, wait for and cancel a ticket."),
     "tickets": ("beds.cli.ticket:tickets", "List tickets in one state."),
+    "job": ("beds.cli.job:job", "Start, watch and steer jobs: aggregations, migrations, the warehouse."),
+    "jobs": ("beds.cli.job:jobs", "List jobs."),
     "dead": ("beds.cli.dead:dead", "Look at dead events, replay and discard them."),
     "lineage": ("beds.cli.lineage:lineage", "Show what a request set off."),
     "logs": ("beds.cli.logs:logs", "Show and follow the log records of all nodes."),
@@ -48,7 +50,7 @@ _COMMANDS: Mapping[str, tuple[str, str]] = {
 EXIT_CODES: Mapping[str, int] = {
     "invalid_payload": 65, "missing_field": 65, "unknown_field": 65, "wrong_type": 65, "too_long": 65,
     "out_of_range": 65, "body_too_large": 65, "invalid_cursor": 65,
-    "unknown_template": 64, "unknown_operation": 64, "unknown_fetch": 64,
+    "unknown_template": 64, "unknown_operation": 64, "unknown_fetch": 64, "unknown_rule": 64,
     "not_found": 66, "unknown_ticket": 66, "ticket_expired": 66,
     "store_unavailable": 69, "broker_unavailable": 69, "broker_blocked": 69, "overloaded": 69, "unroutable": 69,
     "internal": 70, "dead_event": 70,
@@ -56,7 +58,7 @@ EXIT_CODES: Mapping[str, int] = {
     "call_timeout": 75,
     "permission_denied": 77, "store_denied": 77,
     "configuration": 78, "template": 78, "schema": 78, "schema_mismatch": 78, "schema_drift": 78,
-    "topology_mismatch": 78,
+    "topology_mismatch": 78, "rule": 78,
 }  # fmt: skip
 EX_IOERR = 74
 EX_INTERRUPTED = 130

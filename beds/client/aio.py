@@ -20,10 +20,10 @@ from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
 from beds.client.bound_template import next_cursor
-from beds.client.call import Call, check_name
+from beds.client.call import Call, JobCall, check_name
 from beds.client.client import Client, as_page, as_response, check_write, default_client
 from beds.client.deadline import DEFAULT_TIMEOUT
-from beds.client.flows import Flows, Handle, Tell
+from beds.client.flows import FILES, PAGES, REJECTS, Flows, Handle, Tell
 from beds.client.lineage import Node
 from beds.client.steps import Await, Flow, Pause, Returned, Send, Step, advance
 from beds.client.tickets import TicketBase
@@ -33,6 +33,7 @@ from beds.domain.ticket import TicketStatus
 from beds.errors import BedsError
 from beds.templates.template import Template
 from beds.transport.pending import Pending, Transport
+from beds.wire import codec
 
 T = TypeVar("T")
 
@@ -104,6 +105,29 @@ class AsyncClient:
         call = Call(operation, template, data, using, limit, cursor, actor)
         return AsyncTicket(await _drive(self._flows.submit(call, idempotency_key, timeout), self._flows), self._flows)
 
+    async def submit_job(
+        self,
+        name: str,
+        args: Mapping[str, Any] | None = None,
+        /,
+        *,
+        dry_run: bool = False,
+        restore: str = "",
+        verify: str = "",
+        actor: str = "",
+        idempotency_key: str | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
+        **more: Any,
+    ) -> AsyncJobTicket:
+        """`Client.submit_job`."""
+        call = JobCall(name, {**(args or {}), **more}, dry_run, restore, verify, actor)
+        handle = await _drive(self._flows.submit_job(call, idempotency_key, timeout), self._flows)
+        return AsyncJobTicket(handle, self._flows)
+
+    def job(self, guid: str) -> AsyncJobTicket:
+        """`Client.job`."""
+        return AsyncJobTicket(Handle(check_name("guid", guid)), self._flows)
+
     async def call_many(
         self, calls: Iterable[Call], *, timeout: float = DEFAULT_TIMEOUT, return_errors: bool = False
     ) -> Sequence[Reply | BedsError]:
@@ -166,6 +190,48 @@ class AsyncTicket(TicketBase):
     async def cancel(self, timeout: float = DEFAULT_TIMEOUT, *, by: str = "") -> TicketStatus:
         """`Ticket.cancel`."""
         return await _drive(self._cancel(by, timeout), self._flows)
+
+
+class AsyncJobTicket(AsyncTicket):
+    """A `JobTicket` with awaitable methods, which `JobTicket` documents."""
+
+    __slots__ = ()
+
+    async def pause(self, timeout: float = DEFAULT_TIMEOUT) -> dict[str, Any]:
+        """`JobTicket.pause`."""
+        return await _drive(self._flows.job_order("pause", self.guid, timeout), self._flows)
+
+    async def resume(self, timeout: float = DEFAULT_TIMEOUT) -> dict[str, Any]:
+        """`JobTicket.resume`."""
+        return await _drive(self._flows.job_order("resume", self.guid, timeout), self._flows)
+
+    async def report(self, timeout: float = DEFAULT_TIMEOUT) -> dict[str, Any]:
+        """`JobTicket.report`."""
+        return await _drive(self._flows.job_report(self.guid, timeout), self._flows)
+
+    async def rejects(self, timeout: float = DEFAULT_TIMEOUT) -> AsyncIterator[Record]:
+        """`JobTicket.rejects`."""
+        async for record in self._records(REJECTS, timeout):
+            yield record
+
+    async def pages(self, timeout: float = DEFAULT_TIMEOUT) -> AsyncIterator[list[Record]]:
+        """`JobTicket.pages`."""
+        async for record in self._records(PAGES, timeout):
+            yield codec.loads(record["records"])
+
+    async def files(self, timeout: float = DEFAULT_TIMEOUT) -> AsyncIterator[Record]:
+        """`JobTicket.files`."""
+        async for record in self._records(FILES, timeout):
+            yield record
+
+    async def _records(self, template: str, timeout: float) -> AsyncIterator[Record]:
+        cursor = ""
+        while True:
+            page = await _drive(self._flows.job_records(self.guid, template, cursor, timeout), self._flows)
+            for record in page:
+                yield record
+            if not (cursor := page.cursor):
+                return
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,6 +384,16 @@ async def write(operation: str, template: str, data: Any, **options: Any) -> Res
 async def submit(operation: str, template: str, data: Any = None, **options: Any) -> AsyncTicket:
     """`AsyncClient.submit` over the default client."""
     return await AsyncClient().submit(operation, template, data, **options)
+
+
+async def submit_job(name: str, args: Mapping[str, Any] | None = None, /, **options: Any) -> AsyncJobTicket:
+    """`AsyncClient.submit_job` over the default client."""
+    return await AsyncClient().submit_job(name, args, **options)
+
+
+def job(guid: str) -> AsyncJobTicket:
+    """`AsyncClient.job` over the default client."""
+    return AsyncClient().job(guid)
 
 
 async def call_many(calls: Iterable[Call], **options: Any) -> Sequence[Reply | BedsError]:

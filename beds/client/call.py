@@ -42,12 +42,13 @@ class JobCall:
     args: Mapping[str, Any] = field(default_factory=dict, repr=False)
     dry_run: bool = False
     restore: str = ""
+    verify: str = ""
     actor: str = ""
 
     @property
     def digest(self) -> str:
         """SHA-256 of the call in hexadecimal; equal calls have equal digests."""
-        return codec.digest(["job", self.name, dict(self.args), self.dry_run, self.restore])
+        return codec.digest(["job", self.name, dict(self.args), self.dry_run, self.restore, self.verify])
 
 
 def body_of(template: Template, operation: Operation, call: Call) -> dict[str, Any]:

@@ -169,6 +169,7 @@ class Client:
         *,
         dry_run: bool = False,
         restore: str = "",
+        verify: str = "",
         actor: str = "",
         idempotency_key: str | None = None,
         timeout: float = DEFAULT_TIMEOUT,
@@ -181,6 +182,8 @@ class Client:
             args, more: its arguments, by name.
             dry_run: move nothing; the ticket's result has a sample and a list of what would be refused.
             restore: the guid of a job of this rule, whose records go back to where they came from.
+            verify: the guid of a job of this rule, whose copies are compared once more; the ticket's result says what
+                is wrong.
             actor: on whose behalf the application acts; stored in the audit.
             idempotency_key: as in `submit`.
             timeout: seconds for the confirm.
@@ -189,7 +192,7 @@ class Client:
             UnknownRule, UnknownField, MissingField: the call is invalid; nothing was sent.
             PermissionDenied: this user may not start jobs.
         """
-        call = JobCall(name, {**(args or {}), **more}, dry_run, restore, actor)
+        call = JobCall(name, {**(args or {}), **more}, dry_run, restore, verify, actor)
         return JobTicket(self._run(self.flows.submit_job(call, idempotency_key, timeout)), self)
 
     def job(self, guid: str) -> JobTicket:

@@ -20,6 +20,7 @@ from beds.client.steps import Await, Flow, Pause, Send
 from beds.config import Settings
 from beds.domain.backoff import Backoff
 from beds.domain.event import OPERATOR_VERBS, Event
+from beds.domain.job import Job
 from beds.domain.lineage import Lineage, guid_of
 from beds.domain.reply import Page, Reply, reply_from_wire
 from beds.domain.ticket import TicketState, TicketStatus, submitted_at
@@ -54,6 +55,15 @@ FIRST_POLL, LONGEST_POLL = 0.05, 2.0
 """Seconds between two polls of a ticket; doubled each time."""
 OWN_REPLY_SECONDS, LONGEST_OWN_WAIT = 1.0, 10.0
 """How long a submitter waits for the reply before it polls; doubled each time. A connection's loss can lose a reply."""
+
+JOBS, REJECTS, PAGES, FILES = "msJobs", "msJobRejects", "msJobPages", "msFiles"
+_JOB_FETCHES: Mapping[str, tuple[str, str, int]] = {
+    JOBS: ("by_guid", "any_by_guid", 1),
+    REJECTS: ("of_job", "by_guid", 500),
+    PAGES: ("of_job", "by_guid", 1),
+    FILES: ("of_job", "by_guid", 500),
+}
+"""The fetches of a user's own records and of anybody's, and the records of a page."""
 
 Tell = Callable[[TicketStatus], None]
 
@@ -220,7 +230,7 @@ class Flows:
         rule = self.templates.jobs[call.name]
         args = rule.arguments(self.templates[rule.job.source], check_arguments(dict(call.args)))
         given = {name: args[name] for name in call.args}
-        body = {"args": given, "dry_run": call.dry_run, "restore": call.restore}
+        body = {"args": given, "dry_run": call.dry_run, "restore": call.restore, "verify": call.verify}
         actor = check_name("actor", call.actor)
         made = Event.of_job(rule.kind, rule.name, body, self._lineage(), actor=actor)
         return with_encoded_body(made, self.settings.amqp.max_body_bytes)
@@ -400,6 +410,27 @@ class Flows:
             if not error.retryable:
                 raise
         return None
+
+    # --- jobs --------------------------------------------------------------------------------------------------------
+
+    def job_order(self, verb: str, guid: str, timeout: float) -> Flow[dict[str, Any]]:
+        """Pause or resume a job. Returns its report."""
+        found: dict[str, Any] = yield from self.ask(verb, {"guid": guid}, timeout)
+        return found
+
+    def job_report(self, guid: str, timeout: float) -> Flow[dict[str, Any]]:
+        page = yield from self.job_records(guid, JOBS, "", timeout)
+        if not page:
+            raise UnknownTicket(f"{guid} is no job of this user", detail={"guid": guid})
+        return Job.of(page[0]).report()
+
+    def job_records(self, guid: str, template: str, cursor: str, timeout: float) -> Flow[Page]:
+        """A page of what belongs to a job: the job itself, its rejects, its result's pages, its files."""
+        own, anybody, limit = _JOB_FETCHES[template]
+        call = Call("fetch_records", template, {"guid": guid}, anybody if self.is_operator else own, limit, cursor)
+        page = yield from self.call(call, timeout)
+        assert isinstance(page, Page)
+        return page
 
     def lineage(self, of: str, timeout: float) -> Flow[Node]:
         deadline = deadline_after(timeout)

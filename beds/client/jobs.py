@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from typing import Any
 
-from beds.client.call import Call
-from beds.client.deadline import DEFAULT_TIMEOUT, deadline_after
+from beds.client.deadline import DEFAULT_TIMEOUT
+from beds.client.flows import FILES, PAGES, REJECTS
 from beds.client.tickets import Ticket
-from beds.domain.event import Operation
-from beds.domain.job import Job
-from beds.domain.reply import Page, Record
-from beds.errors import UnknownTicket
+from beds.domain.reply import Record
 from beds.wire import codec
-
-PAGE = 500
 
 
 class JobTicket(Ticket):
@@ -25,11 +19,11 @@ class JobTicket(Ticket):
 
     def pause(self, timeout: float = DEFAULT_TIMEOUT) -> dict[str, Any]:
         """Let the chunks at work finish, and rest. Returns the report. Raises JobNotResumable."""
-        return self._ask("pause", timeout)
+        return self._run(self._flows.job_order("pause", self.guid, timeout))
 
     def resume(self, timeout: float = DEFAULT_TIMEOUT) -> dict[str, Any]:
         """Let a paused or stalled job go on. Returns the report. Raises JobNotResumable."""
-        return self._ask("resume", timeout)
+        return self._run(self._flows.job_order("resume", self.guid, timeout))
 
     def report(self, timeout: float = DEFAULT_TIMEOUT) -> dict[str, Any]:
         """What became of the job's records so far.
@@ -41,38 +35,25 @@ class JobTicket(Ticket):
         Raises:
             UnknownTicket: this user has no such job.
         """
-        found = list(self._records("msJobs", "by_guid", "any_by_guid", timeout))
-        if not found:
-            raise UnknownTicket(f"{self.guid} is no job of this user", detail={"guid": self.guid})
-        return Job.of(found[0]).report()
+        return self._run(self._flows.job_report(self.guid, timeout))
 
     def rejects(self, timeout: float = DEFAULT_TIMEOUT) -> Iterator[Record]:
         """The records that were not moved: `key`, `field`, `code`, `why`. `timeout` is for each page."""
-        yield from self._records("msJobRejects", "of_job", "by_guid", timeout)
+        yield from self._records(REJECTS, timeout)
 
     def pages(self, timeout: float = DEFAULT_TIMEOUT) -> Iterator[list[Record]]:
         """The result of an aggregation, page by page. `timeout` is for each page."""
-        for record in self._records("msJobPages", "of_job", "by_guid", timeout, limit=1):
+        for record in self._records(PAGES, timeout):
             yield codec.loads(record["records"])
 
     def files(self, timeout: float = DEFAULT_TIMEOUT) -> Iterator[Record]:
         """The files that a warehouse job wrote: `id` (the path), `rows`, `bytes`, `sha256`, `state`."""
-        yield from self._records("msFiles", "of_job", "by_guid", timeout)
+        yield from self._records(FILES, timeout)
 
-    def _ask(self, verb: str, timeout: float) -> dict[str, Any]:
-        found: dict[str, Any] = self._run(self._flows.ask(verb, {"guid": self.guid}, timeout))
-        return found
-
-    def _records(self, template: str, own: str, anybody: str, timeout: float, limit: int = PAGE) -> Iterator[Record]:
+    def _records(self, template: str, timeout: float) -> Iterator[Record]:
         cursor = ""
-        using = anybody if self._flows.is_operator else own
-        paged = bool(self._flows.templates[template].fetch_spec(using).cursor)
         while True:
-            deadline = deadline_after(timeout)
-            call = Call(Operation.FETCH, template, {"guid": self.guid}, using, limit if paged else None, cursor)
-            page = self._run(self._flows.call(call, max(0.1, deadline - time.monotonic())))
-            assert isinstance(page, Page)
+            page = self._run(self._flows.job_records(self.guid, template, cursor, timeout))
             yield from page
-            if not page.cursor:
+            if not (cursor := page.cursor):
                 return
-            cursor = page.cursor

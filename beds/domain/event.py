@@ -54,6 +54,7 @@ OPERATOR_VERBS = ("fetch", "status", "cancel", "replay", "discard", "pause", "re
 
 CHUNK, TICK = "chunk", "tick"
 """The verbs of a job queue beside the job's start: one chunk, and the look for what is due."""
+CHUNK_TASKS = frozenset(f"{kind.queue}.{CHUNK}" for kind in JobKind)
 PROBE = "probe"
 
 

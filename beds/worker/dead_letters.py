@@ -7,6 +7,7 @@ again, and the event may have ended its worker.
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import math
 import threading
@@ -19,7 +20,7 @@ from celery import states
 from kombu.mixins import ConsumerMixin
 
 from beds.domain.backoff import Backoff
-from beds.domain.event import RecordKind
+from beds.domain.event import CHUNK_TASKS, RecordKind
 from beds.domain.ticket import TicketState
 from beds.errors import DeadEvent, InvalidPayload, MalformedEvent, StoreUnavailable
 from beds.services.dead import DELIVERY_LIMIT, EXPIRED, DeadMessage, Death
@@ -184,10 +185,20 @@ class DeadLetterConsumer(ConsumerMixin):
             self._app.tickets.end(dead.user, dead.guid, TicketState.FAILURE, body, dead=True)
         if not given_up:
             return
+        if str(dead.headers.get("task")) in CHUNK_TASKS and dead.user:
+            self._stall(dead, why)
         reply_to = dead.properties.get("reply_to")
         if isinstance(reply_to, str):
             self._app.backend.reply(reply_to, dead.guid, body)
         self._record_lineage(dead, death)
+
+    def _stall(self, dead: DeadMessage, why: str) -> None:
+        """Stall the job of a chunk that was given up."""
+        try:
+            _, body, _ = json.loads(dead.body)
+            self._app.jobs.dead(dead.user, body, why)
+        except (ValueError, TypeError, AttributeError):
+            logger.warning("the dead chunk %.64r names no job", dead.guid)
 
     def _record_lineage(self, dead: DeadMessage, death: Death) -> None:
         lineage = dead.header.lineage

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 import beds
-from beds.client.aio import AsyncBoundTemplate, AsyncClient, AsyncTicket
+from beds.client.aio import AsyncBoundTemplate, AsyncClient, AsyncJobTicket, AsyncTicket
 from beds.client.bound_template import BoundTemplate
 from beds.client.call import Call
 from beds.client.client import Client, as_page, as_response
+from beds.client.jobs import JobTicket
 from beds.client.tickets import Ticket
 from beds.domain.event import Event
 from beds.domain.reply import Page, Response
@@ -179,6 +180,7 @@ TOOLS = {"event", "send", "submit_event", "answer"}
 @pytest.mark.parametrize(
     ("blocking", "awaited", "surplus"),
     [(Client, AsyncClient, TOOLS), (Ticket, AsyncTicket, {"ready", "progress"}),
+     (JobTicket, AsyncJobTicket, {"ready", "progress"}),
      (BoundTemplate, AsyncBoundTemplate, set())],
 )  # fmt: skip
 def test_both_clients_have_the_same_methods(blocking: type, awaited: type, surplus: set[str]) -> None:

@@ -19,7 +19,7 @@ from beds.adapters.mariadb.errors import translate as from_mariadb
 from beds.adapters.mariadb.types import SqlType
 from beds.adapters.mongo.errors import translate as from_mongo
 from beds.adapters.store import is_harmless
-from beds.cli.call import _convert
+from beds.cli.values import convert as _convert
 from beds.client.call import Call
 from beds.config.sections import Amqp
 from beds.domain.event import Event, Operation, Store

@@ -98,16 +98,24 @@ class ToFiles:
 
     def finish(self, job: Job) -> str:
         """Read each file once more, delete what is not listed, and write the manifest."""
+        _, problems = self.verify(job)
+        if problems:
+            return problems[0]
         files = self._store.files_of(job.guid, job.user)
-        for file in files:
-            try:
-                self._storage.read_listed(file)
-            except FileDamaged as damaged:
-                return damaged.message
         for path in self._storage.unlisted(job.guid, [file["id"] for file in files]):
             self._storage.remove(path)
         self._files.write_manifest()
         return ""
+
+    def verify(self, job: Job) -> tuple[int, list[str]]:
+        files = [file for file in self._store.files_of(job.guid, job.user) if file["state"] == LISTED]
+        problems = []
+        for file in files:
+            try:
+                self._storage.read_listed(file)
+            except FileDamaged as damaged:
+                problems.append(damaged.message)
+        return len(files), problems
 
     def _kept(self, rows: Sequence[Record], rejects: list[Reject]) -> list[Record]:
         """The records that a file keeps; the others are added to `rejects`."""
@@ -199,6 +207,9 @@ class FromFiles:
             if file["state"] == RESTORED:
                 self._storage.remove(file["id"])
         return ""
+
+    def verify(self, job: Job) -> tuple[int, list[str]]:
+        return job.tally.moved, []
 
     def _listed(self) -> list[Record]:
         return [file for file in self._store.files_of(self._guid, self._user) if file["state"] == LISTED]

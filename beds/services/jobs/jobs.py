@@ -57,8 +57,6 @@ AWAY_SECONDS = 2.0
 """Pause before the event of a chunk whose store is away is published again."""
 LONGEST_REST = 10.0
 """Seconds a slot rests after one chunk, at most."""
-LONGEST_RUN = 3600.0
-"""A longer time between two chunks does not count as work."""
 DRY_RUN_RECORDS = 1000
 LISTED_REJECTS = 100
 
@@ -149,16 +147,21 @@ class Jobs:
             Detached: the job goes on in its chunks, which end its ticket.
             JobAlreadyRunning, UnknownRule, InvalidPayload, …: nothing was started.
         """
-        if surplus := body.keys() - {"rule", "args", "dry_run", "restore"}:
+        if surplus := body.keys() - {"rule", "args", "dry_run", "restore", "verify"}:
             raise MalformedEvent(f"a job does not take {min(surplus)}", detail={"field": min(surplus)})
         rule = self._registry.jobs[body.get("rule")]  # type: ignore[index]
         if rule.kind is not kind:
             raise MalformedEvent(
                 f"job {rule.name} is a {rule.kind}, and came to {kind.queue}", detail={"field": "rule"}
             )
-        restore, dry_run = body.get("restore", ""), body.get("dry_run", False)
-        if not isinstance(restore, str) or not isinstance(dry_run, bool):
-            raise WrongType("restore takes the guid of a job, and dry_run true or false", detail={"field": "restore"})
+        dry_run, restore, verify = body.get("dry_run", False), body.get("restore", ""), body.get("verify", "")
+        if not isinstance(dry_run, bool):
+            raise WrongType("dry_run takes true or false", detail={"field": "dry_run"})
+        for name, guid in (("restore", restore), ("verify", verify)):
+            if not isinstance(guid, str):
+                raise WrongType(f"{name} takes the guid of a job", detail={"field": name})
+        if verify:
+            return self._verify_again(self._of_rule(delivered, rule, verify))
         job = self._new(delivered, rule, check_arguments(body.get("args", {})), restore)
         work = self._make_work(job, rule)
         work.check()
@@ -173,9 +176,9 @@ class Jobs:
 
     def _new(self, delivered: Delivered, rule: JobRule, given: Mapping[str, Any], restore: str) -> Job:
         lineage = delivered.trace.lineage
-        args = rule.arguments(self._registry[rule.job.source], given, now())
+        args = {} if restore else rule.arguments(self._registry[rule.job.source], given, now())
         if restore:
-            args = codec.loads(self._store.get(delivered.trace.user, restore).args)
+            args = codec.loads(self._of_rule(delivered, rule, restore).args)
         return Job(
             user=delivered.trace.user,
             guid=lineage.guid,
@@ -194,6 +197,21 @@ class Jobs:
             made_at=now(),
             changed_at=now(),
         )
+
+    def _of_rule(self, delivered: Delivered, rule: JobRule, guid: str) -> Job:
+        """A user's earlier warehouse job of the rule. Raises UnknownTicket, JobNotResumable."""
+        found = self._store.get(delivered.trace.user, guid)
+        if found.rule != rule.name:
+            raise MalformedEvent(f"{guid} is a job of {found.rule}, not of {rule.name}", detail={"field": "restore"})
+        if rule.kind is JobKind.AGGREGATE or not found.state.is_final:
+            raise _not_now(
+                found, "only what an ended migration or warehouse job has moved can be looked at or restored"
+            )
+        return found
+
+    def _verify_again(self, job: Job) -> Response:
+        looked_at, problems = self._make_work(job, rule_of(job)).verify(job)
+        return Response("", 0, {"job": job.rule, "looked_at": looked_at, "problems": problems})
 
     def _begin(self, job: Job, work: Work, rule: JobRule) -> None:
         due = now() + self._patience(job)
@@ -346,7 +364,7 @@ class Jobs:
             moment = now()
             size = _next_size(chunk, rule)
             lane = replace(lane, folded=True, size=size, due=moment + self._patience(job))
-            found = replace(job.with_lane(lane), tally=job.tally.plus(tally), worked=job.worked + _since(job, moment))
+            found = replace(job.with_lane(lane), tally=job.tally.plus(tally))
             if found.tally.rejected > rule.run.max_rejects and found.state is JobState.RUNNING:
                 found = replace(
                     found,
@@ -613,13 +631,6 @@ def _next_size(chunk: Chunk, rule: JobRule) -> int:
         return size
     factor = min(2.0, max(0.5, rule.run.seconds / chunk.slowest))
     return max(min(LEAST_SIZE, rule.run.records), min(rule.run.records, round(size * factor)))
-
-
-def _since(job: Job, moment: datetime) -> float:
-    """Seconds of work since the job's last change."""
-    if job.changed_at is None:
-        return 0.0
-    return min(LONGEST_RUN, max(0.0, (moment - job.changed_at).total_seconds()))
 
 
 def _shown(reject: Reject) -> dict[str, str]:

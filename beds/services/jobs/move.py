@@ -145,6 +145,10 @@ class Move:
             digests.append(adapter.read_once("digest", {}))
         return "" if digests[0] == digests[1] else f"the digests differ: {digests[0]} and {digests[1]}"
 
+    def verify(self, job: Job) -> tuple[int, list[str]]:
+        problem = self.finish(job)
+        return job.tally.moved, [problem] if problem else []
+
     def _mapped(self, rows: Iterable[Record], rejects: list[Reject]) -> dict[Key, Record]:
         """The records as the target takes them, by their key there; the others are added to `rejects`."""
         found: dict[Key, Record] = {}

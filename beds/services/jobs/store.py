@@ -25,6 +25,8 @@ JOBS, REJECTS, PAGES, FILES = "msJobs", "msJobRejects", "msJobPages", "msFiles"
 ATTEMPTS = 100
 """Attempts of a change that others keep overtaking."""
 PAGE = 1000
+LONGEST_WORK = 600.0
+"""Seconds; a longer time between two changes of a job does not count as work."""
 LISTED, RESTORED, EXPIRED = "listed", "restored", "expired"
 
 
@@ -106,7 +108,9 @@ class JobStore:
 
     def change(self, job: Job, changed: Job) -> Job | None:
         """Store `changed` in place of `job`. Returns the stored job; None if another change came first."""
-        stored = replace(changed, version=job.version + 1, changed_at=now())
+        moment = now()
+        worked = changed.worked + (0.0 if job.state.rests else _since(job, moment))
+        stored = replace(changed, version=job.version + 1, changed_at=moment, worked=worked)
         changes = stored.to_document() | {"was": job.version, "active": not changed.state.is_final}
         cleared = {name: None for name in ("head", "ended_at") if getattr(stored, name) is None}
         try:
@@ -198,3 +202,10 @@ class JobStore:
 
     def _adapter(self, template: str) -> NamasteCore:
         return self._factory.adapter(template)
+
+
+def _since(job: Job, moment: datetime) -> float:
+    """Seconds of work since a job's last change."""
+    if job.changed_at is None:
+        return 0.0
+    return min(LONGEST_WORK, max(0.0, (moment - job.changed_at).total_seconds()))

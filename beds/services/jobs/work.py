@@ -81,6 +81,10 @@ class Work(Protocol):
         """Verify the whole job, and make its result readable. Returns what is wrong, or empty."""
         ...
 
+    def verify(self, job: Job) -> tuple[int, list[str]]:
+        """Compare what an ended job wrote once more. Returns how much was looked at, and what is wrong."""
+        ...
+
     def preview(self, size: int) -> tuple[int, list[Any], list[Reject]]:
         """For a dry run: records looked at, a sample as the target would get it, and what would be refused."""
         ...
