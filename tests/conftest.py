@@ -37,6 +37,7 @@ PORT_BASE = int(os.environ.get("TEST_PORT_BASE", "29000")) - 2900 * PARALLEL
 """Clear of every standard port: 25000 would put RabbitMQ on 25672, and 27000 MongoDB on 27017."""
 WORKER_SECONDS = 60.0
 ALL_QUEUES = "rec.read,rec.write,rel.read,rel.write,calgon,operator"
+JOB_QUEUES = "job.aggregate,job.migrate,job.warehouse"
 ADMIN_QUEUES = "beds.logs,beds.audit,beds.metrics"
 PROMETHEUS = {"BEDS_METRICS__PROMETHEUS": f"127.0.0.1:{PORT_BASE + 464}", "BEDS_METRICS__INTERVAL": "0.5"}
 

@@ -41,6 +41,7 @@ from beds.templates.rules import check_arguments
 from beds.transport.pending import Pending, Transport
 from beds.wire.message import with_encoded_body
 from beds.wire.reply import read_reply
+from beds.wire.routes import JOB_QUEUES
 
 TICKETS_AT_ONCE = 500
 """Tickets in one acceptance."""
@@ -419,10 +420,12 @@ class Flows:
         return found
 
     def job_report(self, guid: str, timeout: float) -> Flow[dict[str, Any]]:
+        deadline = deadline_after(timeout)
         page = yield from self.job_records(guid, JOBS, "", timeout)
-        if not page:
-            raise UnknownTicket(f"{guid} is no job of this user", detail={"guid": guid})
-        return Job.of(page[0]).report()
+        if page:
+            return Job.of(page[0]).report()
+        status = yield from self.status(guid_of(guid), max(0.1, deadline - time.monotonic()))
+        return unstarted_report(status)
 
     def job_records(self, guid: str, template: str, cursor: str, timeout: float) -> Flow[Page]:
         """A page of what belongs to a job: the job itself, its rejects, its result's pages, its files."""
@@ -443,6 +446,22 @@ class Flows:
             return page
 
         return (yield from read_tree(fetch, of))
+
+
+def unstarted_report(status: TicketStatus) -> dict[str, Any]:
+    """The report of a job that msJobs does not have: it waits for a slot, or was refused."""
+    if status.queue not in JOB_QUEUES:
+        raise UnknownTicket(f"{status.guid} is no job of this user", detail={"guid": status.guid})
+    state, why = "QUEUED", ""
+    if status.ready:
+        state = "FAILED"
+        try:
+            read_reply(status.result)
+            state = "DONE"  # a dry run, or a verification
+        except BedsError as error:
+            why = f"{error.code}: {error.message}"
+    times = {"made_at": status.accepted_at, "ended_at": status.ended_at}
+    return {"job": status.summary.rpartition(".")[0], "guid": status.guid, "state": state, "why": why, **times}
 
 
 def _portions(events: Sequence[Event]) -> list[Sequence[Event]]:

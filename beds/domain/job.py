@@ -137,6 +137,7 @@ class Job:
         tally: what became of the records.
         total: about how many records there are; None if unknown.
         why: why it is stalled, or was cancelled.
+        excused: the rejects that it had when it was resumed; `max_rejects` counts from there.
         restore: the guid of the job whose files it restores; empty for another job.
         baseline_ms: p99 of the store's reads before it started.
         actor: on whose behalf it was started.
@@ -162,6 +163,7 @@ class Job:
     tally: Tally = field(default_factory=Tally)
     total: int | None = None
     why: str = ""
+    excused: int = 0
     restore: str = ""
     actor: str = ""
     baseline_ms: float | None = None

@@ -11,8 +11,8 @@ from beds.stack.stack import Stack
 from tests.conftest import wait_for
 from tests.faults.storm import FAULTS, Reckoning, Storm, calm, kill_next_process, restart_all_workers, storm
 
-PROCESSES = 17
-"""A supervisor, six parents, ten slots."""
+PROCESSES = 22
+"""A supervisor, seven parents, fourteen slots."""
 
 
 @pytest.mark.timeout(600)
@@ -59,7 +59,7 @@ def test_each_process_of_a_node_is_killed_and_no_call_is_lost(
 
 
 def _sees_all_workers(found: Storm) -> None:
-    assert len(found.workers()) == 6
+    assert len(found.workers()) == 7
 
 
 def _told(reckoning: Reckoning) -> str:

@@ -365,7 +365,7 @@ class Jobs:
             size = _next_size(chunk, rule)
             lane = replace(lane, folded=True, size=size, due=moment + self._patience(job))
             found = replace(job.with_lane(lane), tally=job.tally.plus(tally))
-            if found.tally.rejected > rule.run.max_rejects and found.state is JobState.RUNNING:
+            if found.tally.rejected - job.excused > rule.run.max_rejects and found.state is JobState.RUNNING:
                 found = replace(
                     found,
                     state=JobState.STALLED,
@@ -449,7 +449,7 @@ class Jobs:
             lanes = tuple(lane if lane.ended else replace(lane, due=due) for lane in job.lanes)
             verifying = job.lane(VERIFIER) is not None
             state = JobState.VERIFYING if verifying else JobState.RUNNING
-            return replace(job, state=state, lanes=lanes, why="")
+            return replace(job, state=state, lanes=lanes, why="", excused=job.tally.rejected)
 
         before = self._store.get(user, guid)
         if not before.state.rests:

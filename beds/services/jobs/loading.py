@@ -89,7 +89,11 @@ class Loader:
                 if equal(wanted[key], record):
                     there.add(key)
                 else:
-                    chunk.rejects.append(self.reject(key, error, IN_DOUBT if chunk.is_old else ""))
+                    other = DuplicateKey(
+                        "the target has another record with this key",
+                        detail={"field": self._target.template.key_name},
+                    )
+                    chunk.rejects.append(self.reject(key, other, IN_DOUBT if chunk.is_old else ""))
             if found:
                 queue.appendleft([key for key in keys if key not in found])
                 return

@@ -21,6 +21,7 @@ from beds.services.jobs.mapping import RecordMap, equal
 from beds.services.jobs.store import Reject
 from beds.services.jobs.work import Chunk, Cut
 from beds.templates.rules import Run
+from beds.templates.template import FetchSpec
 from beds.wire import codec
 
 MOST_SAMPLES = 5
@@ -77,7 +78,13 @@ class Move:
         for key, found in there.items():
             if not equal(wanted[key], found):
                 chunk_rejects.append(
-                    self._loader.reject(key, DuplicateKey("the target has another record with this key"))
+                    self._loader.reject(
+                        key,
+                        DuplicateKey(
+                            "the target has another record with this key",
+                            detail={"field": self._target.template.key_name},
+                        ),
+                    )
                 )
         template = self._target.template
         masked = {name: "•••" for name, field in template.fields.items() if field.sensitive}
@@ -163,7 +170,7 @@ class Move:
     def _doubt_orphans(self, chunk: Chunk, wanted: Mapping[Key, Record]) -> None:
         """List the target's records of an old chunk's range that the source lacks: nobody can tell whose they are."""
         target = self._target.template
-        using = next((n for n, f in target.fetch.items() if f.range and f.cursor == target.keys and not f.args), "")
+        using = next((name for name, spec in target.fetch.items() if _reads_all(spec, target.keys)), "")
         if not using or self._source.template.fetch_spec(self._using).cursor != self._source.template.keys:
             return
         for row in read_all(self._target, using, {}, chunk, self._run.records):
@@ -257,3 +264,8 @@ def read_all(source: BulkAdapter, using: str, args: Mapping[str, Any], chunk: Ch
 def bound(text: str | None) -> list[Any] | None:
     """The key values of a range's end."""
     return None if text is None else list(codec.loads(text))
+
+
+def _reads_all(spec: FetchSpec, keys: Sequence[str]) -> bool:
+    """Whether a fetch reads any range of keys, without further arguments."""
+    return spec.range and spec.cursor == tuple(keys) and set(spec.args) <= set(spec.optional)

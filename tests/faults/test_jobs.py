@@ -1,0 +1,194 @@
+"""Slots are killed at each point of a job, while clients change its records: none is lost, doubled or resurrected."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from beds.client.client import Client
+from beds.client.jobs import JobTicket
+from beds.config import Settings
+from beds.domain.reply import Record
+from beds.errors import BedsError, NotFound
+from tests.conftest import JOB_QUEUES, running_worker, wait_for
+from tests.killing_jobs import POINTS
+from tests.records_of_jobs import Places
+
+RECORDS = 600
+SECONDS = 120.0
+
+
+class Changes:
+    """A client that updates and deletes records of the source while a job moves them, and keeps what must be there."""
+
+    def __init__(self, settings: Settings, model: dict[int, Record], template: str) -> None:
+        self.model = model
+        self._template = template
+        self._client = Client(settings)
+        self._ended = threading.Event()
+        self.problems: list[BedsError] = []
+        self.done = 0
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Changes:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join(30)
+        self._client.close()
+
+    def _run(self) -> None:
+        chance = random.Random(7)
+        ids = sorted(self.model)
+        chance.shuffle(ids)
+        for number, key in enumerate(ids):
+            if self._ended.is_set():
+                return
+            try:
+                if number % 3 == 0:
+                    self._client.write("delete_record", self._template, key, timeout=60)
+                    del self.model[key]
+                else:
+                    self._client.write("update_record", self._template, {"id": key, "amount": -number}, timeout=60)
+                    self.model[key]["amount"] = -number
+                self.done += 1
+            except NotFound:
+                pass  # it was moved before
+            except BedsError as error:
+                self.problems.append(error)
+            time.sleep(0.002)
+
+
+@pytest.fixture
+def places(database: Any, settings: Settings, workers: None) -> Iterator[Places]:
+    with Places.opened(settings, database) as found:
+        found.clear()
+        yield found
+
+
+@pytest.fixture
+def starter(settings: Settings, workers: None) -> Iterator[Client]:
+    with Client(settings, operator=True) as found:
+        yield found
+
+
+@contextmanager
+def _killed_at(project: Path, point: str, tmp_path: Path) -> Iterator[Path]:
+    flag = tmp_path / "killed"
+    env = {"KILL_AT": point, "KILL_FLAG": str(flag), "BEDS_BROKERS__JOB_WAREHOUSE__TIME_LIMIT": "5",
+           "BEDS_BROKERS__JOB_MIGRATE__TIME_LIMIT": "5", "BEDS_COLD__ARCHIVE__URL": str(tmp_path / "cold")}  # fmt: skip
+    with running_worker(project, JOB_QUEUES, "-I", "tests.killing_jobs", env=env):
+        yield flag
+
+
+def _ended(ticket: JobTicket) -> dict[str, Any]:
+    def look() -> Any:
+        report = ticket.report()
+        assert report["state"] not in ("FAILED", "STALLED"), report
+        return report["state"] == "DONE" and report
+
+    return wait_for(look, SECONDS, f"the end of {ticket!r}")  # type: ignore[no-any-return]
+
+
+def _counted(report: dict[str, Any]) -> None:
+    """Each record that was read is accounted for once."""
+    assert report["rejected"] == report["in_doubt"] == 0, report
+
+
+FILES = ("file written", "file listed")
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("point", [point for point in POINTS if point not in FILES])
+def test_a_kill_between_two_stores_loses_and_doubles_nothing(
+    project: Path, settings: Settings, places: Places, starter: Client, tmp_path: Path, point: str
+) -> None:
+    model = places.fill("JobDocs", RECORDS)
+    with _killed_at(project, point, tmp_path) as flag, Changes(settings, model, "JobDocs") as changes:
+        report = _ended(starter.submit_job("docs_to_rows"))
+        assert flag.exists(), "no slot was killed"
+    assert not changes.problems
+    _counted(report)
+    hot, cool = places.records("JobDocs"), places.records("JobRows")
+    assert not hot.keys() & cool.keys(), "records in two places"
+    assert {**hot, **cool} == model
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("point", ["cut", *FILES, "removed", "folded", "published", "lane ended", "ticket ended"])
+def test_a_kill_on_the_way_to_files_loses_and_doubles_nothing(
+    project: Path, settings: Settings, places: Places, starter: Client, tmp_path: Path, point: str
+) -> None:
+    model = places.fill("JobDocs", RECORDS)
+    with _killed_at(project, point, tmp_path) as flag, Changes(settings, model, "JobDocs") as changes:
+        report = _ended(starter.submit_job("docs_cold"))
+        assert flag.exists(), "no slot was killed"
+    assert not changes.problems
+    _counted(report)
+    hot, cold = places.records("JobDocs"), places.in_files(tmp_path / "cold" / "docs_cold")
+    assert not hot.keys() & cold.keys(), "records in two places"
+    assert {**hot, **cold} == model
+
+
+@pytest.mark.timeout(240)
+def test_a_poisoned_chunk_stalls_its_job_and_resume_goes_on(
+    project: Path, settings: Settings, places: Places, starter: Client, tmp_path: Path
+) -> None:
+    model = places.fill("JobDocs", 200)
+    poison = tmp_path / "poison"
+    poison.touch()
+    env = {"KILL_AT": "read back", "KILL_FLAG": str(tmp_path / "flag"), "KILL_ALWAYS": str(poison)}
+    with running_worker(project, JOB_QUEUES, "-I", "tests.killing_jobs", env=env):
+        ticket = starter.submit_job("docs_cool")
+        stalled = wait_for(lambda: (r := ticket.report())["state"] == "STALLED" and r, SECONDS, "the stall")
+        assert "given up" in stalled["why"]
+        progress = ticket.progress
+        assert progress is not None
+        assert progress.note.startswith("STALLED")
+        poison.unlink()
+        ticket.resume()
+        report = _ended(ticket)
+    _counted(report)
+    assert not places.records("JobDocs")
+    assert places.records("JobCool") == model
+
+
+@pytest.mark.timeout(240)
+def test_what_an_old_ledger_cannot_tell_is_in_doubt(
+    project: Path, settings: Settings, database: Any, places: Places, starter: Client, tmp_path: Path
+) -> None:
+    """A chunk is interrupted after its load, its records change, and the ledger forgets it before it is resumed."""
+    model = places.fill("JobDocs", 40)
+    poison = tmp_path / "poison"
+    poison.touch()
+    env = {"KILL_AT": "read back", "KILL_FLAG": str(tmp_path / "flag"), "KILL_ALWAYS": str(poison)}
+    with running_worker(project, JOB_QUEUES, "-I", "tests.killing_jobs", env={**env, "BEDS_LEDGER__TTL": "3600"}):
+        ticket = starter.submit_job("docs_to_rows")
+        wait_for(lambda: ticket.report()["state"] == "STALLED", SECONDS, "the stall")
+        poison.unlink()
+        with Client(settings) as client:
+            client.write("update_record", "JobDocs", {"id": 3, "amount": -3})
+            client.write("delete_record", "JobDocs", 4)
+        model[3]["amount"] = -3
+        places.forget_ledger()
+        database["msJobs"].update_many({"_id.guid": ticket.guid}, [{"$set": {"lanes": {"$map": {
+            "input": "$lanes", "in": {"$mergeObjects": ["$$this", {"began": {"$dateSubtract": {
+                "startDate": "$$this.began", "unit": "hour", "amount": 2}}}]}}}}}])  # fmt: skip
+        ticket.resume()
+        report = _ended(ticket)
+        doubts = {reject["key"]: reject["code"] for reject in ticket.rejects()}
+    assert report["in_doubt"] == 2
+    assert doubts == {"3": "in_doubt", "4": "in_doubt"}
+    hot, cool = places.records("JobDocs"), places.records("JobRows")
+    assert hot == {3: model[3]}
+    assert cool.keys() == model.keys()  # of 3 the old copy stays beside the record; of 4 only the copy is left
+    assert all(cool[key] == record for key, record in model.items() if key not in (3, 4))
