@@ -109,8 +109,11 @@ class Places:
         calls = [f"{kind} calls" for kind in ("insert", "update", "remove")]
         counts = [each["wiredTiger"]["cursor"][call] for each in of_jobs for call in calls]
         cursor = self._sql.cursor()
-        cursor.execute("SHOW GLOBAL STATUS LIKE 'Innodb_rows_inserted'")
-        return (*sizes, *counts, int(cursor.fetchall()[0][1]))
+        cursor.execute(
+            "SHOW GLOBAL STATUS WHERE Variable_name IN ('Com_insert', 'Com_insert_select', 'Com_update', 'Com_delete',"
+            " 'Com_delete_multi')"
+        )
+        return (*sizes, *counts, *(int(row["Value"]) for row in cursor.fetchall()))
 
     def forget_ledger(self) -> None:
         self._database["msLedger"].delete_many({})

@@ -10,17 +10,20 @@ from typing import Any
 
 import click
 from kombu import Connection
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from beds.cli.clients import records_client
 from beds.cli.output import print_json
 from beds.client.client import Client
 from beds.domain.event import OPERATOR, Operation
+from beds.domain.job import Job
 from beds.domain.reply import Page
 from beds.domain.trace import OK
-from beds.services.metrics import BOUNDS_MS, percentile
+from beds.errors import BedsError
+from beds.services.metrics import BOUNDS_MS, RECORDS_MOVED, percentile
 from beds.transport.connection import connect_to
 from beds.transport.topology import Depth, depths
 from beds.wire.routes import DEAD, EVENT_QUEUES, LOG_QUEUES
@@ -37,6 +40,7 @@ class Row:
     count: int = 0
     errors: int = 0
     busy_ms: float = 0.0
+    records: int = 0
     buckets: list[int] = field(default_factory=lambda: [0] * (len(BOUNDS_MS) + 1))
 
     def to_wire(self, window: float) -> dict[str, Any]:
@@ -45,6 +49,7 @@ class Row:
             "errors": self.errors,
             **{f"p{p}_ms": percentile(self.buckets, p) for p in PERCENTS},
             "busy": round(self.busy_ms / 1000 / window, 3),
+            "records_per_second": round(self.records / window, 1),
         }
         return {
             "waiting": self.depth.messages if self.depth else None,
@@ -79,17 +84,66 @@ def _watch(client: Client, connection: Connection, window: float, timeout: float
             rows = _rows(client, connection, window, timeout)
             return {name: row.to_wire(window) for name, row in rows.items()}
 
+        def show() -> Group:
+            jobs = _jobs(client, timeout)
+            queues = _table(look(), window)
+            return Group(queues, Text(), _jobs_table(jobs)) if jobs else Group(queues)
+
         if as_json:
-            print_json({"window_seconds": window, "queues": look()})
+            print_json({"window_seconds": window, "queues": look(), "jobs": _jobs(client, timeout)})
             return
         console = Console(highlight=False)
         if once:
-            console.print(_table(look(), window))
+            console.print(show())
             return
-        with Live(_table(look(), window), console=console, auto_refresh=False) as live:
+        with Live(show(), console=console, auto_refresh=False) as live:
             while True:
                 time.sleep(2)
-                live.update(_table(look(), window), refresh=True)
+                live.update(show(), refresh=True)
+
+
+def _jobs(client: Client, timeout: float) -> list[dict[str, Any]]:
+    """The jobs that have not ended; those of all users for an operator, whose requests a worker answers."""
+    if not client.is_operator:
+        return []
+    try:
+        page = client.fetch("msJobs", "unended", {}, limit=100, timeout=timeout)
+    except BedsError:
+        return []  # the queues above show that no worker answers
+    found = [Job.of(record) for record in page]
+    moment = datetime.now(UTC)
+    return [
+        {
+            "guid": job.guid,
+            "job": job.rule,
+            "state": str(job.state),
+            "done": job.tally.read,
+            "total": job.total,
+            "records_per_second": job.progress().rate,
+            "lanes": sum(not lane.ended and not lane.folded for lane in job.lanes),
+            "lag_seconds": round((moment - job.changed_at).total_seconds(), 1) if job.changed_at else None,
+        }
+        for job in found
+    ]
+
+
+def _jobs_table(jobs: list[dict[str, Any]]) -> Table:
+    """The running jobs: `lanes` are at work on a chunk, and `lag` is the time since the last progress."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("job")
+    for name in ("state", "done", "of", "records/s", "lanes", "lag s"):
+        table.add_column(name, justify="right")
+    for job in jobs:
+        table.add_row(
+            f"{job['job']} {job['guid']}",
+            job["state"],
+            _shown(job["done"], ","),
+            _shown(job["total"], ","),
+            _shown(job["records_per_second"], ",.0f"),
+            str(job["lanes"]),
+            _shown(job["lag_seconds"], ".1f"),
+        )
+    return table
 
 
 def _rows(client: Client, connection: Connection, window: float, timeout: float) -> dict[str, Row]:
@@ -105,6 +159,9 @@ def _rows(client: Client, connection: Connection, window: float, timeout: float)
     for record in page:
         row = rows[record["meta"]["queue"]]
         row.is_measured = True
+        if record["meta"]["operation"] == RECORDS_MOVED:
+            row.records += record["count"]
+            continue
         row.count += record["count"]
         row.errors += record["count"] if record["meta"]["outcome"] != OK else 0
         row.busy_ms += record["total_ms"]
@@ -118,7 +175,7 @@ def _table(rows: dict[str, dict[str, Any]], window: float) -> Table:
         caption = "rates are read with [amqp] operator_url, from a running worker for `operator`"
     table = Table(box=None, pad_edge=False, header_style="bold", caption=caption, caption_justify="left")
     table.add_column("queue")
-    for name in ("waiting", "workers", "events/s", "errors", *(f"p{p} ms" for p in PERCENTS), "busy"):
+    for name in ("waiting", "workers", "events/s", "errors", *(f"p{p} ms" for p in PERCENTS), "busy", "records/s"):
         table.add_column(name, justify="right")
     for queue, row in rows.items():
         errors = f"[red]{row['errors']}[/]" if row["errors"] else _shown(row["errors"], "")
@@ -130,6 +187,7 @@ def _table(rows: dict[str, dict[str, Any]], window: float) -> Table:
             errors,
             *(_shown(row[f"p{p}_ms"], ".1f") for p in PERCENTS),
             _shown(row["busy"], ".2f"),
+            _shown(row["records_per_second"] or None, ",.0f"),
         )
     return table
 

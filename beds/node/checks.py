@@ -133,6 +133,8 @@ def _stores(settings: Settings) -> Iterator[Check]:
     pools = local_pools(settings.services)
     # Every worker updates tickets. MongoDB holds them, like all of BEDS's own data.
     needed = ({Store.REC} if pools else set()) | ({Store.REL} if settings.services.rel.is_local else set())
+    if settings.services.jobs.is_local and settings.databases.rel is not None:
+        needed.add(Store.REL)
     try:
         registry = TemplateRegistry.from_folder(settings.schema_path, strict=False)
     except BedsError as error:
@@ -140,12 +142,29 @@ def _stores(settings: Settings) -> Iterator[Check]:
         return
     for problem in registry.broken:
         yield of_error("templates", problem)
+    if settings.services.jobs.is_local:
+        yield _jobs(settings, registry)
     with contextlib.closing(AdapterFactory(settings, registry)) as factory:
         for store in Store:
             if store in needed:
                 yield from _store(settings, factory, store)
             else:
                 yield skipped(SERVERS[store], "no service of this node uses it")
+
+
+def _jobs(settings: Settings, registry: TemplateRegistry) -> Check:
+    """Check that this node can write the files of each rule that has some."""
+    for rule in registry.jobs.values():
+        name = rule.job.cold
+        if not name:
+            continue
+        if name not in settings.cold:
+            return failed("jobs", f"{rule.file.name} writes to {name!r}, which beds.toml does not have",
+                          f'add [cold.{name}] url = "file:///…"')  # fmt: skip
+        if importlib.util.find_spec("pyarrow") is None or importlib.util.find_spec("fsspec") is None:
+            return failed("jobs", f"{rule.file.name} writes files, and pyarrow or fsspec is not installed",
+                          "pip install 'beds[cold]'")  # fmt: skip
+    return ok("jobs", f"{len(registry.jobs)} rules")
 
 
 def _place(settings: Settings, store: Store) -> str:

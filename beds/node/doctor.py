@@ -17,11 +17,10 @@ from beds.node.check import Check, failed, of_error, ok, skipped
 from beds.transport.connection import connect_to
 from beds.transport.pending import Pending
 from beds.transport.topology import Depth, depths
-from beds.wire.routes import CRUD_QUEUES, DEAD, EVENT_QUEUES, LOG_QUEUES, QUEUE_ROUTES
+from beds.wire.routes import CRUD_QUEUES, DEAD, EVENT_QUEUES, JOB_QUEUES, LOG_QUEUES, QUEUE_ROUTES
 
 ARRIVAL_SECONDS = 0.3
 """Interval between two queries for an expected record."""
-JOBS = "job."
 T = TypeVar("T")
 
 
@@ -84,11 +83,11 @@ class Doctor:
             elif depth.consumers:
                 event = Event.of_probe(queue, self._lineage(), retry=queue in CRUD_QUEUES)
                 try:
-                    asked[queue] = self._send(event, by=self._operator if queue == OPERATOR else None)
+                    asked[queue] = self._send(event, by=self._asks(queue))
                 except BedsError as error:
                     asked[queue] = error
-            elif queue.startswith(JOBS):
-                yield skipped(f"pool {queue}", "nobody consumes it; no template has jobs")
+            elif queue in JOB_QUEUES and not self._rules(queue):
+                yield skipped(f"pool {queue}", "nobody consumes it; schema/jobs has no rule of this kind")
             else:
                 yield failed(f"pool {queue}", f"nobody consumes it; {depth.messages} events wait",
                              f"start a node whose beds.toml has the service of {queue}")  # fmt: skip
@@ -100,7 +99,7 @@ class Doctor:
         try:
             if isinstance(pending, BedsError):
                 raise pending
-            answer = self._answer(pending, by=self._operator if queue == OPERATOR else None)
+            answer = self._answer(pending, by=self._asks(queue))
         except PermissionDenied:
             return skipped(name, "this node's client may not publish there")
         except BedsError as error:
@@ -112,6 +111,14 @@ class Doctor:
         if retries:
             return ok(name, f"{worker} answered, and its database, after a retry on its own queue")
         return ok(name, f"{worker} answered")
+
+    def _asks(self, queue: str) -> Client | None:
+        """Who probes a queue: the operator, where applications have no right by default."""
+        return self._operator if queue in (OPERATOR, *JOB_QUEUES) else None
+
+    def _rules(self, queue: str) -> list[str]:
+        """The rules whose jobs a queue gets."""
+        return [name for name, rule in self._client.templates.jobs.items() if rule.kind.queue == queue]
 
     def dead(self, found: dict[str, Depth | None]) -> Check:
         """Send an event that no worker can execute. It must arrive in msDead, where it is discarded."""

@@ -9,10 +9,10 @@ from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import REGISTRY, make_wsgi_app
-from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 
 from beds.errors import ConfigurationError
-from beds.services.metrics import BOUNDS_MS
+from beds.services.metrics import BOUNDS_MS, RECORDS_MOVED
 
 LABELS = ("queue", "operation", "template", "outcome")
 CONNECTIONS, REQUEST_SECONDS = 8, 10
@@ -60,6 +60,7 @@ class PrometheusCollector:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._totals: dict[tuple[str, ...], tuple[list[int], float]] = {}
+        self._records: dict[tuple[str, str], int] = {}
         self._seen: dict[str, None] = {}
 
     def take(self, records: Sequence[Mapping[str, Any]]) -> None:
@@ -71,12 +72,17 @@ class PrometheusCollector:
                 self._seen[record["event_id"]] = None
                 if len(self._seen) > REMEMBERED:
                     del self._seen[next(iter(self._seen))]
+                meta = record["meta"]
+                if meta.get("operation") == RECORDS_MOVED:
+                    of = (str(meta.get("queue", "")), str(meta.get("template", "")))
+                    self._records[of] = self._records.get(of, 0) + int(record["count"])
+                    continue
                 labels = tuple(str(record["meta"].get(name, "")) for name in LABELS)
                 buckets, seconds = self._totals.get(labels, ([0] * (len(BOUNDS_MS) + 1), 0.0))
                 added = [int(have) + int(more) for have, more in zip(buckets, record["buckets"], strict=True)]
                 self._totals[labels] = (added, seconds + float(record["total_ms"]) / 1000)
 
-    def collect(self) -> Iterator[HistogramMetricFamily]:
+    def collect(self) -> Iterator[HistogramMetricFamily | CounterMetricFamily]:
         """Called by the Prometheus client for each scrape."""
         family = HistogramMetricFamily(
             "beds_events_seconds", "Events carried out, and how long each took.", labels=LABELS
@@ -89,6 +95,11 @@ class PrometheusCollector:
                     pairs.append(("+Inf" if bound is None else str(bound / 1000), below))
                 family.add_metric(labels, pairs, seconds)
         yield family
+        moved = CounterMetricFamily("beds_job_records", "Records that jobs have read.", labels=("queue", "job"))
+        with self._lock:
+            for of, count in self._records.items():
+                moved.add_metric(of, count)
+        yield moved
 
     def serve(self, address: str) -> None:
         """Open the endpoint at `host:port`. Raises ConfigurationError: the port is taken."""
