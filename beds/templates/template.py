@@ -251,7 +251,7 @@ class Template(_Table):
             raise TemplateError(
                 f"template {self.name} has no [{table}], which the job needs",
                 detail={"template": self.name, "table": table},
-                hint=f"add [{table}] to {self.file.name or 'the template'}; `beds schema draft` writes a first version",
+                hint=f"add [{table}] to {self.file.name or 'the template'}; docs/howto/migrate.md shows each table",
             ) from None
 
     def _writes(self) -> dict[Operation, ObjectRef | None]:
