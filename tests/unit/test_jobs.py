@@ -223,7 +223,7 @@ def test_a_missing_field_equals_null_and_nothing_else() -> None:
 
 def test_parts_are_merged_in_order_and_nulls_are_left_out() -> None:
     merge = Merge(by=("k",), sum=("n",), min=("least",), max=("most",))
-    rows = [
+    rows: list[Record] = [
         {"k": "b", "n": 1, "least": 5, "most": None},
         {"k": "a", "n": 2, "least": None, "most": 1},
         {"k": "b", "n": 3, "least": 4, "most": 9},
