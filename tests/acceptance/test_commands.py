@@ -340,7 +340,7 @@ def test_a_node_runs_once_and_its_workers_end_with_it(project: Path, stack: Stac
         supervisor = node_daemon(stack.folder, "ms").process()
         assert supervisor
         assert str(supervisor.pid) in twice.stderr
-        workers = wait_for(lambda: found if len(found := supervisor.children()) == 6 else None, 30, "the workers")
+        workers = wait_for(lambda: found if len(found := supervisor.children()) == 7 else None, 30, "the workers")
         # After SIGKILL it cannot stop them itself.
         supervisor.kill()
         _, alive = psutil.wait_procs(workers, timeout=60)
