@@ -191,8 +191,11 @@ def _size(value: Any) -> int:
     kind = type(value)
     if kind is str or kind is bytes:
         return len(value)
-    if kind is dict:
-        return sum(map(_size, value.values()))
-    if kind is list or kind is tuple:
-        return sum(map(_size, value))
-    return 0
+    total = 0
+    for inner in value.values() if kind is dict else value if kind is list or kind is tuple else ():
+        kind_inside = type(inner)
+        if kind_inside is str or kind_inside is bytes:
+            total += len(inner)
+        elif kind_inside is dict or kind_inside is list or kind_inside is tuple:
+            total += _size(inner)
+    return total

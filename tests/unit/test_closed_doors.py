@@ -430,7 +430,7 @@ def test_16_a_record_delivered_twice_counts_once() -> None:
     record = {"event_id": "x", "meta": {"queue": "q"}, "buckets": [1] * (len(BOUNDS_MS) + 1), "total_ms": 1.0}
     for _ in range(2):
         collector.take([record])
-    (family,) = collector.collect()
+    family, _records = collector.collect()
     (count,) = (sample.value for sample in family.samples if sample.name.endswith("_count"))
     assert count == len(BOUNDS_MS) + 1
 

@@ -21,6 +21,9 @@ _DECIMAL128 = create_decimal128_context()
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 INT32_MIN, INT32_MAX = -(2**31), 2**31 - 1
 
+_UNCHANGED: Mapping[str, type] = {"string": str, "integer": int, "boolean": bool, "uuid": UUID}
+"""The types whose values are the driver's and BEDS's alike, by field type."""
+
 Shape = Mapping[str, Any]
 """The BSON types of a validator's `$jsonSchema`, or a part of it."""
 
@@ -75,10 +78,35 @@ def to_bson(path: str, value: Any, wanted: Any = None, shape: Shape | None = Non
     return value
 
 
+def plain_integers(fields: Mapping[str, FieldSpec], shape: Shape) -> frozenset[str]:
+    """The integer fields whose values the driver writes as they are, for `document_to_bson`."""
+    inside = shape.get("properties") or {}
+    found = set()
+    for name, spec in fields.items():
+        declared = (inside.get(name) or {}).get("bsonType")
+        names = {declared} if isinstance(declared, str) else set(declared or ())
+        if spec.type == "integer" and "int" in names:
+            found.add(name)
+    return frozenset(found)
+
+
 def document_to_bson(
-    fields: Mapping[str, FieldSpec], document: Mapping[str, Any], keys: tuple[str, ...], shape: Shape, where: str = ""
+    fields: Mapping[str, FieldSpec],
+    document: Mapping[str, Any],
+    keys: tuple[str, ...],
+    shape: Shape,
+    where: str = "",
+    plain: frozenset[str] = frozenset(),
 ) -> dict[str, Any]:
-    """A record as a document. Its key becomes `_id`; a composite key becomes an object with the parts in order."""
+    """A record as a document. Its key becomes `_id`; a composite key becomes an object with the parts in order.
+
+    Args:
+        fields, keys: the template's.
+        document: the record.
+        shape: the declared types of the collection.
+        where: the document's place, for messages.
+        plain: `plain_integers`, if many documents are written.
+    """
     inside = shape.get("properties") or {}
     found: dict[str, Any] = {}
     composite = len(keys) > 1
@@ -86,7 +114,10 @@ def document_to_bson(
         inside = {**inside, **((inside.get("_id") or {}).get("properties") or {})}
     for name, value in document.items():
         stored = "_id" if name in keys and not composite else name
-        if not (value is None or type(value) is str):  # saves a call for most values of bulk loads and log records
+        kind = type(value)
+        # Saves calls for most values of bulk loads and log records.
+        is_plain = value is None or kind is str or (kind is int and name in plain and -INT32_MAX <= value <= INT32_MAX)
+        if not is_plain:
             declared = inside.get(stored) or {}
             value = field_to_bson(fields.get(name), where + name, value, declared.get("bsonType"), declared)
         found[stored] = value
@@ -174,15 +205,18 @@ def document_from_bson(
     """
     found: dict[str, Any] = {}
     for name, value in document.items():
+        spec, kind = fields.get(name), type(value)
+        if spec is not None and (value is None or kind is _UNCHANGED.get(spec.type)):
+            found[name] = value  # saves calls for most values
+            continue
         if name == "_id":
             if len(keys) > 1 and isinstance(value, Mapping):
                 for part, inner in value.items():
                     found[part] = _conformed(part, inner, fields.get(part))
                 continue
             name = keys[0] if len(keys) == 1 else name
-        found[name] = (
-            value if type(value) is str and _is_text(fields.get(name)) else _conformed(name, value, fields.get(name))
-        )
+        spec = fields.get(name)
+        found[name] = value if kind is str and _is_text(spec) else _conformed(name, value, spec)
     return found
 
 
