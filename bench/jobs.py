@@ -1,13 +1,18 @@
-"""Compares a migration of the sample's flights, MariaDB to MongoDB, with loops over the bare drivers.
+"""Compares jobs over the sample's flights with loops over the bare drivers, with pt-archiver, and with dlt.
 
-Sides, by turns, each over all flights, which go back before the next side begins:
+A migration, MariaDB to MongoDB. Sides, by turns, each over all flights, which go back before the next side begins:
 
     loop         pymongo and mysqlclient alone: read 1,000 rows by key, insert_many, delete
     duties       the same loop with the duties of a job: transactions, ledger entries, copies read back and compared,
                  rows locked and compared before they are deleted
     beds, beds2  a job with one lane and one slot, and with two
 
+An archive, MariaDB to MariaDB: pt-archiver (Debian: percona-toolkit) in bulk and row by row, and a job with one slot.
+Files: dlt's load of the flights into Parquet, and a job with one slot.
+
     python -m bench.jobs [--pairs 2] [--sides loop,duties,beds,beds2] [--json]
+    python -m bench.jobs --archive [--pairs 2] [--json]
+    python -m bench.jobs --files --dlt PYTHON [--pairs 2] [--json]     PYTHON has dlt[parquet,filesystem] and sqlalchemy
 
 It needs the sample data: `make demo` first. MariaDB's and MongoDB's times are included in all sides.
 """
@@ -17,26 +22,30 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
+import shutil
 import statistics
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, ClassVar
 
 import MySQLdb
 import MySQLdb.cursors
+from bson import Int64
 from pymongo import MongoClient
 
 from beds.client.client import Client
 from beds.config import Settings
-from bench.side import own_vhost, ready_stack, worker
+from bench import job_peers
+from bench.side import ROOT, own_vhost, ready_stack, worker
 
 CHUNK = 1000
 COLUMNS = (
-    "id, time_hour, carrier, flight, origin, dest, tailnum, sched_dep_time, dep_time, dep_delay, sched_arr_time, arr_time, "
-    "arr_delay, air_time, distance"
+    "id, time_hour, carrier, flight, origin, dest, tailnum, sched_dep_time, dep_time, dep_delay, sched_arr_time, "
+    "arr_time, arr_delay, air_time, distance"
 )
 SIDES = ("loop", "duties", "beds", "beds2")
 DEADLINE = 900.0
@@ -59,12 +68,6 @@ class Loop:
     def close(self) -> None:
         self._sql.close()
         self._client.close()
-
-    def count(self) -> int:
-        cursor = self._sql.cursor()
-        cursor.execute("SELECT COUNT(*) FROM flights")
-        self._sql.commit()
-        return int(cursor.fetchone()[0])
 
     def back(self) -> None:
         """Bring the flights back, as fast as the servers allow."""
@@ -130,57 +133,131 @@ class Loop:
 
 def _document(row: dict[str, Any]) -> dict[str, Any]:
     found = {name: value for name, value in row.items() if name not in ("id", "time_hour")}
-    return {"_id": row["id"], "scheduled": row["time_hour"], **found, "source": "rel"}
+    return {"_id": Int64(row["id"]), "scheduled": row["time_hour"], **found, "source": "rel"}
 
 
-@contextlib.contextmanager
-def _job_worker(settings: Settings, slots: int) -> Iterator[None]:
-    env = {"BEDS_BROKERS__JOB_MIGRATE__INSTANCES": str(slots)}
-    with worker("beds", "job.migrate", "-c", str(slots), env=env):
-        yield
+Run = Callable[[], int]
+"""One run of a side; returns the records moved."""
 
 
-def _job(client: Client, lanes: int) -> int:
-    """Run the migration, with one lane or with the two of its rule."""
-    rule = "flights_to_documents" if lanes > 1 else "flights_in_one_lane"
-    reply = client.submit_job(rule).result(DEADLINE)
-    return int(reply.record["moved"])  # type: ignore[union-attr]
+class Bench:
+    """Workers of everything but jobs, the client, and the stack's settings with the schema of bench/schema."""
 
+    def __init__(self, report: Callable[[str], None]) -> None:
+        self._report = report
+        self._left = contextlib.ExitStack()
 
-def compare(pairs: int, sides: list[str], report: Callable[[str], None]) -> dict[str, Any]:
-    stack, settings = ready_stack(report)
-    found: dict[str, list[float]] = {side: [] for side in sides}
-    loop = Loop(settings)
-    with contextlib.ExitStack() as left, contextlib.closing(loop):
-        own = left.enter_context(own_vhost(settings, stack))
-        left.enter_context(worker("beds", "rel.read,rel.write,rec.read,rec.write,calgon,operator", "-c", "6"))
-        left.enter_context(worker("beds", "beds.logs,beds.audit,beds.metrics", env={"BEDS_METRICS__PROMETHEUS": ""}))
-        client = left.enter_context(Client(own, operator=True))
-        loop.back()
-        flights = loop.count()
+    def __enter__(self) -> Bench:
+        schema = ROOT / ".beds" / "bench-schema"
+        shutil.rmtree(schema, ignore_errors=True)
+        shutil.copytree(ROOT / "schema", schema)
+        shutil.copytree(ROOT / "bench" / "schema", schema, dirs_exist_ok=True)
+        os.environ["BEDS_SCHEMA__PATH"] = str(schema)
+        stack, self.settings = ready_stack(self._report)
+        own = self._left.enter_context(own_vhost(self.settings, stack))
+        self._left.enter_context(worker("beds", "rel.read,rel.write,rec.read,rec.write,calgon,operator", "-c", "6"))
+        records = "beds.logs,beds.audit,beds.metrics"
+        self._left.enter_context(worker("beds", records, env={"BEDS_METRICS__PROMETHEUS": ""}))
+        self.client = self._left.enter_context(Client(own))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._left.close()
+
+    def job(self, rule: str, slots: int) -> Run:
+        """A side that runs a job with a pool of so many slots."""
+
+        def run() -> int:
+            reply = self.client.submit_job(rule).result(DEADLINE)
+            return int(reply.record["moved"])  # type: ignore[union-attr]
+
+        self._slots[run] = slots
+        return run
+
+    _slots: ClassVar[dict[Run, int]] = {}
+
+    def compare(self, pairs: int, sides: Mapping[str, Run], after: Callable[[str], object]) -> dict[str, list[float]]:
+        """Records a second of each side, by turns. `after` is called with a side's name once it has run."""
+        found: dict[str, list[float]] = {side: [] for side in sides}
         for number in range(pairs):
-            for side in sides if number % 2 else sides[::-1]:
-                with _job_worker(own, 2 if side == "beds2" else 1) if side.startswith("beds") else contextlib.nullcontext():
-                    if side.startswith("beds"):
-                        time.sleep(3)
+            for side in list(sides) if number % 2 else list(sides)[::-1]:
+                run = sides[side]
+                with self._pool(self._slots.get(run, 0)):
                     begun = time.perf_counter()
-                    match side:
-                        case "loop" | "duties":
-                            moved = loop.move(duties=side == "duties")
-                        case _:
-                            moved = _job(client, 2 if side == "beds2" else 1)
+                    moved = run()
                     rate = moved / (time.perf_counter() - begun)
-                assert moved == flights, (side, moved)
                 found[side].append(rate)
-                report(f"pair {number + 1} of {pairs}: {side} {rate:,.0f} records/s")
-                loop.back()
-    rates = {side: statistics.median(of) for side, of in found.items()}
+                self._report(f"pair {number + 1} of {pairs}: {side} {moved:,} records, {rate:,.0f}/s")
+                after(side)
+        return found
+
+    @contextlib.contextmanager
+    def _pool(self, slots: int) -> Iterator[None]:
+        if not slots:
+            yield
+            return
+        queues = "job.migrate,job.warehouse"
+        names = ("MIGRATE", "WAREHOUSE")
+        env = {f"BEDS_BROKERS__JOB_{name}__INSTANCES": str(slots) for name in names}
+        env |= {f"BEDS_BROKERS__JOB_{name}__TIME_LIMIT": "120" for name in names}
+        with worker("beds", queues, env=env):
+            time.sleep(3)
+            yield
+
+
+def migration(bench: Bench, pairs: int, names: Sequence[str]) -> dict[str, Any]:
+    with contextlib.closing(Loop(bench.settings)) as loop:
+        loop.back()
+        sides: dict[str, Run] = {
+            "loop": lambda: loop.move(duties=False),
+            "duties": lambda: loop.move(duties=True),
+            "beds": bench.job("flights_to_documents", 1),
+            "beds2": bench.job("flights_to_documents", 2),
+        }
+        return _figures(bench.compare(pairs, {n: sides[n] for n in names}, lambda _: loop.back()), ("loop", "duties"))
+
+
+def archive(bench: Bench, pairs: int) -> dict[str, Any]:
+    def peer(*, bulk: bool) -> int:
+        job_peers.pt_archiver(bench.settings, bulk=bulk)
+        cursor = job_peers.sql(bench.settings).cursor()
+        cursor.execute("SELECT COUNT(*) FROM flights_cool")
+        return int(cursor.fetchone()[0])
+
+    sides: dict[str, Run] = {
+        "pt-bulk": lambda: peer(bulk=True),
+        "pt-rows": lambda: peer(bulk=False),
+        "beds": bench.job("flights_cool", 1),
+    }
+    return _figures(bench.compare(pairs, sides, lambda _: job_peers.bring_back(bench.settings)), ("pt-bulk", "pt-rows"))
+
+
+def files(bench: Bench, pairs: int, python: str) -> dict[str, Any]:
+    def peer() -> int:
+        job_peers.dlt(bench.settings, python)
+        cursor = job_peers.sql(bench.settings).cursor()
+        cursor.execute("SELECT COUNT(*) FROM flights")
+        return int(cursor.fetchone()[0])
+
+    def back(side: str) -> None:
+        if side == "beds":
+            with bench._pool(2):
+                guid = next(
+                    j["guid"] for j in bench.client.fetch("msJobs", "of_user", {}) if j["rule"] == "flights_cold"
+                )
+                bench.client.submit_job("flights_cold", restore=guid).result(DEADLINE)
+
+    sides: dict[str, Run] = {"dlt": peer, "beds": bench.job("flights_cold", 1)}
+    return _figures(bench.compare(pairs, sides, back), ("dlt",))
+
+
+def _figures(found: Mapping[str, list[float]], peers: Sequence[str]) -> dict[str, Any]:
     ratios = {
         f"{side} / {peer}": statistics.median(a / b for a, b in zip(found[side], found[peer], strict=True))
-        for side in sides if side.startswith("beds")
-        for peer in ("loop", "duties") if peer in found
+        for side in found if side.startswith("beds")
+        for peer in peers if peer in found
     }  # fmt: skip
-    return {"flights": flights, "pairs": pairs, "records_per_second": rates, "ratios": ratios}
+    return {"records_per_second": {side: statistics.median(of) for side, of in found.items()}, "ratios": ratios}
 
 
 def main() -> None:
@@ -188,8 +265,17 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=2)
     parser.add_argument("--sides", default=",".join(SIDES))
     parser.add_argument("--json", action="store_true", help="print one JSON object with all figures")
+    parser.add_argument("--archive", action="store_true", help="compare with pt-archiver")
+    parser.add_argument("--files", action="store_true", help="compare with dlt")
+    parser.add_argument("--dlt", default=sys.executable, help="the Python that has dlt")
     options = parser.parse_args()
-    found = compare(options.pairs, options.sides.split(","), lambda line: print(line, file=sys.stderr))
+    with Bench(lambda line: print(line, file=sys.stderr)) as bench:
+        if options.archive:
+            found = archive(bench, options.pairs)
+        elif options.files:
+            found = files(bench, options.pairs, options.dlt)
+        else:
+            found = migration(bench, options.pairs, options.sides.split(","))
     if options.json:
         print(json.dumps(found, indent=2))
         return

@@ -112,7 +112,7 @@ class BulkAdapter(BoundAdapter):
 
         Args:
             expected: what each record must be, by key; any other content counts as changed.
-            others: keys of records that are not removed, but whose absence is noted.
+            others: keys of records that are not removed; they count as changed, or as gone.
             step: the ledger key.
             more: noted beside the removal.
 
@@ -129,7 +129,7 @@ class BulkAdapter(BoundAdapter):
         def work(call: Callable[[str, Mapping[str, Any]], Outcome]) -> Outcome:
             stored = self._by_key(call("by_keys", {KEYS: wanted}).rows) if wanted else {}
             same = [key for key, record in expected.items() if stored.get(key) == record]
-            changed = tuple(key for key, record in expected.items() if key in stored and stored[key] != record)
+            changed = tuple(key for key in stored if key not in expected or stored[key] != expected[key])
             gone = tuple(key for key in (tuple(k[name] for name in names) for k in wanted) if key not in stored)
             removed = 0
             if same:

@@ -69,15 +69,13 @@ class MemoryStore:
         once: IdempotencyRecord | None = None,
         verify: Verify | None = None,
     ) -> Outcome:
-        if once is not None and once.guid in self._ledger:
-            raise AlreadyDone
         if once is None and verify is None:
             return self._execute(binding, values)
         before = copy.deepcopy(self.records)
         try:
             outcome = self._execute(binding, values)
             if once is not None:
-                self._ledger[once.guid] = once.answer(outcome)
+                self._note_once(once, outcome)
             elif verify is not None:
                 verify(outcome)
         except BaseException:
@@ -86,14 +84,19 @@ class MemoryStore:
         return outcome
 
     def transact(self, work: Work, once: IdempotencyRecord) -> None:
-        if once.guid in self._ledger:
-            raise AlreadyDone
         before = copy.deepcopy(self.records)
         try:
-            self._ledger[once.guid] = once.answer(work(self._execute))
+            self._note_once(once, work(self._execute))
         except BaseException:
             self.records = before
             raise
+
+    def _note_once(self, once: IdempotencyRecord, outcome: Outcome) -> None:
+        """Note the entry after the write, as both databases do."""
+        answer = once.answer(outcome)
+        if once.guid in self._ledger:
+            raise AlreadyDone
+        self._ledger[once.guid] = answer
 
     def recall(self, guid: str) -> str | None:
         return self._ledger.get(guid)

@@ -138,7 +138,7 @@ class Job:
         total: about how many records there are; None if unknown.
         why: why it is stalled, or was cancelled.
         excused: the rejects that it had when it was resumed; `max_rejects` counts from there.
-        restore: the guid of the job whose files it restores; empty for another job.
+        restore, restored_user: the guid and the user of the job whose records it brings back; empty for another job.
         baseline_ms: p99 of the store's reads before it started.
         actor: on whose behalf it was started.
         due_at: when it was due; None for a job that somebody started.
@@ -165,6 +165,7 @@ class Job:
     why: str = ""
     excused: int = 0
     restore: str = ""
+    restored_user: str = ""
     actor: str = ""
     baseline_ms: float | None = None
     due_at: datetime | None = None
@@ -177,7 +178,8 @@ class Job:
     def of(cls, record: Record) -> Job:
         known = {name: record[name] for name in cls.__slots__ if record.get(name) is not None}
         known["kind"], known["state"] = JobKind(known["kind"]), JobState(known["state"])
-        known["lanes"] = tuple(Lane(**lane) for lane in known["lanes"])
+        fields = Lane.__slots__  # a newer version may have stored more
+        known["lanes"] = tuple(Lane(**{name: lane[name] for name in fields if name in lane}) for lane in known["lanes"])
         known["tally"] = Tally.of(known["tally"])
         return cls(**known)
 
@@ -220,6 +222,11 @@ class Job:
             "made_at": self.made_at,
             "ended_at": self.ended_at,
         }
+
+    def covers(self, moment: datetime) -> bool:
+        """Whether it was running at a moment."""
+        has_begun = self.made_at is not None and self.made_at <= moment
+        return has_begun and (self.ended_at is None or self.ended_at >= moment)
 
     @property
     def is_over(self) -> bool:

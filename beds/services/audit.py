@@ -62,7 +62,8 @@ def chunk_record(job: Job, lane: Lane, tally: Tally, trace: Trace) -> dict[str, 
     event = trace.lineage
     guid = str(uuid.uuid5(uuid.UUID(event.guid), f"audit {job.user} {lane.lane} {lane.n}"))
     return {
-        "event_id": f"{event.node}.{event.env}.{guid}",
+        # Of the job's node: the chunk may be executed again on another one.
+        "event_id": f"{job.event_id.rpartition('.')[0]}.{guid}",
         "parent_id": event.event_id,
         "root_id": event.root_id,
         "depth": event.depth + 1,

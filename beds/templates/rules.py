@@ -72,6 +72,13 @@ class Schedule(_Table):
     overlap: Literal["skip"] = "skip"
     """A run that is due while the one before goes on is left out."""
 
+    @field_validator("window")
+    @classmethod
+    def _opens(cls, window: str | None) -> str | None:
+        if window and window[:5] == window[6:]:
+            raise ValueError("the window never opens: its ends are equal")
+        return window
+
 
 class Keep(_Table):
     days: Annotated[int, Field(ge=1)]
@@ -349,7 +356,7 @@ class JobRule(_Table):
             raise self.wrong("job.partition", f"{source.name} has no field {name!r}{nearest(name, source.fields)}")
         if found[1] and source.fields[name].type not in ("datetime", "date"):
             raise self.wrong("job.partition", f"{part}: the field is a {source.fields[name].type}, no time")
-        if not found[1] and source.fields[name].sensitive:
+        if source.fields[name].sensitive:
             raise self.wrong("job.partition", f"{name} is sensitive, and folders have names")
 
 

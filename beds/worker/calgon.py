@@ -10,7 +10,7 @@ from celery import states
 from beds.client.call import check_name
 from beds.domain.ticket import TicketState, TicketStatus
 from beds.domain.trace import Trace
-from beds.errors import MalformedEvent, StoreUnavailable
+from beds.errors import MalformedEvent, StoreUnavailable, TicketExpired, UnknownTicket
 from beds.services.execution import Redeliver, cancelled
 from beds.services.tickets import TicketStore
 from beds.wire.reply import encode_error
@@ -59,7 +59,14 @@ def cancel(store: TicketStore, owner: str, guid: Any, by: str) -> TicketStatus:
         guid: the ticket's.
         by: who cancels; stored in the ticket.
     """
-    status = store.cancel(owner, guid, by)
+    try:
+        status = store.cancel(owner, guid, by)
+    except (UnknownTicket, TicketExpired):
+        # A job outlives its ticket.
+        job = app.jobs.cancel(owner, guid, by) if isinstance(guid, str) else None
+        if job is None:
+            raise
+        return TicketStatus(job.guid, job.event_id, TicketState.PROGRESS, job.rule, job.progress(), cancelled_by=by)
     if status.queue in JOB_QUEUES and not status.ready and app.jobs.cancel(owner, str(guid), by) is not None:
         return store.status(owner, guid)  # its chunks end it
     if status.state is TicketState.PENDING:

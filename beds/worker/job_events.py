@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 import time
@@ -12,7 +11,7 @@ from beds.config import Settings
 from beds.domain.event import Event
 from beds.domain.job import JobKind
 from beds.domain.lineage import Lineage
-from beds.errors import BedsError, BrokerUnavailable
+from beds.errors import BrokerUnavailable
 from beds.transport.connection import connect_to
 from beds.transport.requester import Requester
 from beds.transport.topology import depths
@@ -83,7 +82,9 @@ class JobClock:
 
     def _run(self) -> None:
         while not self._ended.is_set():
-            with contextlib.suppress(BedsError):  # the next tick finds what this one would have found
+            try:
                 lineage = Lineage.root(self._node.name, self._node.environment)
                 self._events.publish([Event.of_tick(self._kind, lineage, self._seconds)])
+            except Exception:  # the next tick finds what this one would have found
+                logger.exception("the tick of %s could not be published", self._kind.queue)
             self._ended.wait(self._seconds)

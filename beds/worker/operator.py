@@ -75,7 +75,7 @@ def _fetch(order: Order) -> Any:
 def _owner(body: Mapping[str, Any]) -> tuple[str, Any]:
     """The user and guid of the ticket; the order must name the user when several users have this guid."""
     guid, user = body.get("guid"), body.get("user")
-    owners = app.tickets.owners_of(guid)
+    owners = app.tickets.owners_of(guid) or app.job_store.owners_of(str(guid))
     if user in owners:
         return str(user), guid
     if not owners:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -253,6 +254,9 @@ class _Runs:
     def __init__(self) -> None:
         self.kept: dict[str, Job] = {}
 
+    def last_of(self, name: str) -> Job | None:
+        return None
+
     def last_due(self, name: str) -> datetime | None:
         return max((job.due_at for job in self.kept.values() if job.due_at), default=None)
 
@@ -345,7 +349,7 @@ class _Sides:
 
     def chunk(self, until: int, *, repeated: bool = False, n: int = 1) -> Chunk:
         lane = Lane(0, n=n, until=f"[{until}]", folded=False)
-        return Chunk(self.job, lane, repeated=repeated)
+        return Chunk(self.job, lane, lambda _: None, repeated=repeated)
 
     def records(self, side: MemoryAdapter) -> dict[int, Record]:
         return side._store.records  # type: ignore[attr-defined,no-any-return]
@@ -427,3 +431,73 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
 
 def _raises(*_: Any) -> Any:
     raise KeyboardInterrupt
+
+
+def test_a_record_that_leaves_the_range_after_its_load_is_not_doubled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sides = _Sides(tmp_path)
+    sides.fill(5)
+    monkeypatch.setattr(sides.move._loader, "read_back", _raises)
+    with pytest.raises(KeyboardInterrupt):
+        sides.move.process(sides.chunk(5))
+    monkeypatch.undo()
+    read = sides.hot.read_range
+    monkeypatch.setattr(sides.hot, "read_range", lambda *args: [row for row in read(*args) if row["id"] != 3])
+    tally = sides.move.process(sides.chunk(5, repeated=True))
+    assert (tally.read, tally.moved, tally.changed) == (4, 4, 1)
+    assert set(sides.records(sides.hot)) == {3}
+    assert set(sides.records(sides.cool)) == {1, 2, 4, 5}
+
+
+def test_two_copies_at_work_take_each_others_copies_for_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second copy loads after the first, and before it has removed; then a record is changed and one deleted."""
+    sides = _Sides(tmp_path)
+    sides.fill(5)
+    monkeypatch.setattr(sides.move._loader, "read_back", _raises)
+    with pytest.raises(KeyboardInterrupt):
+        sides.move.process(sides.chunk(5))
+    monkeypatch.undo()
+    second = sides.chunk(5)  # it does not know that another one has begun
+    remove = sides.hot.remove_unchanged
+
+    def removing(*args: Any) -> Any:
+        sides.records(sides.hot)[2]["amount"] = -2
+        del sides.records(sides.hot)[3]
+        return remove(*args)
+
+    monkeypatch.setattr(sides.hot, "remove_unchanged", removing)
+    tally = sides.move.process(second)
+    assert (tally.moved, tally.there, tally.changed, tally.deleted) == (3, 0, 1, 1)
+    assert set(sides.records(sides.hot)) == {2}
+    assert set(sides.records(sides.cool)) == {1, 4, 5}
+
+
+def test_what_a_slow_copy_loads_after_the_chunk_was_taken_back_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sides = _Sides(tmp_path)
+    sides.fill(3)
+    load = sides.cool.load
+
+    def loading(records: Any, step: str) -> None:
+        sides.move.undo(sides.chunk(3, repeated=True))
+        load(records, step)
+
+    monkeypatch.setattr(sides.cool, "load", loading)
+    assert sides.move.process(sides.chunk(3)).moved == 0
+    assert len(sides.records(sides.hot)) == 3
+    assert not sides.records(sides.cool)
+
+
+def test_a_due_run_is_left_out_if_another_was_running_then(tmp_path: Path) -> None:
+    runs, moment = _Runs(), [datetime(2026, 5, 1, 2, 30, tzinfo=UTC)]
+    schedule = _schedule(tmp_path, runs, moment)
+    assert schedule.start_due() == ["job"]
+    (first,) = runs.kept.values()
+    long = replace(first, made_at=first.due_at, ended_at=datetime(2026, 5, 2, 14, 0, tzinfo=UTC))
+    runs.last_of = lambda _: long  # type: ignore[method-assign,assignment]
+    moment[0] = datetime(2026, 5, 2, 14, 1, tzinfo=UTC)
+    assert schedule.start_due() == []

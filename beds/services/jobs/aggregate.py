@@ -11,6 +11,7 @@ from beds.core.namaste import Query
 from beds.domain.job import Job, Tally
 from beds.domain.reply import Record
 from beds.errors import BedsError, ResultTooLarge, SchemaMismatch
+from beds.services.jobs.mapping import masked
 from beds.services.jobs.store import JobStore, Reject
 from beds.services.jobs.work import Chunk, Cut
 from beds.templates.rules import JobRule, Merge
@@ -18,9 +19,10 @@ from beds.wire import codec
 
 PAGE_RECORDS = 500
 PAGES_OF_A_PART = 1000
+MOST_OF_A_PART = 32 * 2**20
+"""Characters of one part's pages, which are stored in one transaction."""
 MOST_MERGED = 200_000
 """Records of a merged result, which one process holds."""
-MOST_SAMPLES = 5
 
 
 class Aggregate:
@@ -58,8 +60,11 @@ class Aggregate:
         part = int(chunk.lane.until or 0) - 1
         rows = list(self._rows(part))
         pages = list(self._pages(rows))
-        if len(pages) > PAGES_OF_A_PART:
-            raise ResultTooLarge(f"part {part} of {self._rule.name} has more than {PAGES_OF_A_PART} pages")
+        if len(pages) > PAGES_OF_A_PART or sum(map(len, pages)) > MOST_OF_A_PART:
+            raise ResultTooLarge(
+                f"part {part} of {self._rule.name} has more than {MOST_OF_A_PART // 2**20} MiB",
+                hint="make smaller parts of it",
+            )
         self._store.write_pages(chunk.job, part * PAGES_OF_A_PART, pages, part=self._rule.merge is not None)
         return Tally(read=1, moved=len(rows), chunks=1)
 
@@ -74,7 +79,9 @@ class Aggregate:
             rows = merged(merge, (row for page in self._store.parts(job) for row in page))
         except BedsError as error:
             return error.message
-        self._store.write_pages(job, len(self._rule.part_values) * PAGES_OF_A_PART, self._pages(rows), part=False)
+        first = len(self._rule.part_values) * PAGES_OF_A_PART
+        for number, page in enumerate(self._pages(rows)):
+            self._store.write_pages(job, first + number, [page], part=False)
         return ""
 
     def verify(self, job: Job) -> tuple[int, list[str]]:
@@ -82,7 +89,7 @@ class Aggregate:
 
     def preview(self, size: int) -> tuple[int, list[Any], list[Reject]]:
         rows = list(self._rows(0))
-        return 1, rows[:MOST_SAMPLES], []
+        return 1, masked(self._source.template, rows), []
 
     def _rows(self, part: int) -> Iterator[Record]:
         """What the object returns for one part, page by page."""

@@ -19,16 +19,23 @@ from beds.domain.clock import now
 from beds.domain.job import Job, Tally
 from beds.domain.record_id import id_text
 from beds.domain.reply import Record
-from beds.errors import BedsError, FileDamaged
+from beds.errors import BedsError, ConfigurationError, FileDamaged, JobError
 from beds.services.jobs.loading import REFUSALS, Loader, timed
-from beds.services.jobs.mapping import equal
-from beds.services.jobs.move import MOST_SAMPLES, cut, estimate, read_all
+from beds.services.jobs.mapping import equal, masked
+from beds.services.jobs.move import cut, estimate, read_all
 from beds.services.jobs.parquet import ParquetFormat, content_sum, folder_of
 from beds.services.jobs.storage import Storage
-from beds.services.jobs.store import EXPIRED, LISTED, RESTORED, JobStore, Reject
+from beds.services.jobs.store import DELETED, EXPIRED, LISTED, RESTORED, JobStore, Reject
 from beds.services.jobs.work import Chunk, Cut
 from beds.templates.rules import JobRule
 from beds.wire import codec
+
+MOST_OF_A_PATH = 900
+
+
+def name_of(job: Job) -> str:
+    """The beginning of the names of a job's files. Two users may have jobs of one guid."""
+    return f"{job.guid}-{hashlib.sha256(job.user.encode()).hexdigest()[:8]}"
 
 
 class ToFiles:
@@ -63,9 +70,7 @@ class ToFiles:
         rows = self._source.read_range(self._rule.job.read, self._args, None, None, size)
         rejects: list[Reject] = []
         kept = self._kept(rows, rejects)
-        fields = self._source.template.fields
-        masked = [{n: "•••" if fields[n].sensitive else v for n, v in row.items()} for row in kept[:MOST_SAMPLES]]
-        return len(rows), masked, rejects
+        return len(rows), masked(self._source.template, kept), rejects
 
     def process(self, chunk: Chunk) -> Tally:
         step = chunk.step("remove")
@@ -75,9 +80,11 @@ class ToFiles:
         if rows is None:
             rows = read_all(self._source, self._rule.job.read, self._args, chunk, self._rule.run.records)
         kept = self._kept(rows, chunk.rejects)
+        recovered = self._recovered(chunk) if chunk.is_old else 0
         files = self._files.write(chunk, kept)
+        chunk.store_rejects(chunk.rejects)
         key_of = self._source.template.key_of
-        noted = {"read": len(rows), "rejected": len(chunk.rejects), "files": files}
+        noted = {"read": len(rows) + recovered, "rejected": len(chunk.rejects), "files": files, "recovered": recovered}
         expected = {key_of(row): row for row in kept}
         try:
             noted = timed(chunk, lambda: self._source.remove_unchanged(expected, (), step, noted))
@@ -91,18 +98,15 @@ class ToFiles:
 
     def undo(self, chunk: Chunk) -> Tally:
         step = chunk.step("remove")
-        nothing = {"read": 0, "rejected": 0, "files": [], "removed": 0, "changed": [], "gone": []}
+        nothing = {"read": 0, "rejected": 0, "files": [], "recovered": 0, "removed": 0, "changed": [], "gone": []}
         with contextlib.suppress(AlreadyDone):
             self._source.note(step, nothing)
         return self._settle(chunk, self._source.noted(step))
 
     def finish(self, job: Job) -> str:
-        """Read each file once more, delete what is not listed, and write the manifest."""
-        _, problems = self.verify(job)
-        if problems:
-            return problems[0]
+        """Delete what killed chunks have left behind, and write the manifest. Each file was read back when written."""
         files = self._store.files_of(job.guid, job.user)
-        for path in self._storage.unlisted(job.guid, [file["id"] for file in files]):
+        for path in self._storage.unlisted(name_of(job), [file["id"] for file in files]):
             self._storage.remove(path)
         self._files.write_manifest()
         return ""
@@ -116,6 +120,24 @@ class ToFiles:
             except FileDamaged as damaged:
                 problems.append(damaged.message)
         return len(files), problems
+
+    def _recovered(self, chunk: Chunk) -> int:
+        """List the files of an old chunk whose records were removed, as the ledger has forgotten. Returns how many.
+
+        Of several attempts the latest file of a record counts, less the records that the source still has.
+        """
+        job, lane = chunk.job, chunk.lane
+        listed = [file["id"] for file in self._store.files_of(job.guid, job.user)]
+        seen: set[Key] = set()
+        for path in self._storage.unlisted(f"{name_of(job)}-{lane.lane}-{lane.n}", listed):
+            rows = self._files.format.read(self._storage.read(path))
+            key_of = self._source.template.key_of
+            there = set(self._source.read_by_keys(rows))
+            left = [row for row in rows if key_of(row) not in there and key_of(row) not in seen]
+            if left:
+                self._files.list(job, [self._files.write_one({"id": path}, left)], set())
+            seen |= {key_of(row) for row in left}
+        return len(seen)
 
     def _kept(self, rows: Sequence[Record], rejects: list[Reject]) -> list[Record]:
         """The records that a file keeps; the others are added to `rejects`."""
@@ -134,7 +156,7 @@ class ToFiles:
         self._files.list(chunk.job, noted["files"], left)
         return Tally(
             read=noted["read"],
-            moved=int(noted["removed"]),
+            moved=int(noted["removed"]) + noted["recovered"],
             changed=len(noted["changed"]),
             deleted=len(noted["gone"]),
             rejected=noted["rejected"],
@@ -180,13 +202,14 @@ class FromFiles:
     def preview(self, size: int) -> tuple[int, list[Any], list[Reject]]:
         files = self._listed()
         rows = self._files.format.read(self._storage.read_listed(files[0])) if files else []
-        return sum(file["rows"] for file in files), rows[:MOST_SAMPLES], []
+        return sum(file["rows"] for file in files), masked(self._target.template, rows), []
 
     def process(self, chunk: Chunk) -> Tally:
         path = chunk.lane.until
         file = next(f for f in self._store.files_of(self._guid, self._user) if f["id"] == path)
         if file["state"] != LISTED:
-            return Tally(read=file["rows"], moved=file["rows"], chunks=1)  # restored by an earlier delivery
+            moved, rejected = file.get("moved") or 0, file.get("rejected") or 0  # by an earlier delivery
+            return Tally(read=file["rows"], moved=moved, rejected=rejected, chunks=1)
         rows = self._files.format.read(self._storage.read_listed(file))
         wanted: dict[Key, Record] = {self._target.template.key_of(row): row for row in rows}
         own, there = self._loader.load(chunk, wanted)
@@ -194,11 +217,12 @@ class FromFiles:
         left = [row for key, row in wanted.items() if key not in set(copied)]
         if left:
             self._files.list(chunk.job, [self._files.write_one(file, left)], set(), of=file)
-        self._store.change_file(file["id"], RESTORED)
+        chunk.store_rejects(chunk.rejects)
+        self._store.change_file(file["id"], RESTORED, moved=len(copied), rejected=len(rows) - len(copied))
         return Tally(read=len(rows), moved=len(copied), there=len(there), rejected=len(rows) - len(copied), chunks=1)
 
     def undo(self, chunk: Chunk) -> Tally:
-        """A file of which a part is restored is restored whole: nothing tells any more what was there before."""
+        """Restore the rest of the file: another client may have read the records that are restored already."""
         return self.process(chunk)
 
     def finish(self, job: Job) -> str:
@@ -209,7 +233,7 @@ class FromFiles:
         return ""
 
     def verify(self, job: Job) -> tuple[int, list[str]]:
-        return job.tally.moved, []
+        raise JobError("a restore has no files of its own", detail={"guid": job.guid})
 
     def _listed(self) -> list[Record]:
         return [file for file in self._store.files_of(self._guid, self._user) if file["state"] == LISTED]
@@ -229,7 +253,7 @@ class Files:
         for row in rows:
             by_folder.setdefault(folder_of(self._rule.job.partition, row), []).append(row)
         attempt = secrets.token_hex(4)
-        name = f"{chunk.job.guid}-{chunk.lane.lane}-{chunk.lane.n}-{attempt}.parquet"
+        name = f"{name_of(chunk.job)}-{chunk.lane.lane}-{chunk.lane.n}-{attempt}.parquet"
         return [self._written(f"{folder}/{name}" if folder else name, records) for folder, records in by_folder.items()]
 
     def write_one(self, file: Record, rows: Sequence[Record]) -> Record:
@@ -259,13 +283,16 @@ class Files:
     def write_manifest(self) -> None:
         """Write the rule's manifest, without files that have been kept long enough; these are deleted."""
         files = []
-        for file in list(self._store.files_of_rule(self._rule.name)):
+        for file in list(self._store.files_in(self._rule.name, LISTED)):
             keep = self._rule.keep
             if keep and file["at"] + timedelta(days=keep.days) < now():
                 self._store.change_file(file["id"], EXPIRED)
                 continue
             files.append(file)
         self._storage.write_manifest(self._template.name, self.format.columns, files)
+        for file in list(self._store.files_in(self._rule.name, EXPIRED)):
+            self._storage.remove(file["id"])
+            self._store.change_file(file["id"], DELETED)
 
     def reject(self, row: Record, error: BedsError) -> Reject:
         key = id_text(self._template.key_of(row))
@@ -274,6 +301,11 @@ class Files:
 
     def _written(self, path: str, rows: Sequence[Record]) -> Record:
         """Write one file, read it back, and describe it. Raises FileDamaged: it reads back otherwise."""
+        if len(path) > MOST_OF_A_PATH:
+            raise ConfigurationError(
+                f"a folder of {self._rule.name} would have a name of {len(path)} characters",
+                hint="partition by fields with short values",
+            )
         data = self.format.write(rows)
         self._storage.write(path, data)
         back = self._storage.read(path)
@@ -283,7 +315,8 @@ class Files:
                 raise FileDamaged(f"the file {path} reads back otherwise than it was written", detail={"file": path})
         if back != data:
             raise FileDamaged(f"the file {path} reads back otherwise than it was written", detail={"file": path})
-        keys = [codec.dumps(list(self._template.key_of(row))).decode() for row in (rows[0], rows[-1])]
+        ends = () if self._template.has_sensitive_key else (rows[0], rows[-1])
+        keys = [codec.dumps(list(self._template.key_of(row))).decode() for row in ends] or ["", ""]
         return {
             "id": path,
             "rows": len(rows),

@@ -20,7 +20,7 @@ from beds.config import Settings
 from beds.domain.clock import now
 from beds.domain.event import Event
 from beds.domain.job import VERIFIER, Job, JobKind, JobState, Lane, Tally
-from beds.domain.reply import Response
+from beds.domain.reply import Record, Response
 from beds.domain.ticket import TicketState
 from beds.domain.trace import Trace
 from beds.errors import (
@@ -132,8 +132,8 @@ class Jobs:
         self._settings, self._registry = settings, registry
         self._store, self._tickets, self._events = store, tickets, events
         self._make_work, self._throttle, self._audit, self._sleep = make_work, throttle, audit, sleep
-        self._told: dict[str, float] = {}
-        self._works: dict[str, Work] = {}
+        self._shown_at: dict[tuple[str, str], float] = {}
+        self._works: dict[tuple[str, str], Work] = {}
 
     # --- start -------------------------------------------------------------------------------------------------------
 
@@ -172,13 +172,18 @@ class Jobs:
 
     def start_scheduled(self, job: Job, rule: JobRule) -> None:
         """Start a job that is due. Raises JobAlreadyRunning."""
+        ticket = {"guid": job.guid, "event_id": job.event_id, "root_id": job.root_id, "queue": job.kind.queue}
+        self._tickets.accept(job.user, [ticket | {"summary": f"{job.rule}.{job.kind}"}])
         self._begin(job, self._make_work(job, rule), rule)
 
     def _new(self, delivered: Delivered, rule: JobRule, given: Mapping[str, Any], restore: str) -> Job:
         lineage = delivered.trace.lineage
-        args = {} if restore else rule.arguments(self._registry[rule.job.source], given, now())
+        restored_user = ""
         if restore:
-            args = codec.loads(self._of_rule(delivered, rule, restore).args)
+            former = self._of_rule(delivered, rule, restore)
+            args, restored_user = codec.loads(former.args), former.user
+        else:
+            args = rule.arguments(self._registry[rule.job.source], given, now())
         return Job(
             user=delivered.trace.user,
             guid=lineage.guid,
@@ -191,16 +196,17 @@ class Jobs:
             event_id=lineage.event_id,
             root_id=lineage.root_id,
             depth=lineage.depth,
-            lanes=tuple(Lane(number, size=min(FIRST_SIZE, rule.run.records)) for number in range(rule.run.parallel)),
+            lanes=first_lanes(rule),
             restore=restore,
+            restored_user=restored_user,
             actor=delivered.actor,
             made_at=now(),
             changed_at=now(),
         )
 
     def _of_rule(self, delivered: Delivered, rule: JobRule, guid: str) -> Job:
-        """A user's earlier warehouse job of the rule. Raises UnknownTicket, JobNotResumable."""
-        found = self._store.get(delivered.trace.user, guid)
+        """An ended job of the rule: the user's own, or a scheduled one. Raises UnknownTicket, JobNotResumable."""
+        found = self._store.find(self._settings.amqp.workers, guid) or self._store.get(delivered.trace.user, guid)
         if found.rule != rule.name:
             raise MalformedEvent(f"{guid} is a job of {found.rule}, not of {rule.name}", detail={"field": "restore"})
         if rule.kind is JobKind.AGGREGATE or not found.state.is_final:
@@ -250,27 +256,37 @@ class Jobs:
         try:
             job = self._store.find(delivered.trace.user, guid)
             lane = job.lane(number) if job else None
-            if job is None or lane is None or job.state.is_final or lane.ended:
+            if job is None or lane is None or job.state.is_final:
                 return Response("", 0)
+            if lane.ended:
+                return self._end_lane(job)
             return self._turn(delivered, job, lane, n, again, began)
         except StoreUnavailable as away:
-            # A new message, since a redelivery would count towards the delivery limit.
-            logger.warning("chunk %s.%s of job %s waits: %s", number, n, guid, away.message)
-            self._sleep(AWAY_SECONDS)
-            self._republish(delivered, body)
-            return Response("", 0)
+            return self._wait(delivered, body, away)
         except BrokerUnavailable as error:
             raise Redeliver(error.message) from None
         except self._interrupts:
             raise Redeliver("it ran longer than its pool allows") from None
         except BedsError as error:
-            self._stall(delivered.trace.user, guid, f"chunk {number}.{n}: {error.code}: {error.message}")
+            self._stall(delivered.trace.user, guid, f"{error.code}: {error.message}", number, n)
             raise
         except Exception as error:
-            self._stall(
-                delivered.trace.user, guid, f"chunk {number}.{n}: the worker failed with {type(error).__name__}"
-            )
+            what = f"the worker failed with {type(error).__name__}"
+            self._stall(delivered.trace.user, guid, what, number, n)
             raise
+
+    def _wait(self, delivered: Delivered, body: Mapping[str, Any], away: StoreUnavailable) -> Response:
+        """Publish a chunk's event again while a store is away.
+
+        It is a new message, since a redelivery would count towards the delivery limit.
+        """
+        logger.warning("chunk %s.%s of job %s waits: %s", body["lane"], body["n"], body["job"], away.message)
+        try:
+            self._sleep(AWAY_SECONDS)
+            self._republish(delivered, body)
+        except (BrokerUnavailable, self._interrupts):
+            raise Redeliver(away.message) from None
+        return Response("", 0)
 
     def _turn(self, delivered: Delivered, job: Job, lane: Lane, n: int, again: bool, began: float) -> Response:
         if n == lane.n and lane.folded:
@@ -281,12 +297,12 @@ class Jobs:
             return Response("", 0)
         if job.state.rests:
             return Response("", 0)
+        if job.state is JobState.CANCELLING:
+            return self._end_cancelled(job, lane, again)
         if lane.lane == VERIFIER:
-            return self._verify(job, lane)
+            return self._verify(job)
         rule = rule_of(job)
         work = self._work(job, rule)
-        if job.state is JobState.CANCELLING:
-            return self._end_cancelled(job, lane, work)
         if (opens := self._throttle.opens(rule, now())) is not None:
             self._store.update(job, lambda j: self._waiting_until(j, lane.lane, opens))
             return Response("", 0)
@@ -296,11 +312,9 @@ class Jobs:
         if chunk.lane.ended:
             return self._end_lane(chunk.job)
         tally = work.process(chunk)
-        if chunk.rejects:
-            self._store.reject(chunk.job, chunk.rejects)
         self._audit(chunk.job, chunk.lane, tally, delivered.trace)
         job = self._fold(chunk, rule, tally)
-        self._tell(job, work)
+        self._show_progress(job, work)
         self._sleep(min(LONGEST_REST, self._throttle.rest(job, rule, time.perf_counter() - began)))
         current = job.lane(lane.lane)
         assert current is not None
@@ -313,15 +327,15 @@ class Jobs:
         Returns:
             The chunk; its lane has ended if there is no further range. None if another process is at work on it.
         """
-        limit = self._limit(job)
         if n == lane.n:
-            fresh = lane.due is not None and now() < lane.due - (SILENT_LIMITS - 1) * limit
-            if fresh and not again:
+            if self._is_at_work(job, lane) and not again:
                 return None
             old = lane.began is not None and now() - lane.began > timedelta(seconds=self._settings.ledger.ttl)
             job = self._store.update(job, lambda j: self._with_due(j, lane.lane, n))
             taken = job.lane(lane.lane)
-            return Chunk(job, taken, repeated=True, is_old=old) if taken and taken.n == n and not taken.folded else None
+            if taken is None or taken.n != n or taken.folded:
+                return None
+            return self._chunk(job, taken, repeated=True, is_old=old)
         while True:
             head = job.head
             found = None if job.exhausted else work.cut(job, lane.size or FIRST_SIZE)
@@ -337,24 +351,29 @@ class Jobs:
                     until=found.until,
                     folded=False,
                     began=moment,
-                    due=moment + SILENT_LIMITS * limit,
+                    due=moment + self._patience(job),
                 )
                 wanted = replace(job.with_lane(ended), head=found.until, exhausted=found.is_last)
             stored = self._store.change(job, wanted)
             if stored is not None:
                 taken = stored.lane(lane.lane)
                 assert taken is not None
-                return Chunk(stored, taken, found.records if found and found.records else None)
+                return self._chunk(stored, taken, found.records if found and found.records else None)
             job = self._store.get(job.user, job.guid)
             lane = job.lane(lane.lane) or lane
             if job.state is not JobState.RUNNING or lane.n >= n or lane.ended:
                 # Paused meanwhile, or a copy of this event took the chunk; a lost reply to the change shows so, too.
                 if lane.n == n and not lane.folded and job.state is JobState.RUNNING:
-                    return Chunk(job, lane, repeated=True)
+                    return self._chunk(job, lane, repeated=True)
                 return None
 
-    def _fold(self, chunk: Chunk, rule: JobRule, tally: Tally) -> Job:
-        """Count a chunk, once."""
+    def _chunk(
+        self, job: Job, lane: Lane, records: list[Record] | None = None, *, repeated: bool = False, is_old: bool = False
+    ) -> Chunk:
+        return Chunk(job, lane, lambda rejects: self._store.reject(job, rejects), records, repeated, is_old)
+
+    def _fold(self, chunk: Chunk, rule: JobRule | None, tally: Tally) -> Job:
+        """Count a chunk, once. Without the rule, which a cancelled job does not need, nothing else is decided."""
         number, n = chunk.lane.lane, chunk.lane.n
 
         def counted(job: Job) -> Job | None:
@@ -362,10 +381,11 @@ class Jobs:
             if lane is None or lane.n != n or lane.folded:
                 return None
             moment = now()
-            size = _next_size(chunk, rule)
+            size = _next_size(chunk, rule) if rule else lane.size
             lane = replace(lane, folded=True, size=size, due=moment + self._patience(job))
             found = replace(job.with_lane(lane), tally=job.tally.plus(tally))
-            if found.tally.rejected - job.excused > rule.run.max_rejects and found.state is JobState.RUNNING:
+            is_running = rule is not None and found.state is JobState.RUNNING
+            if rule is not None and is_running and found.tally.rejected - job.excused > rule.run.max_rejects:
                 found = replace(
                     found,
                     state=JobState.STALLED,
@@ -375,7 +395,7 @@ class Jobs:
 
         job = self._store.update(chunk.job, counted)
         if job.state is JobState.STALLED:
-            self._note(job)
+            self._store_progress(job)
         return job
 
     def _go_on(self, job: Job, lane: Lane) -> None:
@@ -384,7 +404,9 @@ class Jobs:
             self._events.publish([self._event(job, lane.lane, lane.next_event)])
 
     def _end_lane(self, job: Job) -> Response:
-        """After the end of a lane: the last one has the job verified."""
+        """After the end of a lane: the last one has the job verified, or ends a cancelled one."""
+        if job.state is JobState.CANCELLING:
+            return self._finish_cancelled(job)
         if job.is_over and job.state is JobState.RUNNING:
             due = now() + self._patience(job)
             job = self._store.update(
@@ -399,9 +421,8 @@ class Jobs:
             self._events.publish([self._event(job, VERIFIER, 1)])
         return Response("", 0)
 
-    def _verify(self, job: Job, lane: Lane) -> Response:
-        rule = rule_of(job)
-        wrong = self._work(job, rule).finish(job)
+    def _verify(self, job: Job) -> Response:
+        wrong = self._work(job, rule_of(job)).finish(job)
         if wrong:
             self._stall(job.user, job.guid, wrong)
             return Response("", 0)
@@ -433,10 +454,8 @@ class Jobs:
             lambda j: replace(j, state=JobState.PAUSED) if j.state is JobState.RUNNING else None,
         )
         if job.state is not JobState.PAUSED:
-            raise JobNotResumable(
-                f"the job is {job.state}: only a running job can be paused", detail={"state": str(job.state)}
-            )
-        self._note(job)
+            raise _not_now(job, "only a running job can be paused")
+        self._store_progress(job)
         return job
 
     def resume(self, user: str, guid: str) -> Job:
@@ -446,46 +465,51 @@ class Jobs:
             if not job.state.rests:
                 return None
             due = now() + self._patience(job)
-            lanes = tuple(lane if lane.ended else replace(lane, due=due) for lane in job.lanes)
+            # A lane whose chunk is still at work goes on by itself; the sweep wakes it if its slot has ended.
+            lanes = tuple(
+                lane if lane.ended or (not lane.folded and self._is_at_work(job, lane)) else replace(lane, due=due)
+                for lane in job.lanes
+            )
             verifying = job.lane(VERIFIER) is not None
             state = JobState.VERIFYING if verifying else JobState.RUNNING
             return replace(job, state=state, lanes=lanes, why="", excused=job.tally.rejected)
 
         before = self._store.get(user, guid)
         if not before.state.rests:
-            raise JobNotResumable(
-                f"the job is {before.state}: only a paused or stalled job can be resumed",
-                detail={"state": str(before.state)},
-            )
+            raise _not_now(before, "only a paused or stalled job can be resumed")
         job = self._store.update(before, resumed)
-        self._wake(job)
-        self._note(job)
+        self._wake(job, before)
+        self._store_progress(job)
         return job
 
     def cancel(self, user: str, guid: str, by: str) -> Job | None:
         """Let each lane end after its chunk; None if the user has no such job that is active."""
-        job = self._store.find(user, guid)
-        if job is None or job.state.is_final:
+        before = self._store.find(user, guid)
+        if before is None or before.state.is_final:
             return None
         job = self._store.update(
-            job, lambda j: replace(j, state=JobState.CANCELLING, why=by[:200]) if not _is_ending(j) else None
+            before, lambda j: replace(j, state=JobState.CANCELLING, why=by[:200]) if not _is_ending(j) else None
         )
         if job.state is JobState.CANCELLING:
-            self._wake(job)
+            if job.is_over:
+                self._finish_cancelled(job)
+            else:
+                self._wake(job, job)
         return job
 
     def dead(self, user: str, body: Mapping[str, Any], why: str) -> None:
         """Stall the job of a chunk that was given up."""
-        guid = body.get("job")
-        if isinstance(guid, str):
-            self._stall(user, guid, f"chunk {body.get('lane')}.{body.get('n')} was given up: {why}")
+        guid, number, n = body.get("job"), body.get("lane"), body.get("n")
+        if isinstance(guid, str) and isinstance(number, int) and isinstance(n, int):
+            self._stall(user, guid, f"it was given up: {why}", number, n)
 
-    def _end_cancelled(self, job: Job, lane: Lane, work: Work) -> Response:
-        """End a lane of a cancelled job. What its unfinished chunk did is taken back."""
+    def _end_cancelled(self, job: Job, lane: Lane, again: bool) -> Response:
+        """End a lane of a cancelled job. What a chunk did whose slot has ended is taken back."""
         if not lane.folded:
-            chunk = Chunk(job, lane, repeated=True)
-            tally = work.undo(chunk)
-            job = self._fold(chunk, rule_of(job), tally)
+            if self._is_at_work(job, lane) and not again:
+                return Response("", 0)  # its slot finishes it, and then publishes an event that ends the lane
+            chunk = self._chunk(job, lane, repeated=True)
+            job = self._fold(chunk, None, self._work(job, rule_of(job)).undo(chunk))
         job = self._store.update(
             job,
             lambda j: (
@@ -494,6 +518,10 @@ class Jobs:
                 else None
             ),
         )
+        return self._finish_cancelled(job)
+
+    def _finish_cancelled(self, job: Job) -> Response:
+        """End a cancelled job, once all of its lanes have ended."""
         if job.is_over and job.state is JobState.CANCELLING:
             moment = now()
             self._end_ticket(job, JobState.CANCELLED, moment)
@@ -505,15 +533,23 @@ class Jobs:
             )
         return Response("", 0)
 
-    def _stall(self, user: str, guid: str, why: str) -> None:
+    def _stall(self, user: str, guid: str, why: str, number: int = VERIFIER, n: int = 1) -> None:
+        """Let a job rest because of its current chunk. A job that is being cancelled goes on with that."""
         job = self._store.find(user, guid)
         if job is None:
             return
-        job = self._store.update(
-            job, lambda j: replace(j, state=JobState.STALLED, why=why[:1000]) if not j.state.is_final else None
-        )
-        logger.error("job %s (%s) stalls: %s", job.guid, job.rule, why)
-        self._note(job)
+        what = why if number == VERIFIER else f"chunk {number}.{n}: {why}"
+
+        def stalled(job: Job) -> Job | None:
+            lane = job.lane(number)
+            if _is_ending(job) or lane is None or lane.ended or n != lane.next_event:
+                return None
+            # It is no longer at work, so a resumed job need not wait for it.
+            return replace(job.with_lane(replace(lane, due=now())), state=JobState.STALLED, why=what[:1000])
+
+        job = self._store.update(job, stalled)
+        logger.error("job %s (%s), now %s: %s", job.guid, job.rule, job.state, what)
+        self._store_progress(job)
 
     # --- the sweep ---------------------------------------------------------------------------------------------------
 
@@ -522,22 +558,41 @@ class Jobs:
         moment = now()
         count = 0
         for job in self._store.active():
-            if job.state.rests:
-                continue
-            silent = [lane for lane in job.lanes if not lane.ended and lane.due is not None and lane.due < moment]
-            if silent:
-                numbers = {lane.lane for lane in silent}
-                self._store.update(job, lambda j, n=numbers: self._with_dues(j, n))  # type: ignore[misc]
-                self._events.publish([self._event(job, lane.lane, lane.next_event, again=True) for lane in silent])
-            elif job.is_over and job.state is JobState.RUNNING:
-                self._end_lane(job)  # its last slot ended before it could
-            count += len(silent)
+            try:
+                count += 0 if job.state.rests else self._sweep_one(job, moment)
+            except BedsError as error:
+                if error.retryable:
+                    raise
+                logger.error("job %s (%s) cannot be looked at: %s", job.guid, job.rule, error)
         return count
 
-    def _wake(self, job: Job) -> None:
-        """Publish the event of each lane that has not ended."""
-        events = [self._event(job, lane.lane, lane.next_event, again=True) for lane in job.lanes if not lane.ended]
+    def _sweep_one(self, job: Job, moment: datetime) -> int:
+        silent = [lane for lane in job.lanes if not lane.ended and lane.due is not None and lane.due < moment]
+        if silent:
+            numbers = {lane.lane for lane in silent}
+            self._store.update(job, lambda j: self._with_dues(j, numbers))
+            self._events.publish([self._event(job, lane.lane, lane.next_event, again=True) for lane in silent])
+        elif job.is_over and job.state in (JobState.RUNNING, JobState.CANCELLING):
+            self._end_lane(job)  # the slot of its last chunk ended before it could
+        return len(silent)
+
+    def _wake(self, job: Job, before: Job) -> None:
+        """Publish the event of each lane that has not ended, unless its chunk is at work.
+
+        Args:
+            job: the job.
+            before: the job before its lanes were given more time.
+        """
+        events = []
+        for lane in job.lanes:
+            was = before.lane(lane.lane) or lane
+            if not lane.ended and (was.folded or not self._is_at_work(job, was)):
+                events.append(self._event(job, lane.lane, lane.next_event, again=True))
         self._events.publish(events)
+
+    def _is_at_work(self, job: Job, lane: Lane) -> bool:
+        """Whether a slot may still execute the lane's current chunk: it began less than a time limit ago."""
+        return lane.due is not None and now() < lane.due - (SILENT_LIMITS - 1) * self._limit(job)
 
     # --- helpers -----------------------------------------------------------------------------------------------------
 
@@ -578,19 +633,20 @@ class Jobs:
 
     def _work(self, job: Job, rule: JobRule) -> Work:
         """The work of a job; kept while the process works on it."""
-        if job.guid not in self._works:
-            self._works = {job.guid: self._make_work(job, rule)}
-        return self._works[job.guid]
+        key = (job.user, job.guid)
+        if key not in self._works:
+            self._works = {key: self._make_work(job, rule)}
+        return self._works[key]
 
-    def _tell(self, job: Job, work: Work) -> None:
-        """Store the ticket's progress, now and then. A ticket that was cancelled cancels the job."""
-        moment = time.monotonic()
-        if moment - self._told.get(job.guid, 0.0) < PROGRESS_SECONDS:
-            return
-        self._told = {job.guid: moment}
-        self._note(job, work.unit)
+    def _show_progress(self, job: Job, work: Work) -> None:
+        """Store the ticket's progress, at intervals."""
+        moment, key = time.monotonic(), (job.user, job.guid)
+        if moment - self._shown_at.get(key, 0.0) >= PROGRESS_SECONDS:
+            self._shown_at = {key: moment}
+            self._store_progress(job, work.unit)
 
-    def _note(self, job: Job, unit: str = "records") -> None:
+    def _store_progress(self, job: Job, unit: str = "records") -> None:
+        """Store the ticket's progress. A ticket that was cancelled cancels the job."""
         progress = job.progress(unit)
         try:
             found = self._tickets.progress_of_job(job.user, job.guid, progress)
@@ -598,6 +654,11 @@ class Jobs:
             return  # it expired: the job goes on without it
         if (by := found.get("cancelled_by")) and not _is_ending(job):
             self.cancel(job.user, job.guid, str(by))
+
+
+def first_lanes(rule: JobRule) -> tuple[Lane, ...]:
+    """The lanes of a new job."""
+    return tuple(Lane(number, size=min(FIRST_SIZE, rule.run.records)) for number in range(rule.run.parallel))
 
 
 def settings_of(rule: JobRule) -> str:

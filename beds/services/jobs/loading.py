@@ -31,7 +31,6 @@ T = TypeVar("T")
 IN_DOUBT = "in_doubt"
 DIFFERS = "differs"
 """Codes of rejects that are no errors of a store."""
-MOST_SAMPLES = 5
 REFUSALS = (InvalidPayload, Conflict, BusinessRule, StoreError, ResultTooLarge)
 """Errors that are about a record, and not about the store or its objects."""
 _PLACE = re.compile(r"payloads\[(\d+)\]")
@@ -69,6 +68,13 @@ class Loader:
                 own.update(map(tuple, self._target.noted(step) or ()))
                 number += 1
                 queue.appendleft(keys)
+            except DuplicateKey as error:
+                loaded, number = self.loaded(chunk)
+                if loaded <= own:
+                    self._sort_out(chunk, wanted, keys, error, there, queue)
+                else:  # the copy has loaded them; the stores look at the keys before they look at the ledger
+                    own |= loaded
+                    queue.appendleft(keys)
             except REFUSALS as error:
                 self._sort_out(chunk, wanted, keys, error, there, queue)
         return own, there
@@ -84,7 +90,9 @@ class Loader:
     ) -> None:
         """Reject what a refused batch was refused for, and queue the rest of it."""
         if isinstance(error, DuplicateKey):
-            found = self._target.read_by_keys(wanted[key] for key in keys)
+            stored = self._target.read_by_keys(wanted[key] for key in keys)
+            # Under a collation, a stored key may have another spelling; its record is rejected when it stands alone.
+            found = {key: record for key, record in stored.items() if key in wanted}
             for key, record in found.items():
                 if equal(wanted[key], record):
                     there.add(key)

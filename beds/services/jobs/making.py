@@ -77,7 +77,7 @@ def _files(
             f"files need {error.name}, which is not installed", hint="pip install 'beds[cold]'"
         ) from None
     if job.restore:
-        return cold.FromFiles(source, rule, storage, store, job.restore, job.user)  # type: ignore[no-any-return]
+        return cold.FromFiles(source, rule, storage, store, job.restore, job.restored_user)  # type: ignore[no-any-return]
     return cold.ToFiles(source, rule, args, storage, store)  # type: ignore[no-any-return]
 
 

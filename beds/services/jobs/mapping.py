@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
 from beds.domain.reply import Record
 from beds.errors import UnknownField
+from beds.services.audit import MASK
 from beds.templates.rules import JobRule
 from beds.templates.template import Template
+
+MOST_SAMPLES = 5
+"""Records that a dry run shows."""
 
 
 class RecordMap:
@@ -79,6 +83,15 @@ class RecordMap:
         """A key of the target, in the order of the source's key fields."""
         by_name = {self._source_of[name]: value for name, value in zip(self.target.keys, key, strict=True)}
         return tuple(by_name[name] for name in self.source.keys)
+
+
+def masked(template: Template, records: Sequence[Record]) -> list[Record]:
+    """The first records, without the values of sensitive fields."""
+    hidden = {name: MASK for name, field in template.fields.items() if field.sensitive}
+    return [
+        {name: hidden.get(name, value) if value is not None else None for name, value in record.items()}
+        for record in records[:MOST_SAMPLES]
+    ]
 
 
 def equal(wanted: Record, found: Record) -> bool:

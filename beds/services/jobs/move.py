@@ -15,18 +15,17 @@ from beds.adapters.store import AlreadyDone
 from beds.domain.job import Job, Tally
 from beds.domain.record_id import id_text
 from beds.domain.reply import Record
-from beds.errors import DuplicateKey, ResultTooLarge
+from beds.errors import DuplicateKey, JobError, ResultTooLarge, TemplateError
 from beds.services.jobs.loading import IN_DOUBT, REFUSALS, Loader, timed
-from beds.services.jobs.mapping import RecordMap, equal
+from beds.services.jobs.mapping import RecordMap, equal, masked
 from beds.services.jobs.store import Reject
 from beds.services.jobs.work import Chunk, Cut
 from beds.templates.rules import Run
 from beds.templates.template import FetchSpec
 from beds.wire import codec
 
-MOST_SAMPLES = 5
 _NOTHING: Mapping[str, Any] = {
-    "read": 0, "rejected": 0, "in_doubt": 0, "outdated": 0, "there": (), "removed": 0, "changed": (), "gone": (),
+    "read": 0, "rejected": 0, "in_doubt": 0, "there": (), "refused": (), "removed": 0, "changed": (), "gone": (),
 }  # fmt: skip
 """What a removal notes that removed nothing."""
 
@@ -61,6 +60,12 @@ class Move:
         self._loader = Loader(target, run)
 
     def check(self) -> None:
+        spec = self._source.template.fetch_spec(self._using)
+        if not spec.range:
+            raise TemplateError(
+                f"fetch {self._using} of {self._source.template.name} has no range = true: a job reads ranges",
+                detail={"template": self._source.template.name, "using": self._using},
+            )
         self._source.check_tables([f"fetch.{self._using}", *([] if self._keep_source else ["by_keys", "remove_many"])])
         self._target.check_tables(["load", "by_keys", "remove_many"])
 
@@ -75,21 +80,13 @@ class Move:
         chunk_rejects: list[Reject] = []
         wanted = self._mapped(rows, chunk_rejects)
         there = self._target.read_by_keys(wanted.values())
+        taken = DuplicateKey(
+            "the target has another record with this key", detail={"field": self._target.template.key_name}
+        )
         for key, found in there.items():
-            if not equal(wanted[key], found):
-                chunk_rejects.append(
-                    self._loader.reject(
-                        key,
-                        DuplicateKey(
-                            "the target has another record with this key",
-                            detail={"field": self._target.template.key_name},
-                        ),
-                    )
-                )
-        template = self._target.template
-        masked = {name: "•••" for name, field in template.fields.items() if field.sensitive}
-        sample = [record | {n: m for n, m in masked.items() if n in record} for record in list(wanted.values())]
-        return len(rows), sample[:MOST_SAMPLES], chunk_rejects
+            if key in wanted and not equal(wanted[key], found):
+                chunk_rejects.append(self._loader.reject(key, taken))
+        return len(rows), masked(self._target.template, list(wanted.values())), chunk_rejects
 
     # --- one chunk ---------------------------------------------------------------------------------------------------
 
@@ -107,52 +104,59 @@ class Move:
             stale += [key for key in own if key not in wanted]
         if chunk.is_old:
             self._doubt_orphans(chunk, wanted)
-        of_wanted = {id_text(key) for key in wanted}
         noted = {
             "read": tally.read,
             "rejected": sum(reject.code != IN_DOUBT for reject in chunk.rejects),
             "in_doubt": sum(reject.code == IN_DOUBT for reject in chunk.rejects),
             "there": [list(key) for key in there],
             "stale": [list(key) for key in stale],
-            "outdated": len(wanted) - len(copied) - sum(r.record_id in of_wanted for r in chunk.rejects),
+            "refused": self._refused(rows, chunk.rejects),
         }
+        chunk.store_rejects(chunk.rejects)
         if self._keep_source:
-            return self._settle(chunk, {**noted, "removed": len(copied), "changed": [], "gone": []})
+            outdated = [key for key in wanted if key in own and key in set(stale) and chunk.repeated]
+            changed = [list(key) for key in map(self._map.key_in_source, outdated)]
+            noted |= {"removed": len(copied), "changed": changed, "gone": []}
+            return self._settle(chunk, self._noted_once(chunk, noted))
         return self._settle(chunk, self._remove(chunk, rows, copied, own, noted))
 
     def undo(self, chunk: Chunk) -> Tally:
         noted = self._source.noted(chunk.step("remove"))
         if noted is None:
             own, _ = self._loader.loaded(chunk)
-            nothing = {
-                "read": 0,
-                "rejected": 0,
-                "in_doubt": 0,
-                "outdated": 0,
-                "there": [],
-                "removed": 0,
-                "changed": [],
-                "gone": [],
-            }
-            noted = {**nothing, "stale": [list(key) for key in own]}
-            try:
-                self._source.note(chunk.step("remove"), noted)
-            except AlreadyDone:
-                noted = self._source.noted(chunk.step("remove"))
+            noted = self._noted_once(chunk, {**_NOTHING, "stale": [list(key) for key in own]})
         return self._settle(chunk, noted)
+
+    def _noted_once(self, chunk: Chunk, noted: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Note what became of a chunk from which nothing is removed. Returns what another delivery noted before."""
+        try:
+            self._source.note(chunk.step("remove"), noted)
+        except AlreadyDone:
+            return self._source.noted(chunk.step("remove"))  # type: ignore[no-any-return]
+        return noted
 
     def finish(self, job: Job) -> str:
         """Compare both digests, if both templates have one and the source was kept."""
-        if not self._keep_source or job.head is None or job.tally.rejected or job.tally.changed:
+        if not self._has_digests or job.head is None or job.tally.rejected or job.tally.changed:
             return ""
         digests = []
         for adapter in (self._source, self._target):
-            if adapter.template.digest is None:
-                return ""
             digests.append(adapter.read_once("digest", {}))
         return "" if digests[0] == digests[1] else f"the digests differ: {digests[0]} and {digests[1]}"
 
+    @property
+    def _has_digests(self) -> bool:
+        """Whether source and target can be compared: a copy of all records, and a `[digest]` on both sides."""
+        templates = (self._source.template, self._target.template)
+        return self._keep_source and not self._args and all(template.digest for template in templates)
+
     def verify(self, job: Job) -> tuple[int, list[str]]:
+        if not self._has_digests:
+            raise JobError(
+                "there is nothing to compare: the records left the source, or a template has no [digest]",
+                detail={"guid": job.guid},
+                hint="each copy was compared before its record was removed: see [run] verify of the rule",
+            )
         problem = self.finish(job)
         return job.tally.moved, [problem] if problem else []
 
@@ -175,7 +179,7 @@ class Move:
             return
         for row in read_all(self._target, using, {}, chunk, self._run.records):
             if (key := target.key_of(row)) not in wanted:
-                why = "the target has it, the source does not, and the ledger is too young to tell why"
+                why = "the target has it, the source does not, and the ledger has no entry of the chunk any more"
                 chunk.rejects.append(Reject(*self._loader.shown(key), IN_DOUBT, "", why))
 
     def _remove(
@@ -184,12 +188,32 @@ class Move:
         template = self._source.template
         by_key = {template.key_of(row): row for row in rows}
         expected = {key: by_key[key] for key in map(self._map.key_in_source, copied)}
-        others = [key for key in map(self._map.key_in_source, own) if key not in by_key]
+        others = [key for key in map(self._map.key_in_source, own) if key not in expected]
         step = chunk.step("remove")
         try:
             return timed(chunk, lambda: self._source.remove_unchanged(expected, others, step, noted))
         except AlreadyDone:
-            return self._source.noted(step)  # type: ignore[no-any-return]
+            found: Mapping[str, Any] = self._source.noted(step)
+            self._clean_late(chunk, own, found)
+            return found
+
+    def _clean_late(self, chunk: Chunk, own: set[Key], noted: Mapping[str, Any]) -> None:
+        """Remove the copies that this delivery has loaded after another one had taken the chunk back.
+
+        Args:
+            chunk: the chunk.
+            own: what was loaded.
+            noted: what the other delivery noted.
+        """
+        names = self._source.template.keys
+        if noted["removed"] or not own:
+            return
+        sources = {self._map.key_in_source(key): key for key in own}
+        still = self._source.read_by_keys(dict(zip(names, key, strict=True)) for key in sources)
+        late = [sources[key] for key in still]
+        if late:
+            with contextlib.suppress(AlreadyDone):
+                self._target.remove(late, chunk.step("clean late"))
 
     def _settle(self, chunk: Chunk, noted: Mapping[str, Any]) -> Tally:
         """Remove the copies of records that are not moved after all, and count."""
@@ -201,16 +225,23 @@ class Move:
             with contextlib.suppress(AlreadyDone):
                 timed(chunk, lambda: self._target.remove(copies, chunk.step("clean")))
         moved = int(noted["removed"])
+        refused = {tuple(key) for key in noted["refused"]}
         return Tally(
             read=noted["read"],
             moved=moved,
             there=min(len(there), moved),
-            changed=len(noted["changed"]) + noted["outdated"],
+            changed=sum(tuple(key) not in refused for key in noted["changed"]),
             deleted=len(noted["gone"]),
             rejected=noted["rejected"],
             in_doubt=noted["in_doubt"],
             chunks=1,
         )
+
+    def _refused(self, rows: Iterable[Record], rejects: Iterable[Reject]) -> list[list[Any]]:
+        """The source's keys of rejected records."""
+        texts = {reject.record_id for reject in rejects}
+        key_of = self._source.template.key_of
+        return [list(key_of(row)) for row in rows if texts and id_text(self._map.key_in_target(row)) in texts]
 
     def _target_key(self, names: Sequence[str], key: Key) -> Key:
         return self._map.key_in_target(dict(zip(names, key, strict=True)))

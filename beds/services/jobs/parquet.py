@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -87,6 +88,8 @@ class ParquetFormat:
                 detail={"field": name},
             )
         for name, value in record.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise OutOfRange(f"field {name} holds no finite number", detail={"field": name})
             try:
                 pa.array([self._to_arrow(name, value)], self.schema.field(name).type)
             except (pa.ArrowException, ValueError, TypeError, OverflowError):

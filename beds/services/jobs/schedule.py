@@ -9,9 +9,9 @@ from datetime import UTC, datetime, timedelta
 
 from beds.config.sections import Node
 from beds.domain.clock import now
-from beds.domain.job import Job, JobState, Lane
+from beds.domain.job import Job, JobState
 from beds.errors import BedsError, JobAlreadyRunning
-from beds.services.jobs.jobs import Jobs, settings_of
+from beds.services.jobs.jobs import Jobs, first_lanes, settings_of
 from beds.services.jobs.store import JobStore
 from beds.services.jobs.throttle import at
 from beds.templates.registry import TemplateRegistry
@@ -77,6 +77,9 @@ class Schedule:
         last = self._store.last_due(rule.name)
         if last is not None and due <= last:
             return None
+        former = self._store.last_of(rule.name)
+        if former is not None and former.covers(due):
+            return None  # it was running then, so this run is left out
         is_late = moment - due > PUNCTUAL
         if is_late and (last is None or rule.schedule.missed == "skip"):
             return None  # a new rule begins with its next time
@@ -98,7 +101,7 @@ class Schedule:
             args=codec.dumps(args).decode(),
             event_id=event_id,
             root_id=event_id,
-            lanes=tuple(Lane(number) for number in range(rule.run.parallel)),
+            lanes=first_lanes(rule),
             due_at=due,
             made_at=now(),
             changed_at=now(),

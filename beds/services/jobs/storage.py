@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import fsspec
 
 from beds.config.sections import Cold
 from beds.domain.reply import Record
-from beds.errors import ConfigurationError, FileDamaged, StoreUnavailable
+from beds.errors import BedsError, ConfigurationError, FileDamaged, StoreUnavailable
 
 MANIFEST = "manifest.json"
+_PERMANENT = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EINVAL)
 
 
 class Storage:
@@ -38,10 +41,30 @@ class Storage:
         self._folder = f"{folder.rstrip('/')}/{rule}"
         self._is_local = url.startswith("file://")
 
+    @contextlib.contextmanager
+    def _translated(self, path: str) -> Iterator[None]:
+        """Translate the errors of files and of fsspec's file systems.
+
+        Raises:
+            ConfigurationError: it cannot work: a folder that may not be written, a name that is too long.
+            StoreUnavailable: it may work later.
+        """
+        try:
+            yield
+        except (BedsError, FileNotFoundError):
+            raise
+        except OSError as error:
+            if error.errno in _PERMANENT:
+                hint = "let [cold.<name>] url name a folder that the workers may write to"
+                raise ConfigurationError(f"a file cannot be used: {error.strerror}", hint=hint) from None
+            raise _away(path, error.strerror or type(error).__name__) from None
+        except Exception as error:  # noqa: BLE001 — each of fsspec's file systems has errors of its own
+            raise _away(path, type(error).__name__) from None
+
     def write(self, path: str, data: bytes) -> None:
         """Write a file: it is there whole, or not at all. Raises StoreUnavailable."""
         whole = f"{self._folder}/{path}"
-        try:
+        with self._translated(path):
             if not self._is_local:
                 self._system.pipe_file(whole, data)
                 return
@@ -58,17 +81,14 @@ class Storage:
                 os.fsync(folder)
             finally:
                 os.close(folder)
-        except OSError as error:
-            raise _away(path, error) from None
 
     def read(self, path: str) -> bytes:
         """Raises FileDamaged: there is no such file. StoreUnavailable: it cannot be read."""
-        try:
-            return bytes(self._system.cat_file(f"{self._folder}/{path}"))
-        except FileNotFoundError:
-            raise FileDamaged(f"the file {path} is gone", detail={"file": path}) from None
-        except OSError as error:
-            raise _away(path, error) from None
+        with self._translated(path):
+            try:
+                return bytes(self._system.cat_file(f"{self._folder}/{path}"))
+            except FileNotFoundError:
+                raise FileDamaged(f"the file {path} is gone", detail={"file": path}) from None
 
     def read_listed(self, file: Record) -> bytes:
         """A listed file's bytes. Raises FileDamaged: they are not those that were written."""
@@ -82,17 +102,16 @@ class Storage:
 
     def remove(self, path: str) -> None:
         """Delete a file; one that is gone does no harm."""
-        try:
+        with self._translated(path), contextlib.suppress(FileNotFoundError):
             self._system.rm_file(f"{self._folder}/{path}")
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            raise _away(path, error) from None
 
-    def unlisted(self, guid: str, listed: Sequence[str]) -> list[str]:
-        """The files of a job that are in the folder and not listed: what a killed chunk left behind."""
-        found = self._system.glob(f"{self._folder}/**/{guid}-*.parquet")
-        return sorted({str(path).rpartition(f"{self._folder}/")[2] for path in found} - set(listed))
+    def unlisted(self, name: str, listed: Sequence[str]) -> list[str]:
+        """The files whose names begin so and that are not listed, the latest first: what killed chunks left behind."""
+        with self._translated(name):
+            found = [str(path) for path in self._system.glob(f"{self._folder}/**/{name}-*.parquet")]
+            latest = sorted(found, key=self._system.modified, reverse=True)
+        paths = (path.rpartition(f"{self._folder}/")[2] for path in latest)
+        return [path for path in paths if path not in listed]
 
     def write_manifest(self, template: str, columns: Sequence[Mapping[str, str]], files: Sequence[Record]) -> None:
         """Write the list of all files in use. It is written last, so whoever reads it finds what it lists."""
@@ -105,5 +124,5 @@ class Storage:
         self.write(MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False).encode())
 
 
-def _away(path: str, error: OSError) -> StoreUnavailable:
-    return StoreUnavailable(f"the file {path} cannot be used: {error.strerror or type(error).__name__}")
+def _away(path: str, why: str) -> StoreUnavailable:
+    return StoreUnavailable(f"the file {path} cannot be used: {why}")

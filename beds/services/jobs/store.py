@@ -5,10 +5,11 @@ Each change of a job is decided on one version of it, and made only if it is sti
 
 from __future__ import annotations
 
+import contextlib
 import random
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -23,11 +24,11 @@ from beds.wire import codec
 
 JOBS, REJECTS, PAGES, FILES = "msJobs", "msJobRejects", "msJobPages", "msFiles"
 ATTEMPTS = 100
-"""Attempts of a change that others keep overtaking."""
+"""Attempts of a change while other changes come first."""
 PAGE = 1000
 LONGEST_WORK = 600.0
 """Seconds; a longer time between two changes of a job does not count as work."""
-LISTED, RESTORED, EXPIRED = "listed", "restored", "expired"
+LISTED, RESTORED, EXPIRED, DELETED = "listed", "restored", "expired", "deleted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +107,11 @@ class JobStore:
         page = self._adapter(JOBS).fetch_records(Query("last_due", {"rule": rule}, 1))
         return page[0]["due_at"] if page else None
 
+    def last_of(self, rule: str) -> Job | None:
+        """The latest job of a rule."""
+        page = self._adapter(JOBS).fetch_records(Query("last_of", {"rule": rule}, 1))
+        return Job.of(page[0]) if page else None
+
     def change(self, job: Job, changed: Job) -> Job | None:
         """Store `changed` in place of `job`. Returns the stored job; None if another change came first."""
         moment = now()
@@ -156,17 +162,17 @@ class JobStore:
         ]
         self._write(REJECTS, documents)
 
-    def write_pages(self, job: Job, first: int, pages: Iterable[str], *, part: bool) -> None:
-        """Store pages of a result, numbered from `first`."""
+    def write_pages(self, job: Job, first: int, pages: Sequence[str], *, part: bool) -> None:
+        """Store pages of a result, numbered from `first`: all, or none if they are stored already."""
         expires_at = now() + self._keep
-        self._write(
-            PAGES,
-            [
-                {"user": job.user, "guid": job.guid, "page": first + place, "part": part, "records": text,
-                 "expires_at": expires_at}
-                for place, text in enumerate(pages)
-            ],
-        )  # fmt: skip
+        documents = [
+            {"user": job.user, "guid": job.guid, "page": first + place, "part": part, "records": text,
+             "expires_at": expires_at}
+            for place, text in enumerate(pages)
+        ]  # fmt: skip
+        if documents:
+            with contextlib.suppress(DuplicateKey):  # an earlier delivery of the chunk has stored them
+                self._adapter(PAGES).create_records(documents)
 
     def parts(self, job: Job) -> Iterator[list[Record]]:
         """The pages of a result that is not merged yet."""
@@ -180,11 +186,13 @@ class JobStore:
     def files_of(self, job_guid: str, user: str) -> list[Record]:
         return list(self._all(FILES, "of_job", {"user": user, "guid": job_guid}))
 
-    def files_of_rule(self, rule: str) -> Iterator[Record]:
-        return self._all(FILES, "of_rule", {"rule": rule})
+    def files_in(self, rule: str, state: str) -> Iterator[Record]:
+        """The files of a rule in a state."""
+        return self._all(FILES, "in_state", {"rule": rule, "state": state})
 
-    def change_file(self, path: str, state: str) -> None:
-        self._adapter(FILES).update_record({"id": path, "state": state, "changed_at": now()})
+    def change_file(self, path: str, state: str, **more: int) -> None:
+        """Set a file's state. `more` has what was `moved` and `rejected` when it was restored."""
+        self._adapter(FILES).update_record({"id": path, "state": state, "changed_at": now(), **more})
 
     def _write(self, template: str, documents: Sequence[Record]) -> None:
         checked = [self._factory.registry[template].check_create(document) for document in documents]

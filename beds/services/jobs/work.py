@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -32,6 +33,7 @@ class Chunk:
 
     Args:
         job, lane: of the chunk; the lane has its range.
+        store_rejects: stores what is not moved; called before the records of the chunk are removed.
         records: its records, if they were read when it was cut.
         repeated: whether the chunk may have been begun before, so that the ledger is asked first.
         is_old: whether it was begun longer ago than the ledger remembers.
@@ -39,6 +41,7 @@ class Chunk:
 
     job: Job
     lane: Lane
+    store_rejects: Callable[[Sequence[Reject]], None] = field(repr=False)
     records: list[Record] | None = field(default=None, repr=False)
     repeated: bool = False
     is_old: bool = False
