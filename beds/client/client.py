@@ -181,7 +181,8 @@ class Client:
             name: of a rule in `schema/jobs/`.
             args, more: its arguments, by name.
             dry_run: move nothing; the ticket's result has a sample and a list of what would be refused.
-            restore: the guid of a job of this rule, whose records go back to where they came from.
+            restore: the guid of a job of this rule, whose records go back to where they came from. Of a rule with `to`,
+                all records there go back that match the job's arguments.
             verify: the guid of a job of this rule, whose copies are compared once more; the ticket's result says what
                 is wrong.
             actor: on whose behalf the application acts; stored in the audit.
