@@ -46,7 +46,7 @@ def test_there_is_one_service_for_each_role_and_together_they_serve_every_queue(
         settings = load_settings(DOCKER / "nodes" / f"{role}.toml")
         assert settings.node.is_production
         served += [queue for pool in local_pools(settings.services) for queue in pool]
-    assert sorted(served) == sorted(queue for queue in QUEUES if not queue.startswith("job."))
+    assert sorted(served) == sorted(QUEUES)
 
 
 def test_the_client_role_is_told_no_secret_of_a_database(compose: dict[str, Any]) -> None:
