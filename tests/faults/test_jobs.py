@@ -229,8 +229,9 @@ def test_random_kills_and_a_restart_of_each_server_lose_and_double_nothing(
     assert report["rejected"] == report["in_doubt"] == 0, report
     # A write that a server's restart left open may be either; each other one is as it was answered.
     open_ones = {int(str(problem.detail.get("id", 0))) for problem in changes.problems if problem.detail.get("id")}
-    hot = places.records("JobDocs")
-    moved = places.records("JobRows") if rule == "docs_to_rows" else places.in_files(tmp_path / "cold" / rule)
+    with Places.opened(settings, database) as after:  # the connection before was lost with its server
+        hot = after.records("JobDocs")
+        moved = after.records("JobRows") if rule == "docs_to_rows" else after.in_files(tmp_path / "cold" / rule)
     assert not hot.keys() & moved.keys(), "records in two places"
     found = {**hot, **moved}
     assert {k: r for k, r in found.items() if k not in open_ones} == {
