@@ -326,7 +326,7 @@ class JobError(BedsError):
 
 class JobAlreadyRunning(JobError):
     code = "job_already_running"
-    default_hint = "wait for it, or cancel it: `beds job list`"
+    default_hint = "wait for it, or cancel it: `beds jobs` lists the runs"
 
 
 class JobNotResumable(JobError):

@@ -14,13 +14,17 @@ from beds.cli.clients import records_client
 from beds.cli.output import how_many, print_json, print_records, print_table, printable
 from beds.cli.values import given_fields
 from beds.client.jobs import JobTicket
-from beds.domain.job import JobState
+from beds.domain.job import JobKind, JobState
 from beds.domain.reply import Page, Response
-from beds.domain.ticket import TicketStatus
+from beds.domain.ticket import TicketState, TicketStatus
 from beds.errors import JobNotResumable
 from beds.templates.rules import JobRule
 
 LOOK_SECONDS = 1.0
+BEGIN_SECONDS = 3.0
+"""How long `start` waits for a refusal; a job whose pool is away begins later."""
+WIDE = 1000
+"""Characters of a cell with a path or a reason."""
 _TIMEOUT = click.option("--timeout", type=float, default=10.0, show_default=True, help="Seconds for each request.")
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -61,10 +65,12 @@ def list_rules(config: str | None, as_json: bool) -> None:
         for rule in rules.values()
     ]
     if as_json:
-        print_json(rows)
+        print_json({"rules": rows, "broken": {name: error.message for name, error in rules.broken.items()}})
         return
     print_records(rows)
-    click.echo(f"{len(rows)} rule{'' if len(rows) == 1 else 's'}")
+    click.echo(f"{len(rows)} rule{'' if len(rows) == 1 else 's'}; `beds jobs` lists the runs")
+    for error in rules.broken.values():
+        click.echo(f"not a rule: {error.message}")
 
 
 @job.command()
@@ -196,6 +202,7 @@ def cancel(config: str | None, guid: str, timeout: float, as_json: bool) -> None
 def rejects(config: str | None, guid: str, timeout: float, as_json: bool) -> None:
     """List the records that a job did not move, with the reason for each."""
     with records_client(config) as client:
+        client.job(guid).report(timeout)  # raises what is wrong with the guid
         found = [
             {name: record.get(name) for name in ("key", "code", "field", "why")}
             for record in client.job(guid).rejects(timeout)
@@ -203,7 +210,7 @@ def rejects(config: str | None, guid: str, timeout: float, as_json: bool) -> Non
     if as_json:
         print_json(found)
         return
-    print_records(found)
+    print_records(found, WIDE)
     click.echo(f"{len(found)} record{'' if len(found) == 1 else 's'}")
 
 
@@ -215,6 +222,9 @@ def rejects(config: str | None, guid: str, timeout: float, as_json: bool) -> Non
 def pages(config: str | None, guid: str, timeout: float, as_json: bool) -> None:
     """Print the result of an aggregation."""
     with records_client(config) as client:
+        kind = client.job(guid).report(timeout).get("kind", "")
+        if kind and kind != JobKind.AGGREGATE:
+            raise JobNotResumable(f"a {kind} job has no pages", hint="see `beds job show`, `rejects` and `files`")
         records = [record for page in client.job(guid).pages(timeout) for record in page]
     if as_json:
         print_json(records)
@@ -231,12 +241,13 @@ def pages(config: str | None, guid: str, timeout: float, as_json: bool) -> None:
 def files(config: str | None, guid: str, timeout: float, as_json: bool) -> None:
     """List the files that a warehouse job wrote."""
     with records_client(config) as client:
+        client.job(guid).report(timeout)
         found = list(client.job(guid).files(timeout))
     if as_json:
         print_json(found)
         return
-    columns = ("id", "rows", "bytes", "state", "sha256")
-    print_table(columns, [[file.get(name) for name in columns] for file in found])
+    columns = ("path", "rows", "bytes", "state", "sha256")
+    print_table(columns, [[file["id"], *(file.get(name) for name in columns[1:])] for file in found], WIDE)
     click.echo(f"{len(found)} file{'' if len(found) == 1 else 's'}")
 
 
@@ -268,14 +279,34 @@ def jobs(config: str | None, limit: int, cursor: str, timeout: float, as_json: b
 def _after_start(ticket: JobTicket, rule: JobRule, *, wait: bool, timeout: float, as_json: bool) -> None:
     """Print the guid, or wait for the end."""
     if not wait:
+        _await_begin(ticket, timeout)
         if as_json:
             print_json({"guid": ticket.guid, "event_id": ticket.event_id, "job": rule.name})
         else:
             click.echo(ticket.guid)
         return
-    _watch(ticket, timeout)
+    click.echo(f"{rule.name}: {ticket.guid}", err=True)
+    try:
+        _watch(ticket, timeout)
+    except KeyboardInterrupt:
+        click.echo(f"the job goes on: beds job show {ticket.guid} --wait", err=True)
+        raise
     ticket.result(timeout)  # raises what ended the job
     _print_report(ticket.report(timeout), as_json=as_json)
+
+
+def _await_begin(ticket: JobTicket, timeout: float) -> None:
+    """Wait a moment until the job has begun, and raise the error if it was refused."""
+    deadline = time.monotonic() + min(BEGIN_SECONDS, timeout)
+    while time.monotonic() < deadline:
+        status = ticket.status(timeout)
+        if status.ready:
+            ticket.result(timeout)
+        if status.state is not TicketState.PENDING and (status.ready or status.progress):
+            return
+        if status.state is not TicketState.PENDING and ticket.report(timeout)["state"] != "QUEUED":
+            return
+        time.sleep(0.1)
 
 
 def _watch(ticket: JobTicket, timeout: float) -> None:
@@ -338,7 +369,7 @@ def _print_report(report: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
         print_json(report)
         return
-    print_table(["", ""], [[name, value] for name, value in report.items() if _says_something(value)])
+    print_table(["", ""], [[name, value] for name, value in report.items() if _says_something(value)], WIDE)
 
 
 def _says_something(value: Any) -> bool:

@@ -54,28 +54,28 @@ def how_many(page: Page, noun: str, which: str = "") -> str:
     return f"{len(page)} {noun}{'' if len(page) == 1 else 's'}{which}{more}"
 
 
-def print_records(records: Sequence[Mapping[str, Any]]) -> None:
+def print_records(records: Sequence[Mapping[str, Any]], characters: int = CELL_CHARACTERS) -> None:
     columns: dict[str, None] = {}
     for record in records:
         columns |= dict.fromkeys(record)
     if columns:
-        print_table(columns, [[record.get(name) for name in columns] for record in records])
+        print_table(columns, [[record.get(name) for name in columns] for record in records], characters)
 
 
-def print_table(columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
-    """Print a table. Without a terminal it is wide enough for its content."""
+def print_table(columns: Iterable[str], rows: Iterable[Iterable[Any]], characters: int = CELL_CHARACTERS) -> None:
+    """Print a table. Without a terminal it is wide enough for its content; a cell has so many characters at most."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in columns:
         table.add_column(printable(name, CELL_CHARACTERS), overflow="fold")
     for row in rows:
-        table.add_row(*(_cell(value) for value in row))
+        table.add_row(*(_cell(value, characters) for value in row))
     console = Console(highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
-        console.width = 500
+        console.width = max(500, 2 * characters)
     console.print(table)
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any, characters: int) -> str:
     if value is None:
         return "–"
     if isinstance(value, datetime):
@@ -83,9 +83,9 @@ def _cell(value: Any) -> str:
     if isinstance(value, timedelta):
         return codec.duration_text(value)
     if isinstance(value, bytes):
-        return printable(base64.b64encode(value).decode(), CELL_CHARACTERS)
+        return printable(base64.b64encode(value).decode(), characters)
     text = json.dumps(codec.encode(value), ensure_ascii=False) if isinstance(value, (dict, list)) else str(value)
-    return printable(text, CELL_CHARACTERS)
+    return printable(text, characters)
 
 
 def shown(value: Any, characters: int = CELL_CHARACTERS) -> str:

@@ -214,6 +214,8 @@ class Job:
             "job": self.rule,
             "guid": self.guid,
             "kind": str(self.kind),
+            "restores": self.restore,
+            "args": self.args if self.args != "{}" else "",
             "state": str(self.state),
             "why": self.why,
             "total": self.total,

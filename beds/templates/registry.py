@@ -63,6 +63,7 @@ class TemplateRegistry(Mapping[str, Template]):
 
     def _load_rules(self, folder: Path, *, strict: bool) -> JobRules:
         rules: dict[str, JobRule] = {}
+        broken: dict[str, BedsError] = {}
         for file in sorted(file for file in folder.glob("*.toml") if file.is_file()):
             try:
                 rule = load_rule(file)
@@ -72,7 +73,10 @@ class TemplateRegistry(Mapping[str, Template]):
                 if strict:
                     raise
                 self.broken.append(error)
-        return JobRules(rules)
+                broken[file.stem] = error
+        found = JobRules(rules)
+        found.broken |= broken
+        return found
 
     def __getitem__(self, name: str) -> Template:
         try:

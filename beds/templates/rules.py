@@ -88,14 +88,11 @@ class Keep(_Table):
 class Ago(_Table):
     """An argument that is a time, some time before the job's start."""
 
-    ago_days: Annotated[float, Field(ge=0)] = 0.0
-    ago_hours: Annotated[float, Field(ge=0)] = 0.0
+    ago_days: Annotated[float, Field(ge=0, strict=True)] = 0.0
+    ago_hours: Annotated[float, Field(ge=0, strict=True)] = 0.0
 
     def before(self, moment: datetime) -> datetime:
         return moment - timedelta(days=self.ago_days, hours=self.ago_hours)
-
-
-_AGO = Ago.model_fields.keys()
 
 
 class Span(_Table):
@@ -149,10 +146,7 @@ class JobRule(_Table):
     @field_validator("args")
     @classmethod
     def _times_ago(cls, args: dict[str, Any]) -> dict[str, Any]:
-        return {
-            name: Ago.model_validate(value) if isinstance(value, Mapping) and value.keys() & _AGO else value
-            for name, value in args.items()
-        }
+        return {name: Ago.model_validate(value) if _is_ago(value) else value for name, value in args.items()}
 
     @model_validator(mode="after")
     def _is_consistent(self) -> JobRule:
@@ -354,6 +348,8 @@ class JobRule(_Table):
         name = found[2] or found[3]
         if name not in source.fields:
             raise self.wrong("job.partition", f"{source.name} has no field {name!r}{nearest(name, source.fields)}")
+        if source.fields[name].type in ("object", "array", "bytes"):
+            raise self.wrong("job.partition", f"{name} is a {source.fields[name].type}, which makes no folder's name")
         if found[1] and source.fields[name].type not in ("datetime", "date"):
             raise self.wrong("job.partition", f"{part}: the field is a {source.fields[name].type}, no time")
         if source.fields[name].sensitive:
@@ -365,11 +361,15 @@ class JobRules(Mapping[str, JobRule]):
 
     def __init__(self, rules: Mapping[str, JobRule] | None = None) -> None:
         self._rules = dict(rules or {})
+        self.broken: dict[str, BedsError] = {}
+        """The errors of files that are no valid rules, by the names that these would have."""
 
     def __getitem__(self, name: str) -> JobRule:
         try:
             return self._rules[name]
         except (KeyError, TypeError):
+            if isinstance(name, str) and name in self.broken:
+                raise self.broken[name] from None
             raise UnknownRule(
                 f"no job {name!r}{nearest(str(name), self._rules)}",
                 detail={"job": str(name), "known": sorted(self._rules)},
@@ -393,8 +393,7 @@ def load_rule(file: Path) -> JobRule:
         return rule_from(data, file)
     except ValidationError as failed:
         problems = [
-            f"{'.'.join(str(part) for part in p['loc'])}: "
-            + ("unknown key" + nearest(str(p["loc"][-1]), _keys()) if p["type"] == "extra_forbidden" else p["msg"])
+            ": ".join(filter(None, (".".join(str(part) for part in p["loc"]), _said(p))))
             for p in failed.errors(include_url=False, include_input=False)
         ]
         raise RuleError(
@@ -415,6 +414,17 @@ def check_arguments(given: Any) -> dict[str, Any]:
     if not isinstance(given, Mapping):
         raise WrongType(f"args takes an object, not {type(given).__name__}", detail={"field": "args"})
     return dict(given)
+
+
+def _is_ago(value: Any) -> bool:
+    return isinstance(value, Mapping) and bool(value) and all(str(key).startswith("ago") for key in value)
+
+
+def _said(problem: Mapping[str, Any]) -> str:
+    """One problem in words."""
+    if problem["type"] == "extra_forbidden":
+        return "unknown key" + nearest(str(problem["loc"][-1]), _keys())
+    return str(problem["msg"]).removeprefix("Value error, ")
 
 
 def _keys() -> set[str]:

@@ -233,6 +233,18 @@ def test_a_file_that_was_changed_by_one_byte_is_refused_by_name(places: Places, 
     assert places.records("JobRows") == model
 
 
+def test_files_of_a_cancelled_job_are_in_the_manifest(places: Places, starter: Client, cold: Path) -> None:
+    model = places.fill("JobDocs", 400)
+    ticket = starter.submit_job("docs_cold_slowly")
+    wait_for(lambda: ticket.report().get("moved", 0) > 0, what="the first chunk")
+    ticket.cancel()
+    report = ended(ticket, "CANCELLED")
+    assert 0 < report["moved"] < 400
+    hot, files = places.records("JobDocs"), places.in_files(cold / "docs_cold_slowly")
+    assert not hot.keys() & files.keys()
+    assert {**hot, **files} == model
+
+
 def test_what_was_moved_to_another_template_is_restored(places: Places, starter: Client) -> None:
     model = places.fill("JobDocs", 120)
     there = starter.submit_job("docs_cool")

@@ -90,6 +90,9 @@ def test_the_sample_rules_load() -> None:
         (MOVE + "[keep]\ndays = 3\n", "for files"),
         (MOVE + '[schedule]\nat = "24:30"\n', "schedule.at"),
         ('[job]\nkind = "aggregate"\nfrom = "A"\nread = "r"\n[parts]\nn = {from = 9, to = 2}\n', "parts.n"),
+        (MOVE.replace("ago_days", "ago_day"), "did you mean 'ago_days'"),
+        (MOVE.replace("= 1}", '= "1"}'), "args.ago_days"),
+        (MOVE + '[schedule]\nat = "02:00"\nwindow = "02:00-02:00"\n', "never opens"),
         ("[job", "cannot be read"),
     ],
 )
@@ -117,6 +120,7 @@ def test_a_wrong_rule_names_its_file_and_key(tmp_path: Path, text: str, named: s
         (MOVE.replace("[args]\nsince = {ago_days = 1}\n", '[schedule]\nat = "02:00"\n'), {}, "nobody gives it"),
         (MOVE.replace("since = {ago_days = 1}", 'since = "x"'), {}, "args"),
         (MOVE.replace("since", "sinc"), {}, "args.sinc"),
+        (MOVE.replace("migrate", "warehouse").replace('to = "B"', 'cold = "x"\npartition = ["list"]'), {}, "list"),
     ],
 )
 def test_a_rule_that_does_not_fit_its_templates_is_refused(
@@ -143,6 +147,18 @@ def test_a_rule_is_kept_with_its_job(tmp_path: Path) -> None:
     found = rule(tmp_path, MOVE + '[map]\namount = "amount"\n[run]\nverify = 0.5\n')
     job = Job("u", "g", 0, "job", JobKind.MIGRATE, JobState.RUNNING, settings_of(found))
     assert rule_of(job).model_dump() == found.model_dump()
+
+
+def test_a_rule_with_a_mistake_is_not_unknown(tmp_path: Path) -> None:
+    schema = tmp_path / "schema"
+    for folder in ("templates", "jobs"):
+        (schema / folder).mkdir(parents=True)
+    template(schema / "templates", "A")
+    (schema / "jobs" / "old_ones.toml").write_text(MOVE.replace("read", "reed"))
+    registry = TemplateRegistry.from_folder(schema, strict=False)
+    with pytest.raises(RuleError, match=r"old_ones\.toml: .*unknown key; did you mean 'read'"):
+        registry.jobs["old_ones"]
+    assert len(registry.broken) == 1
 
 
 def test_an_unknown_rule_names_the_nearest() -> None:

@@ -523,6 +523,7 @@ class Jobs:
     def _finish_cancelled(self, job: Job) -> Response:
         """End a cancelled job, once all of its lanes have ended."""
         if job.is_over and job.state is JobState.CANCELLING:
+            self._publish_files(job)
             moment = now()
             self._end_ticket(job, JobState.CANCELLED, moment)
             self._store.update(
@@ -532,6 +533,17 @@ class Jobs:
                 ),
             )
         return Response("", 0)
+
+    def _publish_files(self, job: Job) -> None:
+        """List the files of a cancelled job in the manifest; without it, a reader would miss their records."""
+        try:
+            rule = rule_of(job)
+            if rule.job.cold and not job.restore:
+                self._work(job, rule).finish(job)
+        except BedsError as error:
+            if error.retryable:
+                raise
+            logger.error("the manifest of job %s (%s) cannot be written: %s", job.guid, job.rule, error)
 
     def _stall(self, user: str, guid: str, why: str, number: int = VERIFIER, n: int = 1) -> None:
         """Let a job rest because of its current chunk. A job that is being cancelled goes on with that."""

@@ -71,6 +71,7 @@ class RecordMap:
             raise UnknownField(
                 f"the record has the field {name}, which is no field of template {self.source.name}",
                 detail={"field": name},
+                hint=f"add it to {self.source.file.name or 'the template'}, or remove it from the record",
             )
         found = {name: record[of] for name, of in self._pairs if of in record}
         return self.target.check_create({**found, **self._constants} if self._constants else found, "record")
