@@ -12,6 +12,7 @@ Files: dlt's load of the flights into Parquet, and a job with one slot.
 
     python -m bench.jobs [--pairs 2] [--sides loop,duties,beds,beds2] [--json]
     python -m bench.jobs --archive [--pairs 2] [--json]
+    python -m bench.jobs --reads [--pairs 2] [--json]         p99 of reads without a migration, and beside one
     python -m bench.jobs --files --dlt PYTHON [--pairs 2] [--json]     PYTHON has dlt[parquet,filesystem] and sqlalchemy
 
 It needs the sample data: `make demo` first. MariaDB's and MongoDB's times are included in all sides.
@@ -40,7 +41,7 @@ from pymongo import MongoClient
 from beds.client.client import Client
 from beds.config import Settings
 from bench import job_peers
-from bench.side import ROOT, own_vhost, ready_stack, worker
+from bench.side import ROOT, own_vhost, ready_stack, wait_until_answered, worker
 
 CHUNK = 1000
 COLUMNS = (
@@ -159,6 +160,8 @@ class Bench:
         records = "beds.logs,beds.audit,beds.metrics"
         self._left.enter_context(worker("beds", records, env={"BEDS_METRICS__PROMETHEUS": ""}))
         self.client = self._left.enter_context(Client(own))
+        ask = {"faa": "JFK"}
+        wait_until_answered(lambda: self.client.call("fetch_records", "Airports", ask, using="by_faa", timeout=5))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -251,6 +254,40 @@ def files(bench: Bench, pairs: int, python: str) -> dict[str, Any]:
     return _figures(bench.compare(pairs, sides, back), ("dlt",))
 
 
+READS_A_SECOND = 50
+
+
+def reads(bench: Bench, pairs: int) -> dict[str, Any]:
+    """p99 of reads in milliseconds, without a migration and beside one, by turns."""
+    found: dict[str, list[float]] = {"alone": [], "beside": []}
+    with contextlib.closing(Loop(bench.settings)) as loop:
+        loop.back()
+        for number in range(pairs):
+            until = time.perf_counter() + 20
+            found["alone"].append(_p99(bench.client, lambda end=until: time.perf_counter() < end))  # type: ignore[misc]
+            with bench._pool(2):
+                ticket = bench.client.submit_job("flights_to_documents")
+                found["beside"].append(_p99(bench.client, lambda of=ticket: not of.ready))  # type: ignore[misc]
+            bench._report(f"pair {number + 1} of {pairs}: {found['alone'][-1]:.1f} ms, {found['beside'][-1]:.1f} ms")
+            loop.back()
+    ratio = statistics.median(b / a for a, b in zip(found["alone"], found["beside"], strict=True))
+    return {"p99_ms": {side: statistics.median(of) for side, of in found.items()}, "ratios": {"beside / alone": ratio}}
+
+
+def _p99(client: Client, goes_on: Callable[[], bool]) -> float:
+    taken: list[float] = []
+    looked = 0.0
+    while True:
+        if time.perf_counter() - looked > 0.5:
+            looked = time.perf_counter()
+            if not goes_on():
+                return statistics.quantiles(taken, n=100, method="inclusive")[98]
+        begun = time.perf_counter()
+        client.call("fetch_records", "Airports", {"faa": "JFK"}, using="by_faa", timeout=DEADLINE)
+        taken.append((time.perf_counter() - begun) * 1000)
+        time.sleep(max(0.0, 1 / READS_A_SECOND - (time.perf_counter() - begun)))
+
+
 def _figures(found: Mapping[str, list[float]], peers: Sequence[str]) -> dict[str, Any]:
     ratios = {
         f"{side} / {peer}": statistics.median(a / b for a, b in zip(found[side], found[peer], strict=True))
@@ -267,11 +304,14 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object with all figures")
     parser.add_argument("--archive", action="store_true", help="compare with pt-archiver")
     parser.add_argument("--files", action="store_true", help="compare with dlt")
+    parser.add_argument("--reads", action="store_true", help="measure reads beside a migration")
     parser.add_argument("--dlt", default=sys.executable, help="the Python that has dlt")
     options = parser.parse_args()
     with Bench(lambda line: print(line, file=sys.stderr)) as bench:
         if options.archive:
             found = archive(bench, options.pairs)
+        elif options.reads:
+            found = reads(bench, options.pairs)
         elif options.files:
             found = files(bench, options.pairs, options.dlt)
         else:
@@ -279,8 +319,10 @@ def main() -> None:
     if options.json:
         print(json.dumps(found, indent=2))
         return
-    for side, rate in found["records_per_second"].items():
+    for side, rate in found.get("records_per_second", {}).items():
         print(f"{side:8} {rate:9,.0f} records/s")
+    for side, ms in found.get("p99_ms", {}).items():
+        print(f"{side:8} p99 {ms:7.1f} ms")
     for name, ratio in found["ratios"].items():
         print(f"{name:18} {ratio:.2f}")
 

@@ -77,6 +77,11 @@ class Lane:
     def to_document(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__slots__}
 
+    @classmethod
+    def of(cls, document: Mapping[str, Any]) -> Lane:
+        """A lane as msJobs has it; a newer version may have stored more."""
+        return cls(**{name: document[name] for name in cls.__slots__ if name in document})
+
     @property
     def next_event(self) -> int:
         """The number of the chunk whose event is, or should be, on its way."""
@@ -128,7 +133,7 @@ class Job:
         rule: its rule's name.
         kind: what it does.
         state: its state.
-        settings: the rule at the job's start, as JSON.
+        settings: the rule at the job's start, as JSON; a client does not get it, nor lanes and head.
         args: the range's arguments, fixed when the job started, as the codec writes them.
         event_id, root_id, depth: its event's lineage, of which the chunks are children.
         lanes: its rows of chunks.
@@ -152,7 +157,7 @@ class Job:
     rule: str
     kind: JobKind
     state: JobState
-    settings: str
+    settings: str = ""
     args: str = "{}"
     event_id: str = ""
     root_id: str = ""
@@ -179,7 +184,9 @@ class Job:
         known = {name: record[name] for name in cls.__slots__ if record.get(name) is not None}
         known["kind"], known["state"] = JobKind(known["kind"]), JobState(known["state"])
         fields = Lane.__slots__  # a newer version may have stored more
-        known["lanes"] = tuple(Lane(**{name: lane[name] for name in fields if name in lane}) for lane in known["lanes"])
+        known["lanes"] = tuple(
+            Lane(**{name: lane[name] for name in fields if name in lane}) for lane in known.get("lanes", ())
+        )
         known["tally"] = Tally.of(known["tally"])
         return cls(**known)
 

@@ -81,7 +81,8 @@ class Delivery:
         """The event's ticket, for the ticket store; None for an event without a ticket."""
         if not self.header.ticket:
             return None
-        return {"user": self.user, **self.header.acceptance(self.guid, self.summary)}
+        queue = {"queue": self.queue} if self.queue else {}
+        return {"user": self.user, **self.header.acceptance(self.guid, self.summary), **queue}
 
 
 @dataclass(slots=True)

@@ -371,8 +371,8 @@ class JobRules(Mapping[str, JobRule]):
             if isinstance(name, str) and name in self.broken:
                 raise self.broken[name] from None
             raise UnknownRule(
-                f"no job {name!r}{nearest(str(name), self._rules)}",
-                detail={"job": str(name), "known": sorted(self._rules)},
+                f"no job {str(name)[:64]!r}{nearest(str(name)[:64], self._rules)}",
+                detail={"job": str(name)[:64], "known": sorted(self._rules)},
                 hint="`beds job list` shows the rules; each is a file in schema/jobs/",
             ) from None
 

@@ -88,7 +88,7 @@ class BedsApp(Celery):
 
     @cached_property
     def job_store(self) -> JobStore:
-        return JobStore(self.factory, self.settings.logging.ttl_days)
+        return JobStore(self.factory, self.settings.logging.ttl_days, self.settings.amqp.broker_url)
 
     @cached_property
     def jobs(self) -> Jobs:

@@ -67,7 +67,11 @@ def cancel(store: TicketStore, owner: str, guid: Any, by: str) -> TicketStatus:
         if job is None:
             raise
         return TicketStatus(job.guid, job.event_id, TicketState.PROGRESS, job.rule, job.progress(), cancelled_by=by)
-    if status.queue in JOB_QUEUES and not status.ready and app.jobs.cancel(owner, str(guid), by) is not None:
+    if (
+        (not status.queue or status.queue in JOB_QUEUES)
+        and not status.ready
+        and app.jobs.cancel(owner, str(guid), by) is not None
+    ):
         return store.status(owner, guid)  # its chunks end it
     if status.state is TicketState.PENDING:
         # Not begun: a worker that begins it now finds `cancelled_by` and stops, so the ticket can end here.

@@ -19,7 +19,7 @@ from beds.domain.clock import now
 from beds.domain.job import Job, Tally
 from beds.domain.record_id import id_text
 from beds.domain.reply import Record
-from beds.errors import BedsError, ConfigurationError, FileDamaged, JobError
+from beds.errors import BedsError, ConfigurationError, FileDamaged, JobError, TooLong
 from beds.services.jobs.loading import REFUSALS, Loader, timed
 from beds.services.jobs.mapping import equal, masked
 from beds.services.jobs.move import cut, estimate, read_all
@@ -30,7 +30,8 @@ from beds.services.jobs.work import Chunk, Cut
 from beds.templates.rules import JobRule
 from beds.wire import codec
 
-MOST_OF_A_PATH = 900
+MOST_OF_A_PATH, MOST_OF_A_FOLDER = 900, 200
+"""Characters of a file's path and of one folder's name; file systems allow 255 bytes for a name."""
 
 
 def name_of(job: Job) -> str:
@@ -112,7 +113,10 @@ class ToFiles:
         return ""
 
     def verify(self, job: Job) -> tuple[int, list[str]]:
-        files = [file for file in self._store.files_of(job.guid, job.user) if file["state"] == LISTED]
+        written = self._store.files_of(job.guid, job.user)
+        if job.tally.moved:
+            _check_listed(job.guid, written)
+        files = [file for file in written if file["state"] == LISTED]
         problems = []
         for file in files:
             try:
@@ -144,7 +148,7 @@ class ToFiles:
         kept = []
         for row in rows:
             try:
-                self._files.format.check(row)
+                self._files.check(row)
                 kept.append(row)
             except REFUSALS as error:
                 rejects.append(self._files.reject(row, error))
@@ -188,6 +192,7 @@ class FromFiles:
 
     def check(self) -> None:
         self._target.check_tables(["load", "by_keys", "remove_many"])
+        _check_listed(self._guid, self._store.files_of(self._guid, self._user))
 
     def estimate(self) -> int | None:
         return sum(int(file["rows"]) for file in self._listed())
@@ -222,7 +227,7 @@ class FromFiles:
         return Tally(read=len(rows), moved=len(copied), there=len(there), rejected=len(rows) - len(copied), chunks=1)
 
     def undo(self, chunk: Chunk) -> Tally:
-        """Restore the rest of the file: another client may have read the records that are restored already."""
+        """Restore the rest of the file: another client may have changed the records that are restored already."""
         return self.process(chunk)
 
     def finish(self, job: Job) -> str:
@@ -230,6 +235,7 @@ class FromFiles:
         for file in self._store.files_of(self._guid, self._user):
             if file["state"] == RESTORED:
                 self._storage.remove(file["id"])
+                self._store.change_file(file["id"], DELETED)
         return ""
 
     def verify(self, job: Job) -> tuple[int, list[str]]:
@@ -239,6 +245,13 @@ class FromFiles:
         return [file for file in self._store.files_of(self._guid, self._user) if file["state"] == LISTED]
 
 
+def _check_listed(guid: str, files: Sequence[Record]) -> None:
+    """Raises JobError: none of a job's files is in use any more."""
+    if not any(file["state"] == LISTED for file in files):
+        states = ", ".join(sorted({str(file["state"]) for file in files})) or "none were written"
+        raise JobError(f"job {guid} has no files that are in use: {states}", detail={"guid": guid})
+
+
 class Files:
     """Writes, lists and rewrites the files of one rule."""
 
@@ -246,6 +259,17 @@ class Files:
         self._template, self._rule = adapter.template, rule
         self._storage, self._store = storage, store
         self.format = ParquetFormat(adapter.template)
+
+    def check(self, row: Record) -> None:
+        """Refuse a record that no file keeps, or whose folder has too long a name. Raises InvalidPayload."""
+        self.format.check(row)
+        for part in self._rule.job.partition:
+            if len(folder_of([part], row)) > MOST_OF_A_FOLDER:
+                field = part.partition("(")[2].rstrip(")") or part
+                raise TooLong(
+                    f"field {field} is too long for the name of a folder",
+                    detail={"field": field, "max_length": MOST_OF_A_FOLDER},
+                )
 
     def write(self, chunk: Chunk, rows: Sequence[Record]) -> list[Record]:
         """Write a chunk's records, one file for each folder, and read the files back."""

@@ -35,6 +35,7 @@ from beds.errors import (
     WrongType,
 )
 from beds.services.execution import Detached, Redeliver
+from beds.services.jobs.loading import IN_DOUBT
 from beds.services.jobs.store import JobStore, Reject
 from beds.services.jobs.throttle import Throttle
 from beds.services.jobs.work import Chunk, Work
@@ -296,6 +297,8 @@ class Jobs:
         if n != lane.next_event:
             return Response("", 0)
         if job.state.rests:
+            if not lane.folded:  # the chunk is not at work any more, so a resumed job need not wait for it
+                self._store.update(job, lambda j: self._waiting_until(j, lane.lane, now()))
             return Response("", 0)
         if job.state is JobState.CANCELLING:
             return self._end_cancelled(job, lane, again)
@@ -303,7 +306,8 @@ class Jobs:
             return self._verify(job)
         rule = rule_of(job)
         work = self._work(job, rule)
-        if (opens := self._throttle.opens(rule, now())) is not None:
+        # A chunk that was begun is finished outside of the window, too.
+        if lane.folded and (opens := self._throttle.opens(rule, now())) is not None:
             self._store.update(job, lambda j: self._waiting_until(j, lane.lane, opens))
             return Response("", 0)
         chunk = self._claim(job, lane, n, work, again)
@@ -509,7 +513,7 @@ class Jobs:
             if self._is_at_work(job, lane) and not again:
                 return Response("", 0)  # its slot finishes it, and then publishes an event that ends the lane
             chunk = self._chunk(job, lane, repeated=True)
-            job = self._fold(chunk, None, self._work(job, rule_of(job)).undo(chunk))
+            job = self._fold(chunk, None, self._undo(chunk))
         job = self._store.update(
             job,
             lambda j: (
@@ -519,6 +523,19 @@ class Jobs:
             ),
         )
         return self._finish_cancelled(job)
+
+    def _undo(self, chunk: Chunk) -> Tally:
+        """Take a chunk back. If that can never work, its records are listed as in doubt, so that the job ends."""
+        job, lane = chunk.job, chunk.lane
+        try:
+            return self._work(job, rule_of(job)).undo(chunk)
+        except BedsError as error:
+            if error.retryable:
+                raise
+            what = f"chunk {lane.lane}.{lane.n}"
+            logger.error("%s of job %s (%s) cannot be taken back: %s", what, job.guid, job.rule, error)
+            chunk.store_rejects([Reject(what, what, IN_DOUBT, "", f"it cannot be taken back: {error.message}")])
+            return Tally(in_doubt=1, chunks=1)
 
     def _finish_cancelled(self, job: Job) -> Response:
         """End a cancelled job, once all of its lanes have ended."""

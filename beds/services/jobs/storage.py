@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -108,7 +109,7 @@ class Storage:
     def unlisted(self, name: str, listed: Sequence[str]) -> list[str]:
         """The files whose names begin so and that are not listed, the latest first: what killed chunks left behind."""
         with self._translated(name):
-            found = [str(path) for path in self._system.glob(f"{self._folder}/**/{name}-*.parquet")]
+            found = [str(path) for path in self._system.glob(f"{glob.escape(self._folder)}/**/{name}-*.parquet")]
             latest = sorted(found, key=self._system.modified, reverse=True)
         paths = (path.rpartition(f"{self._folder}/")[2] for path in latest)
         return [path for path in paths if path not in listed]

@@ -6,9 +6,10 @@ Each change of a job is decided on one version of it, and made only if it is sti
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import hmac
 import random
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -56,10 +57,12 @@ class JobStore:
     Args:
         factory: where the adapters come from.
         keep_days: how long rejects and pages are kept.
+        secret: what only workers have; the ids of rejects follow from it.
     """
 
-    def __init__(self, factory: Factory, keep_days: int) -> None:
+    def __init__(self, factory: Factory, keep_days: int, secret: str) -> None:
         self._factory = factory
+        self._secret = secret.encode()
         self._keep = timedelta(days=keep_days)
 
     # --- jobs --------------------------------------------------------------------------------------------------------
@@ -84,14 +87,14 @@ class JobStore:
         )
 
     def find(self, user: str, guid: str) -> Job | None:
-        page = self._adapter(JOBS).fetch_records(Query("by_guid", {"user": user, "guid": guid}, 1))
+        page = self._adapter(JOBS).fetch_records(Query("whole", {"user": user, "guid": guid}, 1))
         return Job.of(page[0]) if page else None
 
     def get(self, user: str, guid: str) -> Job:
         """Raises UnknownTicket: the user has no such job."""
         found = self.find(user, guid)
         if found is None:
-            raise UnknownTicket(f"{guid} is no job of this user", detail={"guid": guid})
+            raise UnknownTicket(f"{guid[:64]} is no job of this user", detail={"guid": guid[:64]})
         return found
 
     def owners_of(self, guid: str) -> list[str]:
@@ -148,7 +151,7 @@ class JobStore:
         at = now()
         documents = [
             {
-                "id": str(uuid.uuid5(uuid.UUID(job.guid), f"{job.user} {reject.record_id} {reject.code}")),
+                "id": self._reject_id(job, reject),
                 "user": job.user,
                 "guid": job.guid,
                 "key": reject.key[:1000],
@@ -161,6 +164,11 @@ class JobStore:
             for reject in rejects
         ]
         self._write(REJECTS, documents)
+
+    def _reject_id(self, job: Job, reject: Reject) -> str:
+        """The same for the same reject. It must not tell the key, which may be sensitive."""
+        text = f"{job.user} {job.guid} {reject.record_id} {reject.code}"
+        return hmac.new(self._secret, text.encode(), hashlib.sha256).hexdigest()[:40]
 
     def write_pages(self, job: Job, first: int, pages: Sequence[str], *, part: bool) -> None:
         """Store pages of a result, numbered from `first`: all, or none if they are stored already."""
