@@ -155,7 +155,7 @@ class BulkAdapter(BoundAdapter):
         self._call("remove_many", Operation.DELETE, lambda _: {KEYS: wanted}, once)
 
     def noted(self, step: str) -> Any:
-        """What the ledger has for a step; None if it has nothing."""
+        """The ledger's entry of a step; None if there is none."""
         text = self._try(lambda: self._store.recall(step), repeatable=True)
         return None if text is None else codec.loads(text)
 

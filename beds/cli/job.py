@@ -187,7 +187,7 @@ def resume(config: str | None, guid: str, timeout: float, as_json: bool) -> None
 @_JSON
 @click.pass_obj
 def cancel(config: str | None, guid: str, timeout: float, as_json: bool) -> None:
-    """End a job after the chunks at work. What it has moved stays moved; both sides stay consistent."""
+    """End a job after the chunks at work. Moved records stay moved; both sides stay consistent."""
     with records_client(config) as client:
         ticket = client.job(guid)
         ticket.cancel(timeout)

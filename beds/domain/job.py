@@ -13,7 +13,7 @@ from beds.domain.ticket import Progress
 
 
 class JobKind(StrEnum):
-    """What a job does. Its queue and its first task are `job.<kind>`."""
+    """The kind of a job. Its queue and its first task are `job.<kind>`."""
 
     AGGREGATE = "aggregate"
     MIGRATE = "migrate"
@@ -41,7 +41,7 @@ class JobState(StrEnum):
 
     @property
     def rests(self) -> bool:
-        """Whether its chunks wait until somebody resumes it."""
+        """Whether its chunks wait until the job is resumed."""
         return self in (JobState.PAUSED, JobState.STALLED)
 
 
@@ -99,7 +99,7 @@ class Tally:
         changed: records that another client changed meanwhile; they stay in the source.
         deleted: records that another client deleted meanwhile; their copies were removed.
         rejected: records that the target refused; they stay in the source.
-        in_doubt: records of which nobody can tell any more which copy is right; both stay.
+        in_doubt: records whose right copy cannot be determined any more; both copies stay.
         chunks: chunks that are done.
     """
 
@@ -146,7 +146,7 @@ class Job:
         restore, restored_user: the guid and the user of the job whose records it brings back; empty for another job.
         baseline_ms: p99 of the store's reads before it started.
         actor: on whose behalf it was started.
-        due_at: when it was due; None for a job that somebody started.
+        due_at: when it was due; None for a job that a client started.
         made_at, changed_at, ended_at: times in UTC.
         worked: seconds of work, over all lanes.
     """
@@ -206,7 +206,7 @@ class Job:
         return replace(self, lanes=tuple(sorted((*others, lane), key=lambda each: each.lane)))
 
     def progress(self, unit: str = "records") -> Progress:
-        """How far it is, for its ticket."""
+        """Its progress, for its ticket."""
         rate = self.tally.read / self.worked if self.worked > 0 else None
         remaining = (self.total or 0) - self.tally.read
         left = remaining / rate if rate and remaining > 0 else None
@@ -233,7 +233,7 @@ class Job:
         }
 
     def covers(self, moment: datetime) -> bool:
-        """Whether it was running at a moment."""
+        """True if it was running at a moment."""
         has_begun = self.made_at is not None and self.made_at <= moment
         return has_begun and (self.ended_at is None or self.ended_at >= moment)
 

@@ -68,7 +68,7 @@ class Schedule(_Table):
     window: Window | None = None
     """When its chunks may run, in UTC; outside of it they wait."""
     missed: Literal["once", "skip"] = "once"
-    """Whether a run is made up for when no node ran at its time."""
+    """`once`: a run that no node could start in time is made up for."""
     overlap: Literal["skip"] = "skip"
     """A run that is due while the one before goes on is left out."""
 

@@ -69,7 +69,7 @@ class Aggregate:
         return Tally(read=1, moved=len(rows), chunks=1)
 
     def undo(self, chunk: Chunk) -> Tally:
-        return Tally(chunks=1)  # its pages are overwritten by nobody, and expire
+        return Tally(chunks=1)  # its pages stay, and expire
 
     def finish(self, job: Job) -> str:
         merge = self._rule.merge

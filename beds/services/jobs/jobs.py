@@ -508,7 +508,7 @@ class Jobs:
             self._stall(user, guid, f"it was given up: {why}", number, n)
 
     def _end_cancelled(self, job: Job, lane: Lane, again: bool) -> Response:
-        """End a lane of a cancelled job. What a chunk did whose slot has ended is taken back."""
+        """End a lane of a cancelled job. If a slot ended during a chunk, the chunk is taken back."""
         if not lane.folded:
             if self._is_at_work(job, lane) and not again:
                 return Response("", 0)  # its slot finishes it, and then publishes an event that ends the lane

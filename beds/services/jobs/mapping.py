@@ -96,7 +96,7 @@ def masked(template: Template, records: Sequence[Record]) -> list[Record]:
 
 
 def equal(wanted: Record, found: Record) -> bool:
-    """Whether a stored record has the content of `wanted`. A missing field equals null."""
+    """True if a stored record has the content of `wanted`. A missing field equals null."""
     if wanted == found:
         return True
     if any(found.get(name) != value for name, value in wanted.items()):

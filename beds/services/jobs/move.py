@@ -172,7 +172,7 @@ class Move:
         return found
 
     def _doubt_orphans(self, chunk: Chunk, wanted: Mapping[Key, Record]) -> None:
-        """List the target's records of an old chunk's range that the source lacks: nobody can tell whose they are."""
+        """List the target's records of an old chunk's range that the source lacks, as in doubt."""
         target = self._target.template
         using = next((name for name, spec in target.fetch.items() if _reads_all(spec, target.keys)), "")
         if not using or self._source.template.fetch_spec(self._using).cursor != self._source.template.keys:

@@ -115,7 +115,7 @@ class Storage:
         return [path for path in paths if path not in listed]
 
     def write_manifest(self, template: str, columns: Sequence[Mapping[str, str]], files: Sequence[Record]) -> None:
-        """Write the list of all files in use. It is written last, so whoever reads it finds what it lists."""
+        """Write the list of all files in use. It is written last, so its readers find each file that it lists."""
         listed = [
             {name: file.get(name) for name in ("rows", "bytes", "sha256", "content", "first", "last")}
             | {"path": file["id"], "job": file["guid"]}

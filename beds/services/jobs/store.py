@@ -166,7 +166,7 @@ class JobStore:
         self._write(REJECTS, documents)
 
     def _reject_id(self, job: Job, reject: Reject) -> str:
-        """The same for the same reject. It must not tell the key, which may be sensitive."""
+        """The same for the same reject. It does not reveal the key, which may be sensitive."""
         text = f"{job.user} {job.guid} {reject.record_id} {reject.code}"
         return hmac.new(self._secret, text.encode(), hashlib.sha256).hexdigest()[:40]
 

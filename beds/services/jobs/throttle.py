@@ -71,7 +71,7 @@ class Throttle:
         return first if moment < first else first + timedelta(days=1)
 
     def _look(self, job: Job, rule: JobRule) -> float:
-        """How busy the stores are: 0 for idle, 1 for fully."""
+        """The load of the stores: 0 for idle, 1 for fully busy."""
         queues = self._queues(rule)
         try:
             if self._waiting(queues) > 0:

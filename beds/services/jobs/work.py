@@ -55,7 +55,7 @@ class Chunk:
 
 
 class Work(Protocol):
-    """What a job does."""
+    """The work of a job."""
 
     unit: str
     """What its progress counts."""
