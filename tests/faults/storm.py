@@ -182,6 +182,13 @@ def kill_a_worker(s: Storm) -> None:
         _kill(process)
 
 
+def _has_ended(process: psutil.Process) -> bool:
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:  # it ended between the two
+        return True
+
+
 def kill_next_process(s: Storm) -> None:
     """One process of the node after another: the supervisor (which is started again, as systemd would), each worker's
     parent, each slot. Then all slots must run again."""
@@ -194,7 +201,7 @@ def kill_next_process(s: Storm) -> None:
     if victim.pid == s.node.pid:
         s.node.wait()
         s.start_node()
-    wait_for(lambda: not victim.is_running() or victim.status() == psutil.STATUS_ZOMBIE, 30, "its end")
+    wait_for(lambda: _has_ended(victim), 30, "its end")
     wait_for(s.is_whole, 90, "the pools")
 
 

@@ -214,18 +214,18 @@ def test_random_kills_and_a_restart_of_each_server_lose_and_double_nothing(
         ticket = starter.submit_job(rule)
         servers = list(stack.servers)
         while not _is_done(ticket):
-            time.sleep(chance.uniform(0.3, 1.5))
+            time.sleep(chance.uniform(0.2, 1.0))
             slots = psutil.Process(worker.pid).children()
             if slots:
                 with contextlib.suppress(psutil.Error):
                     chance.choice(slots).kill()
                     kills += 1
-            if kills % 5 == 4 and servers:
+            if kills % 2 == 1 and servers:
                 server = servers.pop()
                 server.down()
                 server.up()
         report = ticket.report()
-    assert kills > 5, report
+    assert kills >= 2, report
     assert report["rejected"] == report["in_doubt"] == 0, report
     # A write that a server's restart left open may be either; each other one is as it was answered.
     open_ones = {int(str(problem.detail.get("id", 0))) for problem in changes.problems if problem.detail.get("id")}
