@@ -182,6 +182,13 @@ def kill_a_worker(s: Storm) -> None:
         _kill(process)
 
 
+def _children(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return process.children()
+    except psutil.NoSuchProcess:  # it has just ended, and is started again
+        return []
+
+
 def _has_ended(process: psutil.Process) -> bool:
     try:
         return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
@@ -194,7 +201,7 @@ def kill_next_process(s: Storm) -> None:
     parent, each slot. Then all slots must run again."""
     wait_for(s.is_whole, 90, "the pools")  # another fault may have come before
     workers = s.workers()
-    mine = [psutil.Process(s.node.pid), *workers, *(child for worker in workers for child in worker.children())]
+    mine = [psutil.Process(s.node.pid), *workers, *(child for worker in workers for child in _children(worker))]
     victim = mine[s.kills % len(mine)]
     s.kills += 1
     _kill(victim)

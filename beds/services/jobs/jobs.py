@@ -268,6 +268,8 @@ class Jobs:
             raise Redeliver(error.message) from None
         except self._interrupts:
             raise Redeliver("it ran longer than its pool allows") from None
+        except Redeliver:
+            raise  # its audit record is not confirmed
         except BedsError as error:
             self._stall(delivered.trace.user, guid, f"{error.code}: {error.message}", number, n)
             raise
