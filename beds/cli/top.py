@@ -175,8 +175,11 @@ def _table(rows: dict[str, dict[str, Any]], window: float) -> Table:
         caption = "rates are read with [amqp] operator_url, from a running worker for `operator`"
     table = Table(box=None, pad_edge=False, header_style="bold", caption=caption, caption_justify="left")
     table.add_column("queue")
-    for name in ("waiting", "workers", "events/s", "errors", *(f"p{p} ms" for p in PERCENTS), "busy", "records/s"):
+    for name in ("waiting", "workers", "events/s", "errors", *(f"p{p} ms" for p in PERCENTS), "busy"):
         table.add_column(name, justify="right")
+    has_jobs = any(row["records_per_second"] for row in rows.values())
+    if has_jobs:
+        table.add_column("records/s", justify="right")
     for queue, row in rows.items():
         errors = f"[red]{row['errors']}[/]" if row["errors"] else _shown(row["errors"], "")
         table.add_row(
@@ -187,7 +190,7 @@ def _table(rows: dict[str, dict[str, Any]], window: float) -> Table:
             errors,
             *(_shown(row[f"p{p}_ms"], ".1f") for p in PERCENTS),
             _shown(row["busy"], ".2f"),
-            _shown(row["records_per_second"] or None, ",.0f"),
+            *([_shown(row["records_per_second"] or None, ",.0f")] if has_jobs else ()),
         )
     return table
 

@@ -86,8 +86,8 @@ class Doctor:
                     asked[queue] = self._send(event, by=self._asks(queue))
                 except BedsError as error:
                     asked[queue] = error
-            elif queue in JOB_QUEUES and not self._rules(queue):
-                yield skipped(f"pool {queue}", "nobody consumes it; schema/jobs has no rule of this kind")
+            elif queue in JOB_QUEUES and not self._scheduled(queue):
+                yield skipped(f"pool {queue}", "nobody consumes it, and no rule of this kind is scheduled")
             else:
                 yield failed(f"pool {queue}", f"nobody consumes it; {depth.messages} events wait",
                              f"start a node whose beds.toml has the service of {queue}")  # fmt: skip
@@ -116,9 +116,10 @@ class Doctor:
         """Who probes a queue: the operator, where applications have no right by default."""
         return self._operator if queue in (OPERATOR, *JOB_QUEUES) else None
 
-    def _rules(self, queue: str) -> list[str]:
-        """The rules whose jobs a queue gets."""
-        return [name for name, rule in self._client.templates.jobs.items() if rule.kind.queue == queue]
+    def _scheduled(self, queue: str) -> list[str]:
+        """The scheduled rules whose jobs a queue gets."""
+        rules = self._client.templates.jobs.items()
+        return [name for name, rule in rules if rule.kind.queue == queue and rule.schedule]
 
     def dead(self, found: dict[str, Depth | None]) -> Check:
         """Send an event that no worker can execute. It must arrive in msDead, where it is discarded."""
