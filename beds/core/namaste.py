@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from beds.domain.reply import Page, Response
+from beds.domain.reply import Page, Record, Response
 
 Payload = Mapping[str, Any]
 
@@ -27,6 +27,16 @@ class Query:
     args: Mapping[str, Any] = field(default_factory=dict)
     limit: int = 100
     cursor: str = ""
+
+
+def all_records(adapter: NamasteCore, query: Query) -> Iterator[Record]:
+    """The records of a fetch from its first page on; each page has at most `query.limit`."""
+    while True:
+        page = adapter.fetch_records(query)
+        yield from page
+        if not page.cursor:
+            return
+        query = replace(query, cursor=page.cursor)
 
 
 class NamasteCore(ABC):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from beds.adapters.bulk import BulkAdapter
-from beds.core.namaste import Query
+from beds.core.namaste import Query, all_records
 from beds.domain.job import Job, Tally
 from beds.domain.reply import Record
 from beds.errors import BedsError, ResultTooLarge, SchemaMismatch
@@ -97,13 +97,7 @@ class Aggregate:
         if self._rule.parts:
             args[self._rule.part_name] = self._rule.part_values[part]
         limit = self._source.template.fetch_spec(self._rule.job.read).max_limit
-        cursor = ""
-        while True:
-            page = self._source.fetch_records(Query(self._rule.job.read, args, limit, cursor))
-            yield from page
-            if not page.cursor:
-                return
-            cursor = page.cursor
+        return all_records(self._source, Query(self._rule.job.read, args, limit))
 
     def _pages(self, rows: Iterable[Record]) -> Iterator[str]:
         """The records as JSON texts that fit a reply."""

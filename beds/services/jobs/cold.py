@@ -17,10 +17,9 @@ from beds.adapters.bulk import BulkAdapter, Key
 from beds.adapters.store import AlreadyDone
 from beds.domain.clock import now
 from beds.domain.job import Job, Tally
-from beds.domain.record_id import id_text
 from beds.domain.reply import Record
-from beds.errors import BedsError, ConfigurationError, FileDamaged, JobError, TooLong
-from beds.services.jobs.loading import REFUSALS, Loader, timed
+from beds.errors import ConfigurationError, FileDamaged, JobError, TooLong
+from beds.services.jobs.loading import REFUSALS, Loader, reject_of, timed
 from beds.services.jobs.mapping import equal, masked
 from beds.services.jobs.move import cut, estimate, read_all
 from beds.services.jobs.parquet import ParquetFormat, content_sum, folder_of
@@ -151,7 +150,8 @@ class ToFiles:
                 self._files.check(row)
                 kept.append(row)
             except REFUSALS as error:
-                rejects.append(self._files.reject(row, error))
+                template = self._source.template
+                rejects.append(reject_of(template, template.key_of(row), error))
         return kept
 
     def _settle(self, chunk: Chunk, noted: Mapping[str, Any]) -> Tally:
@@ -198,10 +198,7 @@ class FromFiles:
         return sum(int(file["rows"]) for file in self._listed())
 
     def cut(self, job: Job, size: int) -> Cut:
-        files = [
-            file for file in self._store.files_of(self._guid, self._user) if job.head is None or file["id"] > job.head
-        ]
-        waiting = [file for file in files if file["state"] == LISTED]
+        waiting = [file for file in self._listed() if job.head is None or file["id"] > job.head]
         return Cut(waiting[0]["id"], len(waiting) == 1) if waiting else Cut(None, True)
 
     def preview(self, size: int) -> tuple[int, list[Any], list[Reject]]:
@@ -318,10 +315,10 @@ class Files:
             self._storage.remove(file["id"])
             self._store.change_file(file["id"], DELETED)
 
-    def reject(self, row: Record, error: BedsError) -> Reject:
-        key = id_text(self._template.key_of(row))
-        shown = "•••" if self._template.has_sensitive_key else key
-        return Reject(key, shown, error.code, str(error.detail.get("field", "")), error.message)
+    def _holds(self, data: bytes, rows: Sequence[Record]) -> bool:
+        """True if a file has these records, in this order."""
+        found = self.format.read(data)
+        return len(found) == len(rows) and all(equal(row, copy) for row, copy in zip(rows, found, strict=True))
 
     def _written(self, path: str, rows: Sequence[Record]) -> Record:
         """Write one file, read it back, and describe it. Raises FileDamaged: it reads back otherwise."""
@@ -333,11 +330,7 @@ class Files:
         data = self.format.write(rows)
         self._storage.write(path, data)
         back = self._storage.read(path)
-        if self._rule.run.verify != "count":
-            found = self.format.read(back)
-            if len(found) != len(rows) or not all(equal(row, copy) for row, copy in zip(rows, found, strict=True)):
-                raise FileDamaged(f"the file {path} reads back otherwise than it was written", detail={"file": path})
-        if back != data:
+        if back != data or (self._rule.run.verify != "count" and not self._holds(back, rows)):
             raise FileDamaged(f"the file {path} reads back otherwise than it was written", detail={"file": path})
         ends = () if self._template.has_sensitive_key else (rows[0], rows[-1])
         keys = [codec.dumps(list(self._template.key_of(row))).decode() for row in ends] or ["", ""]

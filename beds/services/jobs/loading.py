@@ -22,10 +22,12 @@ from beds.errors import (
     ResultTooLarge,
     StoreError,
 )
+from beds.services.audit import MASK
 from beds.services.jobs.mapping import equal
 from beds.services.jobs.store import Reject
 from beds.services.jobs.work import Chunk
 from beds.templates.rules import Run
+from beds.templates.template import Template
 
 T = TypeVar("T")
 IN_DOUBT = "in_doubt"
@@ -159,14 +161,24 @@ class Loader:
 
     def shown(self, key: Key) -> tuple[str, str]:
         """The key as text, and as it may be shown."""
-        template = self._target.template
-        text = id_text(key)
-        return text, "•••" if template.has_sensitive_key else text
+        return shown_key(self._target.template, key)
 
     def reject(self, key: Key, error: BedsError, code: str = "") -> Reject:
-        sensitive = self._target.template.fields.get(str(error.detail.get("field", "")))
-        why = "" if sensitive is not None and sensitive.sensitive else error.message
-        return Reject(*self.shown(key), code or error.code, str(error.detail.get("field", "")), why)
+        return reject_of(self._target.template, key, error, code)
+
+
+def shown_key(template: Template, key: Key) -> tuple[str, str]:
+    """A key as text, and as it may be shown."""
+    text = id_text(key)
+    return text, MASK if template.has_sensitive_key else text
+
+
+def reject_of(template: Template, key: Key, error: BedsError, code: str = "") -> Reject:
+    """The reject of a record that was refused with an error; `code` replaces the error's."""
+    field = str(error.detail.get("field", ""))
+    spec = template.fields.get(field)
+    why = "" if spec is not None and spec.sensitive else error.message
+    return Reject(*shown_key(template, key), code or error.code, field, why)
 
 
 def timed(chunk: Chunk, call: Callable[[], T]) -> T:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from beds.core.namaste import NamasteCore, Query
+from beds.core.namaste import NamasteCore, Query, all_records
 from beds.domain.clock import now
 from beds.domain.job import Job
 from beds.domain.reply import Record
@@ -208,13 +208,7 @@ class JobStore:
             self._adapter(template).create_records(checked[start : start + PAGE])
 
     def _all(self, template: str, using: str, args: Mapping[str, Any], limit: int = PAGE) -> Iterator[Record]:
-        cursor = ""
-        while True:
-            page = self._adapter(template).fetch_records(Query(using, args, limit, cursor))
-            yield from page
-            if not page.cursor:
-                return
-            cursor = page.cursor
+        return all_records(self._adapter(template), Query(using, args, limit))
 
     def _adapter(self, template: str) -> NamasteCore:
         return self._factory.adapter(template)
