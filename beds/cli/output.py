@@ -69,10 +69,15 @@ def print_table(columns: Iterable[str], rows: Iterable[Iterable[Any]], character
         table.add_column(printable(name, CELL_CHARACTERS), overflow="fold")
     for row in rows:
         table.add_row(*(_cell(value, characters) for value in row))
-    console = Console(highlight=False, markup=False, emoji=False)
+    table_console(max(500, 2 * characters), markup=False).print(table)
+
+
+def table_console(characters: int = 500, *, markup: bool = True) -> Console:
+    """The console for a table: as wide as the terminal, or so many characters where the output is a file or a pipe."""
+    console = Console(highlight=False, markup=markup, emoji=False)
     if not console.is_terminal:
-        console.width = max(500, 2 * characters)
-    console.print(table)
+        console.width = characters
+    return console
 
 
 def _cell(value: Any, characters: int) -> str:

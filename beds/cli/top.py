@@ -10,13 +10,13 @@ from typing import Any
 
 import click
 from kombu import Connection
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from beds.cli.clients import records_client
-from beds.cli.output import print_json
+from beds.cli.output import print_json, table_console
 from beds.client.client import Client
 from beds.domain.event import OPERATOR, Operation
 from beds.domain.job import Job
@@ -92,7 +92,7 @@ def _watch(client: Client, connection: Connection, window: float, timeout: float
         if as_json:
             print_json({"window_seconds": window, "queues": look(), "jobs": _jobs(client, timeout)})
             return
-        console = Console(highlight=False)
+        console = table_console()
         if once:
             console.print(show())
             return
@@ -174,7 +174,7 @@ def _table(rows: dict[str, dict[str, Any]], window: float) -> Table:
     if not any(row["per_second"] is not None for row in rows.values()):
         caption = "rates are read with [amqp] operator_url, from a running worker for `operator`"
     table = Table(box=None, pad_edge=False, header_style="bold", caption=caption, caption_justify="left")
-    table.add_column("queue")
+    table.add_column("queue", no_wrap=True)
     for name in ("waiting", "workers", "events/s", "errors", *(f"p{p} ms" for p in PERCENTS), "busy"):
         table.add_column(name, justify="right")
     has_jobs = any(row["records_per_second"] for row in rows.values())
