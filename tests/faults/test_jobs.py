@@ -20,7 +20,7 @@ from beds.config import Settings
 from beds.domain.reply import Record
 from beds.errors import BedsError, NotFound
 from beds.stack.stack import Stack
-from tests.conftest import JOB_QUEUES, running_worker, wait_for
+from tests.conftest import ADMIN_QUEUES, ALL_QUEUES, JOB_QUEUES, OwnVhost, running_worker, wait_for, wait_until_served
 from tests.killing_jobs import POINTS
 from tests.records_of_jobs import Places
 
@@ -164,6 +164,44 @@ def test_a_poisoned_chunk_stalls_its_job_and_resume_goes_on(
     _counted(report)
     assert not places.records("JobDocs")
     assert places.records("JobCool") == model
+
+
+@pytest.mark.timeout(400)
+def test_a_paused_job_goes_on_after_a_restart_of_every_server_and_worker(
+    project: Path, stack: Stack, database: Any, own_vhost: OwnVhost, tmp_path: Path
+) -> None:
+    with Places.opened(own_vhost.settings, database) as places:
+        places.clear()
+        model = places.fill("JobDocs", 200)
+    with _nodes(project, own_vhost), Client(own_vhost.settings, operator=True) as starter:
+        wait_until_served(starter)
+        ticket = starter.submit_job("docs_slow")
+        wait_for(lambda: ticket.report().get("moved", 0) > 0, what="the first chunk")
+        ticket.pause()
+    for server in stack.servers:
+        server.down()
+        server.up()
+    with _nodes(project, own_vhost), Client(own_vhost.settings, operator=True) as starter:
+        wait_until_served(starter)
+        ticket = starter.job(ticket.guid)
+        assert ticket.report()["state"] == "PAUSED"
+        ticket.resume()
+        report = _ended(ticket)
+    _counted(report)
+    assert report["moved"] == len(model)
+    with Places.opened(own_vhost.settings, database) as places:
+        assert not places.records("JobDocs")
+        assert places.records("JobCool") == model
+
+
+@contextmanager
+def _nodes(project: Path, own: OwnVhost) -> Iterator[None]:
+    """All workers of a vhost of its own: no other worker can carry the job on."""
+    with (
+        running_worker(project, f"{ALL_QUEUES},{JOB_QUEUES}", env=own.env),
+        running_worker(project, ADMIN_QUEUES, env=own.env),
+    ):
+        yield
 
 
 @pytest.mark.timeout(240)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -336,3 +338,46 @@ def test_an_argument_that_nobody_gives_is_named(starter: Client) -> None:
     weather = starter.templates["Weather"]
     with pytest.raises(MissingField, match="before"):
         rule.model_copy(update={"args": {}}).arguments(weather, {})
+
+
+def test_two_nodes_start_a_due_rule_once_a_missed_one_once_and_none_after_a_clock_was_set_back(
+    project: Path, workers: None, settings: Settings, database: Any, tmp_path: Path
+) -> None:
+    schema = tmp_path / "schema"
+    shutil.copytree(project / "schema", schema)
+    rule = (schema / "jobs" / "docs_cool.toml").read_text()
+    jobs = database["msJobs"]
+    jobs.delete_many({"rule": "docs_due"})
+
+    def runs() -> list[dict[str, Any]]:
+        return list(jobs.find({"rule": "docs_due"}).sort("due_at"))
+
+    def ticks(name: str) -> int:
+        found = database["msMetrics"].find({"meta.node": {"$regex": f"{name}$"}, "meta.operation": "tick"})
+        return sum(record["count"] for record in found)
+
+    def started(name: str, at: datetime) -> list[dict[str, Any]]:
+        """The runs after two nodes have looked for what is due, twice at least."""
+        before = ticks(name)
+        (schema / "jobs" / "docs_due.toml").write_text(f'{rule}[schedule]\nat = "{at:%H:%M}"\n')
+        nodes = [running_worker(project, JOB_QUEUES, env={
+            "BEDS_NODE__NAME": f"{number}{name}", "BEDS_SCHEMA__PATH": str(schema), "BEDS_METRICS__INTERVAL": "0.5"
+        }) for number in ("one", "two")]  # fmt: skip
+        with nodes[0], nodes[1]:
+            wait_for(lambda: ticks(name) >= before + 2, SECONDS, "the ticks")
+            wait_for(lambda: all(run["state"] == "DONE" for run in runs()), SECONDS, "the ends of the runs")
+        return runs()
+
+    with Places.opened(settings, database) as places:
+        places.clear()
+        model = places.fill("JobDocs", 200)
+        moment, day = datetime.now(UTC), timedelta(days=1)
+        (first,) = started("due", moment)
+        assert places.records("JobCool") == model
+        jobs.update_one({"_id": first["_id"]}, {"$set": {"due_at": first["due_at"] - 3 * day}})
+        an_hour_ago = (moment - timedelta(hours=1)).replace(second=0, microsecond=0)
+        _, second = started("missed", an_hour_ago)
+        assert second["due_at"] == an_hour_ago
+        jobs.update_one({"_id": second["_id"]}, {"$set": {"due_at": second["due_at"] + day}})
+        assert len(started("back", moment)) == 2
+        jobs.delete_many({"rule": "docs_due"})
