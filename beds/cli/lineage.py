@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+
 import click
-from rich.console import Console
-from rich.tree import Tree
 
 from beds.cli.clients import records_client
-from beds.cli.output import print_json, shown
+from beds.cli.output import CELL_CHARACTERS, print_json, printable
 from beds.client.lineage import Node
 from beds.domain.trace import OK
 
@@ -30,40 +31,55 @@ def lineage(config: str | None, event: str, timeout: float, as_json: bool) -> No
     if as_json:
         print_json(root.to_wire())
         return
-    tree = Tree(_line(root), guide_style="dim")
-    _grow(tree, root)
-    console = Console(highlight=False, emoji=False)
-    if not console.is_terminal:
-        console.width = 500
-    console.print(tree)
+    color = False if os.environ.get("NO_COLOR") else None
+    click.echo(_line(root), color=color)
+    for line in _below(root):
+        click.echo(line, color=color)
 
 
-def _grow(branch: Tree, node: Node) -> None:
-    for child in node.children:
-        _grow(branch.add(_line(child)), child)
+def _below(node: Node, indent: str = "") -> Iterator[str]:
+    """The lines under a node. A job has thousands: rich would take longer to draw them than the client to read them."""
+    for number, child in enumerate(node.children, 1):
+        is_last = number == len(node.children)
+        yield _dim(indent + ("└── " if is_last else "├── ")) + _line(child)
+        yield from _below(child, indent + ("    " if is_last else "│   "))
 
 
 def _line(node: Node) -> str:
-    record = node.record
-    name = shown(node.name, 100)
-    guid = shown(node.event_id.rsplit(".", 1)[-1])
-    where = shown("@".join(str(record[key]) for key in ("pid", "host") if key in record))
+    name = printable(node.name, 100)
+    guid = printable(node.event_id.rsplit(".", 1)[-1], CELL_CHARACTERS)
     match node.kind:
         case "event":
-            return f"[bold]{name or '?'}[/]  {_ending(node)}  [dim]{shown(record.get('queue'))} {where} {guid}[/]"
+            place = _dim(f"{_of(node, 'queue')} {_where(node)} {guid}")
+            return f"{click.style(name or '?', bold=True)}  {_ending(node)}  {place}"
         case "call":
-            return f"{shown(record.get('store'))} {name}  {_ending(node)}  [dim]{shown(record.get('rows', 0))} rows[/]"
+            rows = _dim(f"{_of(node, 'rows') or 0} rows")
+            return f"{_of(node, 'store')} {name}  {_ending(node)}  {rows}"
         case "log":
-            return f"{shown(record.get('level'))} {name}  [dim]{shown(record.get('logger'))} {where}[/]"
+            place = _dim(f"{_of(node, 'logger')} {_where(node)}")
+            return f"{_of(node, 'level')} {name}  {place}"
         case "audit":
-            who = shown(record.get("actor") or record.get("user") or "?")
-            return f"audit {name} {shown(record.get('record_id'))} by {who}  {_ending(node)}"
+            who = _of(node, "actor") or _of(node, "user") or "?"
+            return f"audit {name} {_of(node, 'record_id')} by {who}  {_ending(node)}"
         case _:
-            return f"[dim]{guid}: no record of it (yet)[/]"
+            return _dim(f"{guid}: no record of it (yet)")
+
+
+def _of(node: Node, field: str) -> str:
+    """A field of the node's record, without escape sequences; empty where the record lacks it."""
+    value = node.record.get(field)
+    return printable("" if value is None else str(value), CELL_CHARACTERS)
+
+
+def _where(node: Node) -> str:
+    return "@".join(filter(None, (_of(node, "pid"), _of(node, "host"))))
 
 
 def _ending(node: Node) -> str:
-    color = "green" if node.outcome == OK else "red"
     took = node.record.get("duration_ms")
     took_ms = f" {took:.1f} ms" if isinstance(took, (int, float)) else ""
-    return f"[{color}]{shown(node.outcome)}[/]{took_ms}"
+    return click.style(printable(node.outcome, CELL_CHARACTERS), fg="green" if node.outcome == OK else "red") + took_ms
+
+
+def _dim(text: str) -> str:
+    return click.style(text, dim=True)

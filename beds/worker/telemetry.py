@@ -20,6 +20,7 @@ from beds.services.execution import Delivery
 from beds.services.metrics import RECORDS_MOVED, Meter
 from beds.templates.registry import TemplateRegistry
 from beds.transport.shipper import LINEAGE_RANK, Sent, Shipper, logger
+from beds.wire.routes import Kind
 
 AUDIT_SECONDS = 300.0
 """A write stays unacknowledged for this time while RabbitMQ does not confirm its audit record."""
@@ -109,7 +110,8 @@ class Telemetry:
         }
         if self._settings.logging.lineage:
             rows = len(reply) if isinstance(reply, Page) else reply.affected if isinstance(reply, Response) else 0
-            title = delivery.task if is_question else name
+            is_job = route is not None and route.kind is Kind.JOB
+            title = delivery.task if is_question or is_job else name
             self.afterwards(lambda: self._add_lineage(trace, seconds, title, queue, outcome, rows, who))
         if template and trace.operation and not trace.operation.is_read:
             record = audit_record(trace, trace.operation, self._registry[template], outcome, reply, who)

@@ -318,6 +318,8 @@ def test_a_job_is_one_tree_with_a_record_for_each_chunk(places: Places, starter:
 
     tree = wait_for(whole, what="the lineage")
     assert not [node for node in tree.walk() if node.kind == "call" and node.depth > 1]
+    assert tree.name == "job.warehouse"
+    assert {node.name for node in tree.children if node.kind == "event"} == {"job.warehouse.chunk"}
 
 
 def test_an_aggregation_is_the_same_over_both_stores(places: Places, starter: Client) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -34,8 +35,26 @@ _SAME: dict[str, type] = {"string": str, "integer": int, "number": float, "decim
 """The Python type of a field type. A value that has it already needs no conversion."""
 
 
-def reader(name: str, type_code: int, length: int, spec: FieldSpec | None, flags: int = 0) -> Read:
-    """A function that converts a column's values, except null, to its field's type.
+@dataclass(frozen=True, slots=True)
+class Column:
+    """How the values of one column are read.
+
+    Args:
+        read: converts a value that is not null.
+        unchanged: the Python types of values that need no conversion; null's among them.
+    """
+
+    read: Read
+    unchanged: frozenset[type] = frozenset()
+
+    def values(self, raw: Sequence[Any]) -> Sequence[Any]:
+        if self.unchanged.issuperset(map(type, raw)):
+            return raw  # saves a call for each value
+        return [None if value is None else self.read(value) for value in raw]
+
+
+def reader(name: str, type_code: int, length: int, spec: FieldSpec | None, flags: int = 0) -> Column:
+    """How a column's values become values of its field's type.
 
     Args:
         name: the column's.
@@ -44,7 +63,7 @@ def reader(name: str, type_code: int, length: int, spec: FieldSpec | None, flags
         spec: the field or argument of that name. None if the template has none: then the column's own type counts.
         flags: the column's. A BIT that an expression returns has the binary flag, and its value is digits.
 
-    Raises (from the returned function):
+    Raises (from the column's `read`):
         StoreError: a stored value does not fit the field; names the column.
     """
     natural = _natural(type_code, flags, spec)
@@ -60,23 +79,20 @@ def reader(name: str, type_code: int, length: int, spec: FieldSpec | None, flags
         except Misfit as misfit:
             raise store_error(name, str(misfit)) from None
 
-    return read
+    return Column(read, frozenset({same, type(None)}) if same else frozenset())
 
 
-def read_rows(names: Sequence[str], readers: Sequence[Read], rows: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
+def read_rows(names: Sequence[str], columns: Sequence[Column], rows: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
     """Rows of a result set as records."""
-    columns = list(zip(names, readers, strict=True))
-    return [
-        {name: None if value is None else read(value) for (name, read), value in zip(columns, row, strict=True)}
-        for row in rows
-    ]
+    read = [column.values(raw) for column, raw in zip(columns, zip(*rows, strict=True), strict=True)]
+    return [dict(zip(names, values, strict=True)) for values in zip(*read, strict=True)]
 
 
 def out_reader(name: str, declared: SqlType, spec: FieldSpec | None) -> Read:
     """`reader` for an OUT parameter. Its value comes from a user variable, which loses most types."""
     kind = _OUT_TYPES.get(declared.name, FIELD_TYPE.VAR_STRING)
     flags = FLAG.SET if declared.name == "set" else 0
-    inner = reader(name, kind, declared.numbers[0] if declared.numbers else 1, spec, flags)
+    inner = reader(name, kind, declared.numbers[0] if declared.numbers else 1, spec, flags).read
 
     def read(value: Any) -> Any:
         if declared.name == "float":

@@ -425,7 +425,7 @@ def _read_set(cursor: Any, binding: Binding, left: ResultLimit) -> list[Record]:
         twice = next(name for name in names if names.count(name) > 1)
         problem = f"object {binding.target.name} returns two columns named {twice}; give one another name"
         raise _TooMuch(SchemaMismatch(problem, detail={"object": binding.target.name, "column": twice}))
-    readers = [
+    columns = [
         reader(name, kind, length, spec_of(binding.template, binding.ref, name), flags)
         for (name, kind, _, length, *_rest), flags in zip(cursor.description, cursor.description_flags, strict=True)
     ]
@@ -434,7 +434,7 @@ def _read_set(cursor: Any, binding: Binding, left: ResultLimit) -> list[Record]:
     while rows := cursor.fetchmany(rows_at_once):
         try:
             largest = max(map(left.take, rows))
-            found += read_rows(names, readers, rows)
+            found += read_rows(names, columns, rows)
         except (ResultTooLarge, StoreError) as error:
             raise _TooMuch(error) from None
         rows_at_once = max(1, min(ROWS_AT_ONCE, RESULT_BYTES // 8 // max(1, largest)))
