@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from functools import cached_property
@@ -157,6 +157,30 @@ class FieldSpec(BaseModel):
                 raise OutOfRange(f"field {name} lies outside the years 1 to 9999 in UTC", detail=_where(name)) from None
             return to_millisecond(instant) if self.precision == "millisecond" else instant
         return list(value) if isinstance(value, tuple) else value
+
+    def keeps_all(self, values: Sequence[Any]) -> bool:
+        """Whether `check` returns each of many values as it is. False leaves that open: then `check` has to decide.
+
+        It saves the calls for whole columns of a bulk write, whose values are mostly of one type and without limits.
+        """
+        kinds = set(map(type, values))
+        if type(None) in kinds:
+            if self.required:
+                return False
+            values = [value for value in values if value is not None]
+            kinds.remove(type(None))
+        if not values:
+            return True
+        if kinds == {str} and self._is_open_text:
+            return all(map(str.isascii, values)) and (not self.max_length or max(map(len, values)) <= self.max_length)
+        if kinds == {int} and self.type == "integer":
+            least = INTEGER_MIN if self.min is None else max(self.min, INTEGER_MIN)
+            most = INTEGER_MAX if self.max is None else min(self.max, INTEGER_MAX)
+            return bool(min(values) >= least and max(values) <= most)
+        if kinds == {datetime} and self.type == "datetime":
+            step = 1000 if self.precision == "millisecond" else 1
+            return all(value.tzinfo is UTC and value.microsecond % step == 0 for value in values)
+        return kinds == {bool} and self.type == "boolean"
 
     def _check_type(self, name: str, value: Any) -> None:
         if not fits(self.type, value):

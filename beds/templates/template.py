@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Set
 from decimal import Decimal
 from functools import cached_property
 from pathlib import Path
@@ -262,13 +262,18 @@ class Template(_Table):
             Operation.DELETE: self.delete,
         }
 
-    def check_create(self, payload: Any, where: str = "payload") -> dict[str, Any]:
+    def check_create(self, payload: Any, where: str = "payload", doubtful: Set[str] | None = None) -> dict[str, Any]:
         """Validate a new record, and fill in generated fields.
+
+        Args:
+            payload: the record.
+            where: its place, for messages.
+            doubtful: `doubtful_fields` of many records; None checks all of them.
 
         Raises:
             InvalidPayload: or a subclass; names the field.
         """
-        checked = self._check_fields(payload, where)
+        checked = self._check_fields(payload, where, doubtful)
         for name, spec in self._required_or_generated:
             if name not in checked and spec.generate:
                 checked[name] = spec.make()
@@ -283,7 +288,18 @@ class Template(_Table):
             raise WrongType(f"payloads takes a list of records, not {type(payloads).__name__}", detail=_at("payloads"))
         if not payloads:
             raise InvalidPayload("payloads is empty", detail=_at("payloads"), hint="send at least one record")
-        return [self.check_create(payload, f"payloads[{index}]") for index, payload in enumerate(payloads)]
+        doubtful = self.doubtful_fields(payloads)
+        return [self.check_create(payload, f"payloads[{index}]", doubtful) for index, payload in enumerate(payloads)]
+
+    def doubtful_fields(self, payloads: Sequence[Any]) -> Set[str]:
+        """The fields of many records whose values have to be checked one by one."""
+        if not all(type(payload) is dict for payload in payloads):
+            return self.fields.keys()
+        return frozenset(
+            name
+            for name, spec in self.fields.items()
+            if not spec.keeps_all([payload[name] for payload in payloads if name in payload])
+        )
 
     def check_update(self, payload: Any) -> dict[str, Any]:
         """Validate an update: the key and the changed fields. An omitted field stays unchanged."""
@@ -356,7 +372,7 @@ class Template(_Table):
             )
         return name, checked, limit or spec.limit, cursor
 
-    def _check_fields(self, payload: Any, where: str) -> dict[str, Any]:
+    def _check_fields(self, payload: Any, where: str, doubtful: Set[str] | None = None) -> dict[str, Any]:
         given = _as_mapping(payload, where)
         fields = self.fields
         if not given.keys() <= fields.keys():
@@ -367,7 +383,12 @@ class Template(_Table):
                 hint=f"the fields of {self.name}: {', '.join(fields)}",
             )
         try:
-            return {name: fields[name].check(name, value) for name, value in given.items()}
+            if doubtful is None:
+                return {name: fields[name].check(name, value) for name, value in given.items()}
+            checked = dict(given)
+            if doubtful:
+                checked |= {name: fields[name].check(name, value) for name, value in given.items() if name in doubtful}
+            return checked
         except InvalidPayload as error:
             error.detail |= {"template": self.name, "where": where}
             raise

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from datetime import UTC, timedelta, timezone
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from beds.domain.event import Operation
 from beds.errors import ConfigurationError, SchemaMismatch, TemplateError
 from beds.templates.binding import bind
+from beds.templates.fields import FieldSpec
 from beds.templates.named_object import NamedObject, ObjectKind, Param
 from beds.templates.registry import TemplateRegistry
 from beds.templates.template import Template, load_template
@@ -179,3 +185,31 @@ def test_what_does_not_fit_names_file_object_and_parameter(
     message = str(caught.value)
     assert words in message
     assert f"things.toml [{table}]" in message
+
+
+SPECS = [
+    FieldSpec(type="string"),
+    FieldSpec(type="string", max_length=3, required=True),
+    FieldSpec(type="string", values=("a", "b")),
+    FieldSpec(type="integer"),
+    FieldSpec(type="integer", min=0, max=10),
+    FieldSpec(type="number"),
+    FieldSpec(type="decimal", digits=3, scale=1),
+    FieldSpec(type="boolean"),
+    FieldSpec(type="datetime"),
+    FieldSpec(type="datetime", precision="millisecond"),
+    FieldSpec(type="array"),
+]
+VALUES = st.one_of(
+    st.none(), st.booleans(), st.integers(-(2**70), 2**70), st.integers(-3, 12), st.floats(), st.text(max_size=5),
+    st.sampled_from(["a", "\ud800", "é", "abcd"]), st.decimals(), st.datetimes(), st.datetimes(timezones=st.just(UTC)),
+    st.datetimes(timezones=st.just(timezone(timedelta(hours=2)))), st.just([math.nan]),
+)  # fmt: skip
+
+
+@given(spec=st.sampled_from(SPECS), column=st.one_of(st.lists(VALUES, max_size=4), st.lists(st.integers(-1, 11))))
+def test_a_column_that_is_kept_is_what_each_check_returns(spec: FieldSpec, column: list[Any]) -> None:
+    if spec.keeps_all(column):
+        for value in column:
+            checked = spec.check("field", value)
+            assert checked is value or (type(checked) is type(value) and checked == value)

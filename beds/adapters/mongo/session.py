@@ -18,7 +18,7 @@ from pymongo.errors import DuplicateKeyError
 
 from beds.adapters.mongo import health, stored_commands
 from beds.adapters.mongo.errors import from_server, translated
-from beds.adapters.mongo.values import document_from_bson, document_to_bson, field_to_bson, plain_integers
+from beds.adapters.mongo.values import document_from_bson, document_to_bson, documents_to_bson, field_to_bson
 from beds.adapters.store import AlreadyDone, Health, IdempotencyRecord, Outcome, ResultLimit, Verify, Work
 from beds.config.sections import RecDatabase
 from beds.domain.event import Operation
@@ -197,11 +197,7 @@ class MongoSession:
         for name, value in values.items():
             param = binding.target.param(name)
             if name in BULK_NAMES and binding.operation is Operation.CREATE_MANY:
-                plain = plain_integers(template.fields, shape)
-                converted[name] = [
-                    document_to_bson(template.fields, doc, template.keys, shape, f"payloads[{i}].", plain)
-                    for i, doc in enumerate(value)
-                ]
+                converted[name] = documents_to_bson(template.fields, value, template.keys, shape)
             elif name == KEYS and binding.by_keys:
                 documents = [document_to_bson(template.fields, key, template.keys, shape) for key in value]
                 converted[name] = [document["_id"] for document in documents]

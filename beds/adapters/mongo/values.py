@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal, localcontext
 from typing import Any
@@ -76,6 +76,36 @@ def to_bson(path: str, value: Any, wanted: Any = None, shape: Shape | None = Non
             hint="send a datetime, a number of seconds, or text",
         )
     return value
+
+
+def documents_to_bson(
+    fields: Mapping[str, FieldSpec], records: Sequence[Mapping[str, Any]], keys: tuple[str, ...], shape: Shape
+) -> list[dict[str, Any]]:
+    """`document_to_bson` of each record of a bulk write; column by column if the records have the same fields."""
+    plain = plain_integers(fields, shape)
+    names = records[0].keys()
+    if len(keys) > 1 or any(record.keys() != names for record in records):
+        return [
+            document_to_bson(fields, record, keys, shape, f"payloads[{i}].", plain) for i, record in enumerate(records)
+        ]
+    inside = shape.get("properties") or {}
+    columns = []
+    stored = ["_id" if name in keys else name for name in names]
+    for name, kept in zip(names, stored, strict=True):
+        column = [record[name] for record in records]
+        kinds = set(map(type, column)) - {type(None)}
+        if kinds - {str} and not (kinds == {int} and name in plain and _fits_int32(column)):
+            spec, declared = fields.get(name), inside.get(kept) or {}
+            column = [
+                field_to_bson(spec, f"payloads[{i}].{name}", value, declared.get("bsonType"), declared)
+                for i, value in enumerate(column)
+            ]
+        columns.append(column)
+    return [dict(zip(stored, values, strict=True)) for values in zip(*columns, strict=True)]
+
+
+def _fits_int32(column: Sequence[int | None]) -> bool:
+    return all(value is None or -INT32_MAX <= value <= INT32_MAX for value in column)
 
 
 def plain_integers(fields: Mapping[str, FieldSpec], shape: Shape) -> frozenset[str]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
 from beds.domain.reply import Record
-from beds.errors import UnknownField
+from beds.errors import BedsError, InvalidPayload, UnknownField
 from beds.services.audit import MASK
 from beds.templates.rules import JobRule
 from beds.templates.template import Template
@@ -59,6 +59,21 @@ class RecordMap:
         back = {of: name for name, of in self._pairs}
         return RecordMap(self.target, self.source, back, {}, frozenset(self._constants))
 
+    def apply_each(self, records: Iterable[Record]) -> Iterator[Record | BedsError]:
+        """Each record as `apply` returns it, or its error."""
+        picked: list[Record | BedsError] = []
+        for record in records:
+            try:
+                picked.append(self._pick(record))
+            except UnknownField as error:
+                picked.append(error)
+        doubtful = self.target.doubtful_fields([found for found in picked if isinstance(found, dict)])
+        for found in picked:
+            try:
+                yield found if isinstance(found, BedsError) else self.target.check_create(found, "record", doubtful)
+            except InvalidPayload as error:
+                yield error
+
     def apply(self, record: Record) -> Record:
         """The record as the target takes it, checked against its template.
 
@@ -66,6 +81,9 @@ class RecordMap:
             UnknownField: the record has a field that would go nowhere.
             InvalidPayload: or a subclass; names the field.
         """
+        return self.target.check_create(self._pick(record), "record")
+
+    def _pick(self, record: Record) -> Record:
         if not record.keys() <= self._known:
             name = min(record.keys() - self._known)
             raise UnknownField(
@@ -74,7 +92,7 @@ class RecordMap:
                 hint=f"add it to {self.source.file.name or 'the template'}, or remove it from the record",
             )
         found = {name: record[of] for name, of in self._pairs if of in record}
-        return self.target.check_create({**found, **self._constants} if self._constants else found, "record")
+        return {**found, **self._constants} if self._constants else found
 
     def key_in_target(self, record: Record) -> tuple[Any, ...]:
         """A source record's key, in the order of the target's key fields."""

@@ -15,8 +15,8 @@ from beds.adapters.store import AlreadyDone
 from beds.domain.job import Job, Tally
 from beds.domain.record_id import id_text
 from beds.domain.reply import Record
-from beds.errors import DuplicateKey, JobError, ResultTooLarge, TemplateError
-from beds.services.jobs.loading import IN_DOUBT, REFUSALS, Loader, timed
+from beds.errors import BedsError, DuplicateKey, JobError, ResultTooLarge, TemplateError
+from beds.services.jobs.loading import IN_DOUBT, Loader, timed
 from beds.services.jobs.mapping import RecordMap, equal, masked
 from beds.services.jobs.store import Reject
 from beds.services.jobs.work import Chunk, Cut
@@ -160,15 +160,15 @@ class Move:
         problem = self.finish(job)
         return job.tally.moved, [problem] if problem else []
 
-    def _mapped(self, rows: Iterable[Record], rejects: list[Reject]) -> dict[Key, Record]:
+    def _mapped(self, rows: Sequence[Record], rejects: list[Reject]) -> dict[Key, Record]:
         """The records as the target takes them, by their key there; the others are added to `rejects`."""
         found: dict[Key, Record] = {}
-        for row in rows:
+        for row, mapped in zip(rows, self._map.apply_each(rows), strict=True):
             key = self._map.key_in_target(row)
-            try:
-                found[key] = self._map.apply(row)
-            except REFUSALS as error:
-                rejects.append(self._loader.reject(key, error))
+            if isinstance(mapped, BedsError):
+                rejects.append(self._loader.reject(key, mapped))
+            else:
+                found[key] = mapped
         return found
 
     def _doubt_orphans(self, chunk: Chunk, wanted: Mapping[Key, Record]) -> None:
