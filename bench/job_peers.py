@@ -67,7 +67,7 @@ def pt_archiver(settings: Settings, *, bulk: bool) -> None:
         place = f"h={rel.host},P={rel.port},u={rel.user},D={rel.database},F={file},L=1"
         subprocess.run(
             ["pt-archiver", "--source", f"{place},t=flights", "--dest", f"{place},t=flights_cool", "--where", where,
-             "--limit", "1000", "--no-check-charset", "--no-version-check", "--primary-key-only", *how],
+             "--limit", "1000", "--no-check-charset", "--no-version-check", "--no-safe-auto-increment", *how],
             check=True, capture_output=True, text=True,
         )  # fmt: skip
 

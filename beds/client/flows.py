@@ -222,9 +222,10 @@ class Flows:
         event = self._job_event(call)
         if key is not None:
             key = check_name("idempotency_key", key, empty=False)
-            return (yield from self._submit_event_keyed(event, key, call.digest, deadline, timeout))
-        (handle,) = yield from self.submit_events([event], deadline)
-        return handle
+            handle = yield from self._submit_event_keyed(event, key, call.digest, deadline, timeout)
+        else:
+            (handle,) = yield from self.submit_events([event], deadline)
+        return Handle(handle.event_id)  # the event itself gets no reply: its ticket is polled
 
     def _job_event(self, call: JobCall) -> Event:
         """Validate a job's name and arguments, and make an event of it."""

@@ -342,6 +342,14 @@ def test_an_argument_that_nobody_gives_is_named(starter: Client) -> None:
         rule.model_copy(update={"args": {}}).arguments(weather, {})
 
 
+def test_a_job_is_polled_because_its_event_gets_no_reply(places: Places, starter: Client) -> None:
+    places.fill("JobDocs", 20)
+    for key in (None, "polled"):
+        ticket = starter.submit_job("docs_cool", idempotency_key=key)
+        assert ticket._handle.pending is None
+        assert ticket.result(SECONDS).record["state"] == "DONE"  # type: ignore[union-attr]
+
+
 def test_two_nodes_start_a_due_rule_once_a_missed_one_once_and_none_after_a_clock_was_set_back(
     project: Path, workers: None, settings: Settings, database: Any, tmp_path: Path
 ) -> None:
