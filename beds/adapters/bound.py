@@ -460,9 +460,14 @@ def bulk_values(binding: Binding, payloads: Sequence[Payload]) -> dict[str, Any]
 
 def _check_bulk(target: NamedObject, payloads: Sequence[Payload]) -> None:
     """Refuse values that the bulk object would change, and fields that it does not read."""
+    kept = {
+        name
+        for name, param in target.columns.items()
+        if param.keeps_all([payload[name] for payload in payloads if name in payload])
+    }
     for index, payload in enumerate(payloads):
         for name, value in payload.items():
-            if value is None:
+            if value is None or name in kept:
                 continue
             if (param := target.columns.get(name)) is None:
                 if target.reads_all:

@@ -11,6 +11,8 @@ from uuid import UUID
 
 import MySQLdb
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pymongo.errors import ConnectionFailure, OperationFailure
 
 from beds.adapters.mariadb import definition
@@ -40,6 +42,7 @@ from beds.errors import (
     WrongType,
 )
 from beds.templates.fields import FieldSpec
+from beds.templates.named_object import Param
 from beds.templates.template import load_template
 from beds.transport.amqp_connection import _ClockWatch
 from beds.transport.pending import Pending
@@ -343,3 +346,24 @@ def test_declared_types_are_read() -> None:
 )
 def test_a_routine_that_may_write_is_told_by_its_text(body: str, writes: bool) -> None:
     assert definition.may_write(definition.code_of(body)) is writes
+
+
+COLUMNS = ["tinyint", "smallint unsigned", "bigint", "bigint unsigned", "year", "bit(3)", "decimal(4,2)", "float",
+           "char(3)", "varchar(3)", "tinytext", "longtext", "enum('a')", "set('a','b')", "datetime", "datetime(3)",
+           "timestamp(6)", "time", "uuid", "binary(3)"]  # fmt: skip
+OF_ONE_TYPE = st.one_of(
+    st.lists(st.integers(-(2**65), 2**65)), st.lists(st.integers(-130, 300)), st.lists(st.text(max_size=5)),
+    st.lists(st.sampled_from(["", "a", "ab ", "x" * 64, "é" * 255])), st.lists(st.floats()), st.lists(st.booleans()),
+    st.lists(st.datetimes(timezones=st.just(UTC))), st.lists(st.just(datetime(2026, 1, 1, 0, 0, 0, 5000, tzinfo=UTC))),
+    st.lists(st.one_of(st.none(), st.integers(0, 9), st.text(max_size=1))),
+)  # fmt: skip
+
+
+@given(column=st.sampled_from(COLUMNS), values=OF_ONE_TYPE)
+def test_a_column_of_a_bulk_is_kept_only_if_each_value_is(column: str, values: list[object]) -> None:
+    declared = SqlType.parse(column)
+    param = Param("field", declared.carries, column, checks=(declared.check,), keeps=(declared.keeps_all,))
+    if param.keeps_all(values):
+        for value in values:
+            if value is not None:
+                param.check("field", value)

@@ -151,12 +151,18 @@ def _bulk_columns(source: Source, targets: Mapping[str, list[Column]]) -> tuple[
     found = {}
     read, complete = definition.json_columns(source.text)
     for name, text in read.items():
-        checks = [column.type.check for column in targets.get(name.lower(), [])]
         if not text:
             found[name] = Param(name, frozenset(), "in parts")
             continue
         declared = SqlType.parse(text)
-        found[name] = Param(name, declared.carries, declared.declared, checks=(declared.check, *checks))
+        types = [declared, *(column.type for column in targets.get(name.lower(), []))]
+        found[name] = Param(
+            name,
+            declared.carries,
+            declared.declared,
+            checks=tuple(t.check for t in types),
+            keeps=tuple(t.keeps_all for t in types),
+        )
     return found, complete
 
 

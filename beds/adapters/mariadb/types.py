@@ -11,7 +11,7 @@ import base64
 import ipaddress
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, time, timedelta
 from decimal import Decimal
@@ -113,6 +113,11 @@ class SqlType:
     def _fraction(self) -> int:
         return self.numbers[0] if self.numbers else 0
 
+    @property
+    def _finest(self) -> int:
+        """The microseconds of its finest step."""
+        return int(10 ** (6 - self._fraction))
+
     def check(self, field: str, value: Any) -> None:
         """Refuse a value that the type would change.
 
@@ -168,6 +173,22 @@ class SqlType:
             case "time":
                 self._check_time(field, value)
 
+    def keeps_all(self, kind: type, values: Sequence[Any]) -> bool:
+        """Whether `check` accepts each of many values of one Python type; False leaves that open."""
+        match self.name:
+            case "tinyint" | "smallint" | "mediumint" | "int" | "bigint" if kind is int:
+                least, most = self._integers(_INTEGER_BITS[self.name])
+                return bool(min(values) >= least and max(values) <= most)
+            case "varchar" if kind is str:
+                return max(map(len, values)) <= self._size
+            case "char" if kind is str:
+                return max(map(len, values)) <= self._size and not any(value.endswith(" ") for value in values)
+            case "tinytext" | "text" | "mediumtext" | "longtext" if kind is str:
+                return max(map(len, values)) <= _TEXT_BYTES[self.name] // 4
+            case "datetime" | "timestamp" if kind is datetime:
+                return not any(value.microsecond % self._finest for value in values)
+        return False
+
     def _as_carried(self, field: str, value: Any) -> Any:
         """The value to check: unchanged, or a number converted without loss. None if MariaDB converts or refuses it.
 
@@ -220,9 +241,13 @@ class SqlType:
             )
 
     def _check_integer(self, field: str, value: int, bits: int) -> None:
-        least, most = (0, 2**bits - 1) if self.unsigned else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+        least, most = self._integers(bits)
         if not least <= value <= most:
             self._beyond(field)
+
+    def _integers(self, bits: int) -> tuple[int, int]:
+        """The smallest and the largest integer."""
+        return (0, 2**bits - 1) if self.unsigned else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
 
     def _check_float(self, field: str, value: float) -> None:
         if float(value) != value:
@@ -277,7 +302,7 @@ class SqlType:
             self._check_fraction(field, value.microseconds)
 
     def _check_fraction(self, field: str, microsecond: int) -> None:
-        if microsecond % 10 ** (6 - self._fraction):
+        if microsecond % self._finest:
             raise OutOfRange(
                 f"field {field} has a finer time than the {self._fraction} digits of a second the store keeps",
                 detail=self._where(field),

@@ -14,6 +14,9 @@ from beds.domain.identity import ObjectId
 from beds.errors import WrongType
 from beds.templates.named_object import Param
 
+_SAME_IN_JSON = frozenset({str, int, float, bool, type(None)})
+"""The Python types of values that JSON has, and MariaDB reads from it, unchanged."""
+
 
 def to_sql(name: str, value: Any, declared: str) -> Any:
     """One parameter, as mysqlclient takes it.
@@ -53,15 +56,17 @@ def bulk_to_json(records: list[dict[str, Any]], columns: Mapping[str, Param]) ->
         columns: the columns that JSON_TABLE reads, by field.
     """
     as_text = {name for name, column in columns.items() if "array" not in column.types}
-    rows = [
-        {
-            name: ",".join(value)
-            if name in as_text and isinstance(value, list)
-            else _bulk_value(f"payloads[{i}].{name}", value)
-            for name, value in record.items()
-        }
-        for i, record in enumerate(records)
-    ]
+    kinds: dict[str, set[type]] = {}
+    for name in dict.fromkeys(name for record in records for name in record):
+        kinds[name] = {type(record[name]) for record in records if name in record}
+    converted = [name for name, found in kinds.items() if not found <= _SAME_IN_JSON]
+    rows = [dict(record) for record in records]
+    for i, row in enumerate(rows):
+        for name in converted:
+            if name in row:
+                value = row[name]
+                is_set = name in as_text and isinstance(value, list)
+                row[name] = ",".join(value) if is_set else _bulk_value(f"payloads[{i}].{name}", value)
     return json.dumps(rows, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
