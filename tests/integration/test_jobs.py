@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from beds.client.client import Client
@@ -26,7 +27,8 @@ from beds.errors import (
     UnknownTicket,
     WrongType,
 )
-from tests.conftest import JOB_QUEUES, running_worker, wait_for
+from beds.worker.slots.pool import JOB_NICENESS
+from tests.conftest import ALL_QUEUES, JOB_QUEUES, running_worker, wait_for
 from tests.records_of_jobs import Places
 
 SECONDS = 120.0
@@ -348,6 +350,17 @@ def test_a_job_is_polled_because_its_event_gets_no_reply(places: Places, starter
         ticket = starter.submit_job("docs_cool", idempotency_key=key)
         assert ticket._handle.pending is None
         assert ticket.result(SECONDS).record["state"] == "DONE"  # type: ignore[union-attr]
+
+
+def test_slots_of_jobs_leave_the_processor_to_others(job_worker: None, project: Path) -> None:
+    niceness = {
+        queues: {slot.nice() for slot in psutil.Process(worker.pid).children()}
+        for worker in psutil.process_iter(["cmdline", "cwd"])
+        for queues in (JOB_QUEUES, ALL_QUEUES)
+        if queues in (worker.info["cmdline"] or []) and worker.info["cwd"] == str(project)
+    }
+    (of_jobs,), (of_others,) = niceness[JOB_QUEUES], niceness[ALL_QUEUES]
+    assert of_jobs == of_others + JOB_NICENESS
 
 
 def test_two_nodes_start_a_due_rule_once_a_missed_one_once_and_none_after_a_clock_was_set_back(

@@ -189,8 +189,7 @@ def test_files_keep_every_type_and_the_difference_of_null_and_missing(every_type
     full = {"id": 1, **{f"f_{kind}": value for kind, value in ALL_TYPES.items()}, "exact": Decimal("-99.99")}
     nulls = {**dict.fromkeys(full, None), "id": 2}
     records: list[Record] = [full, nulls, {"id": 3}]
-    for record in records:
-        files.check(record)
+    assert not files.doubtful_fields(records)
     back = files.read(files.write(records))
     assert [{k: v for k, v in b.items() if k in r} for r, b in zip(records, back, strict=True)] == records
     assert set(back[2]) == {"id"}
@@ -203,11 +202,14 @@ def test_files_keep_every_type_and_the_difference_of_null_and_missing(every_type
     ("field", "value"), [("f_integer", 2**63), ("exact", Decimal("1.234")), ("exact", Decimal("99999999999"))]
 )
 def test_a_value_that_a_file_does_not_keep_is_refused(every_type: Template, field: str, value: Any) -> None:
+    files, bad = ParquetFormat(every_type), {"id": 1, field: value}
+    doubtful = files.doubtful_fields([{"id": 2}, bad, {"id": 3, "surplus": 1}])
+    assert doubtful == {field}
     with pytest.raises(OutOfRange) as refused:
-        ParquetFormat(every_type).check({"id": 1, field: value})
+        files.check(bad, doubtful)
     assert refused.value.detail["field"] == field
     with pytest.raises(UnknownField):
-        ParquetFormat(every_type).check({"id": 1, "surplus": 1})
+        files.check({"id": 3, "surplus": 1}, doubtful)
 
 
 def test_folders_are_hives_and_hold_no_path() -> None:

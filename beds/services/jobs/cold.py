@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from datetime import timedelta
 from typing import Any
 
@@ -145,9 +145,10 @@ class ToFiles:
     def _kept(self, rows: Sequence[Record], rejects: list[Reject]) -> list[Record]:
         """The records that a file keeps; the others are added to `rejects`."""
         kept = []
+        doubtful = self._files.format.doubtful_fields(rows)
         for row in rows:
             try:
-                self._files.check(row)
+                self._files.check(row, doubtful)
                 kept.append(row)
             except REFUSALS as error:
                 template = self._source.template
@@ -257,9 +258,9 @@ class Files:
         self._storage, self._store = storage, store
         self.format = ParquetFormat(adapter.template)
 
-    def check(self, row: Record) -> None:
+    def check(self, row: Record, doubtful: Set[str]) -> None:
         """Refuse a record that no file keeps, or whose folder has too long a name. Raises InvalidPayload."""
-        self.format.check(row)
+        self.format.check(row, doubtful)
         for part in self._rule.job.partition:
             if len(folder_of([part], row)) > MOST_OF_A_FOLDER:
                 field = part.partition("(")[2].rstrip(")") or part

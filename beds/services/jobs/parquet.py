@@ -5,10 +5,11 @@ A document may lack a field that another one holds as null. The column `_missing
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -79,8 +80,29 @@ class ParquetFormat:
         """Names and types, for the manifest."""
         return [{"name": field.name, "type": str(field.type)} for field in self.schema]
 
-    def check(self, record: Record) -> None:
-        """Refuse a record that a file would not keep. Raises UnknownField, OutOfRange: names the field."""
+    def doubtful_fields(self, records: Sequence[Record]) -> Set[str]:
+        """The fields of many records whose values have to be checked one by one."""
+        return frozenset(name for name in self._template.fields if not self._keeps_all(name, records))
+
+    def _keeps_all(self, name: str, records: Sequence[Record]) -> bool:
+        values = [record.get(name) for record in records]
+        if any(isinstance(value, float) and not math.isfinite(value) for value in values):
+            return False
+        with contextlib.suppress(pa.ArrowException, ValueError, TypeError, OverflowError):
+            pa.array([self._to_arrow(name, value) for value in values], self.schema.field(name).type)
+            return True
+        return False
+
+    def check(self, record: Record, doubtful: Set[str]) -> None:
+        """Refuse a record that a file would not keep.
+
+        Args:
+            record: the record.
+            doubtful: the fields to look at; see `doubtful_fields`.
+
+        Raises:
+            UnknownField, OutOfRange: names the field.
+        """
         if not record.keys() <= self._template.fields.keys():
             name = min(record.keys() - self._template.fields.keys())
             raise UnknownField(
@@ -88,6 +110,8 @@ class ParquetFormat:
                 detail={"field": name},
             )
         for name, value in record.items():
+            if name not in doubtful:
+                continue
             if isinstance(value, float) and not math.isfinite(value):
                 raise OutOfRange(f"field {name} holds no finite number", detail={"field": name})
             try:

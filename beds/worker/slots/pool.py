@@ -27,13 +27,15 @@ from celery.platforms import set_pdeathsig
 from celery.worker import state as worker_state
 
 from beds.config import Settings
-from beds.wire.routes import QUEUE_ROUTES, ROUTES
+from beds.wire.routes import JOB_QUEUES, QUEUE_ROUTES, ROUTES
 from beds.worker.slots.board import Board, Page, SlotState, View
 from beds.worker.slots.slot import Slot, SlotSettings
 
 logger = logging.getLogger("celery.beds.slots")
 
 MOST_SLOTS = 512
+JOB_NICENESS = 10
+"""Added to the niceness of slots that only work on jobs, so that other slots of the machine go first."""
 WATCH_SECONDS = 0.25
 """Interval at which the parent looks at the hard limits."""
 READY_SECONDS = 15.0
@@ -294,6 +296,8 @@ class SlotPool(BasePool):
         """In the slot's process: handle events until the end."""
         queues = self._groups[number % len(self._groups)]
         settings = replace(self._settings, queues={queue: self._settings.queues[queue] for queue in queues})
+        if set(queues) <= set(JOB_QUEUES):
+            os.nice(JOB_NICENESS)
         Slot(self.app, settings, page, self._board.deaths).run()
 
     def _place(self, number: int) -> _Place:
