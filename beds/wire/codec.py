@@ -168,6 +168,11 @@ def _decode_tag(tag: str, text: Any) -> Any:
         raise MalformedEvent(f"a {tag} value that cannot be read") from None
 
 
+_COMPACT = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
+"""Kept, because `json.dumps` makes one for each call."""
+
+
 def dumps(value: Any) -> bytes:
     """`value` as UTF-8 JSON text.
 
@@ -177,7 +182,7 @@ def dumps(value: Any) -> bytes:
         InvalidPayload: nesting beyond Python's recursion limit.
     """
     try:
-        return json.dumps(encode(value), allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode()
+        return _COMPACT.encode(encode(value)).encode()
     except RecursionError:
         raise InvalidPayload("a value is nested too deep", hint="flatten it") from None
     except UnicodeEncodeError:
@@ -201,12 +206,13 @@ def loads(body: bytes | str) -> Any:
 
 def digest(value: Any) -> str:
     """SHA-256 of `value` in hexadecimal; independent of the order of keys and of the time zones of datetimes."""
-    text = json.dumps(encode(_in_utc(value)), sort_keys=True, ensure_ascii=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(_CANONICAL.encode(encode(_in_utc(value))).encode()).hexdigest()
 
 
 def _in_utc(value: Any) -> Any:
     """The same data with its datetimes in UTC, so that equal instants have equal text."""
+    if type(value) in _PLAIN:
+        return value
     if isinstance(value, datetime) and value.utcoffset() is not None:
         try:
             return value.astimezone(UTC)
