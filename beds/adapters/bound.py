@@ -97,7 +97,7 @@ class BoundAdapter(NamasteCore):
         )
         rows = outcome.rows
         if not binding.pages:
-            return Page(tuple(rows))
+            return Page(tuple(rows), is_cut=binding.target.param("limit") is not None and len(rows) >= query.limit)
         check_advance(binding, query, rows)
         return Page(tuple(rows), next_cursor(binding, query, rows) if len(rows) >= query.limit else "")
 

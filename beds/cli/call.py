@@ -42,6 +42,7 @@ def _options(command: F) -> F:
 
 @click.command(epilog="See docs/reference/cli.md for the exit codes.")
 @_options
+@click.option("--idempotency-key", help="Called again with the same key and data: the first call's reply.")
 @click.pass_obj
 def call(
     config: str | None, /, what: str, fields: tuple[str, ...], as_json: bool, timeout: float, **options: Any

@@ -49,8 +49,8 @@ def print_reply(reply: Reply, *, as_json: bool) -> None:
 
 
 def how_many(page: Page, noun: str, which: str = "") -> str:
-    """The line under a page: the number of its records, and the option that shows the next page."""
-    more = f"; next page: --cursor {page.cursor}" if page.cursor else ""
+    """The line under a page: the number of its records, and whether and how more are shown."""
+    more = f"; next page: --cursor {page.cursor}" if page.cursor else "; there may be more" if page.is_cut else ""
     return f"{len(page)} {noun}{'' if len(page) == 1 else 's'}{which}{more}"
 
 

@@ -61,11 +61,12 @@ class AsyncClient:
         limit: int | None = None,
         cursor: str = "",
         actor: str = "",
+        idempotency_key: str | None = None,
         timeout: float = DEFAULT_TIMEOUT,
     ) -> Reply:
         """`Client.call`."""
         call = Call(operation, template, data, using, limit, cursor, actor)
-        return await _drive(self._flows.call(call, timeout), self._flows)
+        return await _drive(self._flows.call(call, timeout, idempotency_key), self._flows)
 
     async def fetch(
         self,
@@ -83,10 +84,18 @@ class AsyncClient:
                                        actor=actor, timeout=timeout))  # fmt: skip
 
     async def write(
-        self, operation: str, template: str, data: Any, *, actor: str = "", timeout: float = DEFAULT_TIMEOUT
+        self,
+        operation: str,
+        template: str,
+        data: Any,
+        *,
+        actor: str = "",
+        idempotency_key: str | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
     ) -> Response:
         """`Client.write`."""
-        return as_response(await self.call(check_write(operation), template, data, actor=actor, timeout=timeout))
+        return as_response(await self.call(check_write(operation), template, data, actor=actor,
+                                           idempotency_key=idempotency_key, timeout=timeout))  # fmt: skip
 
     async def submit(
         self,

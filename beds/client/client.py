@@ -77,6 +77,7 @@ class Client:
         limit: int | None = None,
         cursor: str = "",
         actor: str = "",
+        idempotency_key: str | None = None,
         timeout: float = DEFAULT_TIMEOUT,
     ) -> Reply:
         """Execute one operation and wait for its reply.
@@ -89,6 +90,9 @@ class Client:
             limit: records of a page.
             cursor: `Page.cursor` of the page before.
             actor: on whose behalf the application acts; stored in the audit.
+            idempotency_key: a name of your own for this event, as in `submit`. A second call with the same key and
+                data gets the reply of the first, also while that is still executed, and after a `CallTimeout`. The
+                call becomes a ticket, so it costs a further round trip.
             timeout: seconds. RabbitMQ drops a fetch that no worker has begun by then.
 
         Returns:
@@ -96,11 +100,13 @@ class Client:
 
         Raises:
             InvalidPayload: the data is invalid; nothing was sent.
+            IdempotencyConflict: the key belongs to another event.
             CallTimeout: no reply in time. A write may still be executed.
             BrokerUnavailable, BrokerBlocked: RabbitMQ cannot be reached, or blocks publishing.
             BedsError: the error that the worker replied.
         """
-        return self._run(self.flows.call(Call(operation, template, data, using, limit, cursor, actor), timeout))
+        call = Call(operation, template, data, using, limit, cursor, actor)
+        return self._run(self.flows.call(call, timeout, idempotency_key))
 
     def fetch(
         self,
@@ -125,14 +131,22 @@ class Client:
                                  actor=actor, timeout=timeout))  # fmt: skip
 
     def write(
-        self, operation: str, template: str, data: Any, *, actor: str = "", timeout: float = DEFAULT_TIMEOUT
+        self,
+        operation: str,
+        template: str,
+        data: Any,
+        *,
+        actor: str = "",
+        idempotency_key: str | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
     ) -> Response:
         """`call` of a create, an update or a delete, whose reply is a `Response`. The arguments are those of `call`.
 
         Raises:
             WrongType: the operation is a fetch.
         """
-        return as_response(self.call(check_write(operation), template, data, actor=actor, timeout=timeout))
+        return as_response(self.call(check_write(operation), template, data, actor=actor,
+                                     idempotency_key=idempotency_key, timeout=timeout))  # fmt: skip
 
     def submit(
         self,

@@ -154,8 +154,11 @@ class Flows:
 
     # --- calls ---------------------------------------------------------------------------------------------------
 
-    def call(self, call: Call, timeout: float) -> Flow[Reply]:
+    def call(self, call: Call, timeout: float, key: str | None = None) -> Flow[Reply]:
         deadline = deadline_after(timeout)
+        if key is not None:
+            ticket = yield from self.submit(call, key, timeout)
+            return (yield from self.result(ticket, max(0.1, deadline - time.monotonic())))
         pending = yield from self.send(self.event(call, ticket=False, timeout=timeout), deadline)
         return reply_from_wire((yield from self.answer(pending, deadline)))
 

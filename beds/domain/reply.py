@@ -41,13 +41,22 @@ class Response:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """The reply to a fetch: records, and the cursor of the next page (empty at the end).
+    """The reply to a fetch. A page behaves as a sequence of its records.
 
-    A page behaves as a sequence of its records.
+    Args:
+        records: of this page.
+        cursor: of the next page; empty at the end.
+        is_cut: whether the fetch has no cursor, and its object returned as many records as it may: there may be more.
     """
 
     records: tuple[Record, ...] = field(default=(), repr=False)
     cursor: str = ""
+    is_cut: bool = False
+
+    @property
+    def complete(self) -> bool:
+        """Whether these are the last records: no page follows, and the limit has cut none off."""
+        return not self.cursor and not self.is_cut
 
     def __iter__(self) -> Iterator[Record]:
         return iter(self.records)
@@ -65,14 +74,13 @@ class Page:
     def __repr__(self) -> str:
         shown = "".join(f"\n  {_REPR.repr(record)}" for record in self.records[:SHOWN_RECORDS])
         rest = len(self.records) - SHOWN_RECORDS
+        more = ", more follow" if self.cursor else ", more may exist" if self.is_cut else ""
         return (
-            f"<Page of {len(self.records)} records{', more follow' if self.cursor else ''}{shown}"
-            + (f"\n  … and {rest} more" if rest > 0 else "")
-            + ">"
+            f"<Page of {len(self.records)} records{more}{shown}" + (f"\n  … and {rest} more" if rest > 0 else "") + ">"
         )
 
     def to_wire(self) -> dict[str, Any]:
-        return {"kind": "page", "records": list(self.records), "cursor": self.cursor}
+        return {"kind": "page", "records": list(self.records), "cursor": self.cursor, "complete": self.complete}
 
 
 Reply = Response | Page
@@ -92,5 +100,6 @@ def reply_from_wire(wire: Any) -> Reply:
         case {"kind": "page"}:
             records = wire.get("records") or []
             if isinstance(records, (list, tuple)) and all(isinstance(record, Mapping) for record in records):
-                return Page(tuple(records), str(wire.get("cursor", "")))
+                cursor = str(wire.get("cursor", ""))
+                return Page(tuple(records), cursor, not cursor and wire.get("complete") is False)
     raise MalformedEvent("the worker's reply has a form this version does not know", hint="update the older side")

@@ -376,3 +376,23 @@ def test_an_idempotency_key_is_a_text_or_refused(client: Client, key: Any) -> No
 def test_a_ticket_is_known_by_a_text(client: Client, guid: Any) -> None:
     with pytest.raises(WrongType):
         client.ticket(guid)
+
+
+def test_a_page_says_whether_it_is_complete(client: Client) -> None:
+    carriers = ("Q1", "Q2")
+    for carrier in carriers:
+        client.write("create_record", "Airlines", {"carrier": carrier, "name": "complete"}, timeout=60)
+    try:
+        cut = client.fetch("Airlines", "all", limit=1, timeout=60)
+        assert (len(cut), cut.cursor, cut.complete) == (1, "", False)
+        assert "more may exist" in repr(cut)
+        assert client.submit("fetch_records", "Airlines", using="all", limit=1).result(60) == cut
+        assert client.fetch("Airlines", "all", limit=1000, timeout=60).complete
+        assert client.fetch("Airlines", "by_carrier", {"carrier": "Q1"}, limit=1, timeout=60).complete  # takes no limit
+    finally:
+        for carrier in carriers:
+            client.write("delete_record", "Airlines", carrier, timeout=60)
+    client.call("create_records", "SampleDocs", [{"id": f"complete-{n}", "text": "complete"} for n in range(3)])
+    first = client.fetch("SampleDocs", "by_text", {"text": "complete"}, limit=2, timeout=60)
+    rest = client.fetch("SampleDocs", "by_text", {"text": "complete"}, limit=2, cursor=first.cursor, timeout=60)
+    assert (first.complete, rest.complete) == (False, True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import pickle
 import signal
@@ -21,6 +22,7 @@ import kombu
 import pytest
 from celery import Celery
 
+from beds.client.aio import AsyncClient
 from beds.client.call import Call
 from beds.client.client import Client
 from beds.client.flows import Handle
@@ -178,6 +180,67 @@ def test_many_submitters_of_one_key_have_one_effect(client: Client) -> None:
     # A second effect would be a duplicate key, and so a FAILURE.
     assert len(found) == 8
     assert set(found) == {(found[0][0], TicketState.SUCCESS)}
+
+
+@BOTH
+def test_a_call_with_a_key_has_one_effect_and_one_reply(client: Client, settings: Settings, template: str) -> None:
+    record, key = {"id": new_id(), "whole": 5}, new_id()
+    with ThreadPoolExecutor(8) as threads:
+        calls = [
+            threads.submit(client.call, "create_record", template, record, idempotency_key=key, timeout=60)
+            for _ in range(8)
+        ]
+        replies = [call.result() for call in calls]
+    assert replies == [replies[0]] * 8  # a second effect would be a duplicate key
+    with Client(settings) as other:
+        assert other.write("create_record", template, record, idempotency_key=key, timeout=60) == replies[0]
+        with pytest.raises(IdempotencyConflict):
+            other.call("create_record", template, {**record, "whole": 6}, idempotency_key=key, timeout=60)
+    assert [found["whole"] for found in client.fetch(template, "by_id", {"id": record["id"]}, timeout=60)] == [5]
+
+
+def test_an_awaited_call_with_a_key_gets_the_first_reply_also_if_it_is_an_error(client: Client) -> None:
+    record, key = {"id": new_id()}, new_id()
+
+    async def twice() -> None:
+        awaited = AsyncClient(client)
+        first = await awaited.write("create_record", "SampleRows", record, timeout=60)
+        assert first.affected == 1
+        for _ in range(2):
+            with pytest.raises(DuplicateKey):
+                await awaited.write("create_record", "SampleRows", record, idempotency_key=key, timeout=60)
+        await awaited.write("delete_record", "SampleRows", record["id"], timeout=60)
+        with pytest.raises(DuplicateKey):  # the key stands for the first attempt
+            await awaited.write("create_record", "SampleRows", record, idempotency_key=key, timeout=60)
+
+    asyncio.run(twice())
+
+
+def test_a_call_whose_reply_came_too_late_is_asked_for_again_by_its_key(project: Path, own_vhost: OwnVhost) -> None:
+    record, key = {"id": new_id()}, new_id()
+    with Client(own_vhost.settings) as client:
+        with running_worker(project, "calgon", env=own_vhost.env), pytest.raises(CallTimeout):
+            wait_until_accepting(client)
+            client.write("create_record", "SampleRows", record, idempotency_key=key, timeout=3)
+        with running_worker(project, "calgon,rel.write,rel.read", env=own_vhost.env):
+            reply = client.write("create_record", "SampleRows", record, idempotency_key=key, timeout=60)
+            assert reply.affected == 1
+            assert len(client.fetch("SampleRows", "by_id", record, timeout=60)) == 1
+
+
+def wait_until_accepting(client: Client) -> None:
+    """Wait until a worker answers requests about tickets."""
+
+    def answered() -> bool:
+        try:
+            client.ticket(str(uuid7())).status(2)
+        except CallTimeout:
+            return False
+        except BedsError:
+            return True
+        return True
+
+    wait_for(answered, 60, "an answer about tickets")
 
 
 def test_a_key_whose_submitter_died_before_publishing_is_taken_up(client: Client, settings: Settings) -> None:
