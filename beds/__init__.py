@@ -19,6 +19,7 @@ from beds.client.jobs import JobTicket
 from beds.client.lineage import Node
 from beds.client.tickets import Ticket
 from beds.config import Settings, load_settings
+from beds.domain.description import Description
 from beds.domain.identity import ObjectId
 from beds.domain.reply import Page, Reply, Response
 from beds.domain.ticket import Progress, TicketState, TicketStatus
@@ -30,6 +31,7 @@ __all__ = [
     "BoundTemplate",
     "Call",
     "Client",
+    "Description",
     "JobTicket",
     "LogHandler",
     "ObjectId",
@@ -45,6 +47,7 @@ __all__ = [
     "app",
     "call",
     "call_many",
+    "describe",
     "fetch",
     "job",
     "lineage",
@@ -101,6 +104,11 @@ def submit_many(calls: Sequence[Call], **options: Any) -> list[Ticket]:
 def template(name: str) -> BoundTemplate:
     """`Client.template` of the default client."""
     return default_client().template(name)
+
+
+def describe(template: str, **options: Any) -> Description:
+    """`Client.describe` of the default client."""
+    return default_client().describe(template, **options)
 
 
 def lineage(of: str, **options: Any) -> Node:

@@ -31,13 +31,13 @@ from beds.errors import (
     TransportError,
     UnknownTicket,
 )
-from beds.services.dispatch import execute
+from beds.services.dispatch import describe, execute
 from beds.templates.registry import TemplateRegistry
 from beds.transport.pending import Pending
 from beds.wire import codec
 from beds.wire.message import with_encoded_body
 from beds.wire.reply import encode_error, encode_reply
-from beds.wire.routes import ROUTES
+from beds.wire.routes import ROUTES, Kind
 
 USER = "memory"
 """The AMQP user of all events."""
@@ -131,13 +131,15 @@ class MemoryTransport:
             )
         return body
 
-    def _execute(self, event: Event, arguments: Any) -> Reply:
+    def _execute(self, event: Event, arguments: Any) -> Reply | dict[str, Any]:
         failure, self._failure = self._failure, None
         if failure is not None:
             raise failure
         route = ROUTES[event.task]
-        assert route.operation is not None
         assert route.queue.store is not None
+        if route.kind is Kind.DESCRIPTION:
+            return describe(self._factory, route.queue.store, arguments).to_wire()
+        assert route.operation is not None
         body = {name: value for name, value in arguments.items() if name != "template"}
         trace = Trace(event.lineage, USER, operation=route.operation, template=arguments["template"], body=body)
         with tracing(trace):

@@ -9,6 +9,7 @@ import contextlib
 import time
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any, TypeVar
 
 from beds.adapters.ledger import LedgerEntry
@@ -26,6 +27,7 @@ from beds.adapters.store import (
 from beds.config.sections import Ledger, Retry
 from beds.core.namaste import NamasteCore, Payload, Query
 from beds.domain.backoff import Backoff
+from beds.domain.description import Argument, Description, OperationDescription
 from beds.domain.event import Operation
 from beds.domain.reply import Page, Record, Response, reply_from_wire
 from beds.domain.trace import OK, DatabaseCall, Trace, current_trace
@@ -129,6 +131,19 @@ class BoundAdapter(NamasteCore):
             except SchemaMismatch as mismatch:
                 found.append(mismatch)
         return found
+
+    def describe(self) -> Description:
+        """What the object of each operation takes, by the live signatures."""
+        operations = {}
+        for table, (operation, ref) in self.template.refs().items():
+            if table in ROLES:
+                continue  # only jobs use it
+            try:
+                operations[table] = _described(self._binding(table, operation))
+            except SchemaMismatch as mismatch:
+                operations[table] = OperationDescription(str(operation), ref.object, problem=mismatch.message)
+        described = {name: asdict(found) for name, found in operations.items()}
+        return Description(self.template.name, codec.digest(described), operations)
 
     def objects_not_strict(self) -> list[str]:
         """The template's objects that truncate values, since they were created without strict mode."""
@@ -449,6 +464,36 @@ class BoundAdapter(NamasteCore):
         record = outcome.rows[0] if outcome.rows else {}
         own_key = {name: record[name] for name in key if record.get(name) is not None}
         return Response(self.template.id_of({**key, **own_key}), max(outcome.affected, 1), record)
+
+
+def _described(binding: Binding) -> OperationDescription:
+    ref, target = binding.ref, binding.target
+    found = OperationDescription(str(binding.operation), target.name, str(target.kind), target.description)
+    if binding.operation is not Operation.FETCH:
+        return found
+    fetch = binding.fetch
+    args = []
+    for param in target.params:
+        if not param.takes_value or reserved_type(binding.template, Operation.FETCH, ref, param):
+            continue
+        spec = spec_of(binding.template, ref, param.name)
+        required = not (
+            is_unfilled(binding.template, Operation.FETCH, ref, param)
+            or param.optional
+            or param.name in fetch.optional
+            or param.mode == "inout"
+        )
+        args.append(
+            Argument(
+                param.name,
+                (spec.type,) if spec else tuple(sorted(param.types)),
+                param.declared,
+                required,
+                bool(spec and spec.sensitive),
+                spec.description if spec else "",
+            )
+        )
+    return replace(found, args=tuple(args), pages=binding.pages, limit=fetch.limit, max_limit=fetch.max_limit)
 
 
 def bulk_values(binding: Binding, payloads: Sequence[Payload]) -> dict[str, Any]:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import click
 
 from beds.cli.output import print_json, print_table
+from beds.client.client import Client
+from beds.client.deadline import DEFAULT_TIMEOUT
 from beds.config import load_settings
+from beds.domain.description import Description
 from beds.templates.registry import TemplateRegistry
 
 
@@ -42,15 +45,22 @@ def list_templates(config: str | None, as_json: bool) -> None:
 
 @template.command()
 @click.argument("name")
+@click.option("--live", is_flag=True, help="Ask a worker which arguments the fetches take by the DBA's objects.")
+@click.option("--timeout", type=float, default=DEFAULT_TIMEOUT, show_default=True, help="Seconds, for --live.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
-def show(config: str | None, name: str, as_json: bool) -> None:
-    """One template: its fields, and the object behind each operation.
+def show(config: str | None, name: str, live: bool, timeout: float, as_json: bool) -> None:
+    """One template: its fields, and the object behind each operation. With --live, the arguments of its fetches.
 
     \b
-    Example:
+    Examples:
       beds template show Flights
+      beds template show Flights --live
     """
+    if live:
+        with Client(load_settings(config)) as client:
+            _print_description(client.describe(name, timeout=timeout), as_json=as_json)
+        return
     found = TemplateRegistry.from_folder(load_settings(config).schema_path)[name]
     if as_json:
         print_json(found.model_dump(mode="json", exclude_none=True))
@@ -87,5 +97,41 @@ def show(config: str | None, name: str, as_json: bool) -> None:
                 spec.description,
             ]
             for field, spec in found.fields.items()
+        ),
+    )
+
+
+def _print_description(found: Description, *, as_json: bool) -> None:
+    if as_json:
+        print_json(found.to_wire())
+        return
+    print_table(
+        ["operation", "object", "kind", "pages", "limit", "description"],
+        (
+            [
+                table,
+                operation.object,
+                operation.kind,
+                "yes" if operation.pages else None,
+                operation.limit or None,
+                operation.problem or operation.description,
+            ]
+            for table, operation in found.operations.items()
+        ),
+    )
+    click.echo()
+    print_table(
+        ["fetch", "argument", "type", "declared", "required", "description"],
+        (
+            [
+                table.removeprefix("fetch."),
+                argument.name,
+                " or ".join(argument.types),
+                argument.declared,
+                "yes" if argument.required else None,
+                argument.description,
+            ]
+            for table, operation in found.operations.items()
+            for argument in operation.args
         ),
     )

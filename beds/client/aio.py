@@ -27,6 +27,7 @@ from beds.client.flows import FILES, PAGES, REJECTS, Flows, Handle, Tell
 from beds.client.lineage import Node
 from beds.client.steps import Await, Flow, Pause, Returned, Send, Step, advance
 from beds.client.tickets import TicketBase
+from beds.domain.description import Description
 from beds.domain.event import Operation
 from beds.domain.reply import Page, Record, Reply, Response
 from beds.domain.ticket import TicketStatus
@@ -162,6 +163,10 @@ class AsyncClient:
 
     async def __aexit__(self, *_error: object) -> None:
         await asyncio.to_thread(self.close)
+
+    async def describe(self, template: str, *, timeout: float = DEFAULT_TIMEOUT) -> Description:
+        """`Client.describe`."""
+        return await _drive(self._flows.describe(template, timeout), self._flows)
 
     async def lineage(self, of: str, *, timeout: float = DEFAULT_TIMEOUT) -> Node:
         """`Client.lineage`."""
@@ -413,6 +418,11 @@ async def call_many(calls: Iterable[Call], **options: Any) -> Sequence[Reply | B
 async def submit_many(calls: Iterable[Call], **options: Any) -> list[AsyncTicket]:
     """`AsyncClient.submit_many` over the default client."""
     return await AsyncClient().submit_many(calls, **options)
+
+
+async def describe(template: str, **options: Any) -> Description:
+    """`AsyncClient.describe` over the default client."""
+    return await AsyncClient().describe(template, **options)
 
 
 async def lineage(of: str, **options: Any) -> Node:

@@ -21,6 +21,7 @@ from beds.client.lineage import Node
 from beds.client.steps import Flow, run
 from beds.client.tickets import Ticket
 from beds.config import Settings, load_settings
+from beds.domain.description import Description
 from beds.domain.event import Event, Operation
 from beds.domain.reply import Page, Reply, Response
 from beds.errors import BedsError, ConfigurationError, MalformedEvent, WrongType
@@ -241,6 +242,19 @@ class Client:
     def ticket(self, guid: str) -> Ticket:
         """The ticket of a guid or an event id. Its methods look it up; this one does not."""
         return Ticket(Handle(check_name("guid", guid)), self)
+
+    def describe(self, template: str, *, timeout: float = DEFAULT_TIMEOUT) -> Description:
+        """What the workers know of a template's operations: the DBA's objects, and the arguments that fetches take.
+
+        Args:
+            template: the data domain.
+            timeout: seconds.
+
+        Raises:
+            UnknownTemplate: there is no such template.
+            StoreDenied: it is one of BEDS's own.
+        """
+        return self._run(self.flows.describe(template, timeout))
 
     def lineage(self, of: str, *, timeout: float = DEFAULT_TIMEOUT) -> Node:
         """The lineage tree that an event belongs to, from its root.

@@ -19,6 +19,7 @@ from beds.client.lineage import Node, read_tree
 from beds.client.steps import Await, Flow, Pause, Send
 from beds.config import Settings
 from beds.domain.backoff import Backoff
+from beds.domain.description import Description
 from beds.domain.event import OPERATOR_VERBS, Event
 from beds.domain.job import Job
 from beds.domain.lineage import Lineage, guid_of
@@ -438,6 +439,13 @@ class Flows:
         page = yield from self.call(call, timeout)
         assert isinstance(page, Page)
         return page
+
+    def describe(self, name: str, timeout: float) -> Flow[Description]:
+        deadline = deadline_after(timeout)
+        template = self.templates[name]
+        made = Event.of_describe(template.store, template.name, self._lineage(), expires_in=timeout)
+        pending = yield from self.send(with_encoded_body(made, self.settings.amqp.max_body_bytes), deadline)
+        return Description.from_wire((yield from self.answer(pending, deadline)))
 
     def lineage(self, of: str, timeout: float) -> Flow[Node]:
         deadline = deadline_after(timeout)

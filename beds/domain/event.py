@@ -55,6 +55,8 @@ OPERATOR_VERBS = ("fetch", "status", "cancel", "replay", "discard", "pause", "re
 CHUNK, TICK = "chunk", "tick"
 """The verbs of a job queue beside the job's start: one chunk, and the look for what is due."""
 CHUNK_TASKS = frozenset(f"{kind.queue}.{CHUNK}" for kind in JobKind)
+DESCRIBE = "describe"
+"""The verb of a read queue that tells what a template's objects take."""
 PROBE = "probe"
 
 
@@ -212,6 +214,13 @@ class Event:
         """The look for what is due. It expires when the next one comes."""
         task = f"{kind.queue}.{TICK}"
         return cls(task, kind.queue, {}, task, lineage, True, expires_in=seconds, is_plain=True)
+
+    @classmethod
+    def of_describe(cls, store: Store, template: str, lineage: Lineage, **more: Any) -> Event:
+        """The question what a template's objects take."""
+        queue = queue_for(store, Operation.FETCH)
+        arguments = {"template": template}
+        return cls(f"{queue}.{DESCRIBE}", queue, arguments, f"{template}.{DESCRIBE}", lineage, repeatable=True, **more)
 
     @classmethod
     def of_probe(cls, queue: str, lineage: Lineage, *, retry: bool) -> Event:

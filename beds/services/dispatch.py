@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from beds.adapters.bound import BoundAdapter
 from beds.core.namaste import NamasteCore, Query
+from beds.domain.description import Description
 from beds.domain.event import Operation, Store
 from beds.domain.reply import Reply
 from beds.errors import MalformedEvent, StoreDenied, UnknownTemplate
@@ -52,6 +54,51 @@ class Factory(Protocol):
     def adapter(self, template_name: str) -> NamasteCore: ...
 
 
+class Describing(Protocol):
+    """A factory whose adapters can tell what their objects take; see `AdapterFactory`."""
+
+    registry: TemplateRegistry
+
+    def adapter(self, template_name: str) -> BoundAdapter: ...
+
+
+def describe(factory: Describing, store: Store, body: Mapping[str, Any]) -> Description:
+    """What the objects of a template take.
+
+    Args:
+        factory: where adapters come from.
+        store: the store of the queue that the event came through.
+        body: its one argument, `template`.
+
+    Raises:
+        MalformedEvent, UnknownTemplate: there is no such template in this store.
+        StoreDenied: the template is BEDS's own.
+    """
+    if surplus := body.keys() - {"template"}:
+        raise MalformedEvent(f"describe does not take {', '.join(sorted(surplus))}", detail={"field": min(surplus)})
+    found = _template(factory.registry, body.get("template"), store, Operation.FETCH)
+    if found.system:
+        raise StoreDenied(f"template {found.name} belongs to BEDS itself", hint="see docs/reference/tickets.md")
+    return factory.adapter(found.name).describe()
+
+
+def _template(registry: TemplateRegistry, name: Any, store: Store, operation: Operation) -> Template:
+    """The template that an event names, if it belongs to the queue. Raises MalformedEvent, UnknownTemplate."""
+    if not isinstance(name, str):
+        raise MalformedEvent(f"template takes a name, not {type(name).__name__}", detail={"field": "template"})
+    try:
+        found = registry[name]
+    except UnknownTemplate as error:
+        error.hint = "this worker read its templates when it started: restart the workers, all of them"
+        raise
+    if found.store is not store:
+        raise MalformedEvent(
+            f"template {name} lives in the {found.store} store, the event came to {store}",
+            hint=f"publish it with the routing key {found.store}.{'read' if operation.is_read else 'write'}",
+        )
+    return found
+
+
 def execute(
     factory: Factory,
     store: Store,
@@ -78,20 +125,9 @@ def execute(
     Raises:
         BedsError: one of its subclasses; nothing was written.
     """
-    if not isinstance(template, str):
-        raise MalformedEvent(f"template takes a name, not {type(template).__name__}", detail={"field": "template"})
     if surplus := body.keys() - _BODY_KEYS[operation]:
         raise MalformedEvent(f"{operation} does not take {', '.join(sorted(surplus))}", detail={"field": min(surplus)})
-    try:
-        found = factory.registry[template]
-    except UnknownTemplate as error:
-        error.hint = "this worker read its templates when it started: restart the workers, all of them"
-        raise
-    if found.store is not store:
-        raise MalformedEvent(
-            f"template {template} lives in the {found.store} store, the event came to {store}",
-            hint=f"publish it with the routing key {found.store}.{'read' if operation.is_read else 'write'}",
-        )
+    found = _template(factory.registry, template, store, operation)
     if operation is not Operation.FETCH:
         found.object_for(operation)
     if found.system:
@@ -99,18 +135,18 @@ def execute(
     match operation:
         case Operation.CREATE:
             payload = found.check_create(body.get("payload"))
-            return factory.adapter(template).create_record(payload)
+            return factory.adapter(found.name).create_record(payload)
         case Operation.CREATE_MANY:
             payloads = found.check_create_many(body.get("payloads"))
-            return factory.adapter(template).create_records(payloads)
+            return factory.adapter(found.name).create_records(payloads)
         case Operation.UPDATE:
             payload = found.check_update(body.get("payload"))
-            return factory.adapter(template).update_record(payload)
+            return factory.adapter(found.name).update_record(payload)
         case Operation.DELETE:
             record_id = found.check_record_id(body.get("record_id"))
-            return factory.adapter(template).delete_record(record_id)
+            return factory.adapter(found.name).delete_record(record_id)
         case Operation.FETCH:
             query = Query(
                 *found.check_fetch(body.get("using", ""), body.get("args"), body.get("limit"), body.get("cursor", ""))
             )
-            return factory.adapter(template).fetch_records(query)
+            return factory.adapter(found.name).fetch_records(query)

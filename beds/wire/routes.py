@@ -16,6 +16,7 @@ from beds.domain.event import (
     CALGON,
     CALGON_VERBS,
     CHUNK,
+    DESCRIBE,
     OPERATOR,
     OPERATOR_VERBS,
     PROBE,
@@ -50,6 +51,7 @@ class Kind(StrEnum):
     ORDER = "order"
     JOB = "job"
     RECORDS = "records"
+    DESCRIPTION = "description"
     PROBE = "probe"
 
 
@@ -153,6 +155,11 @@ ROUTES: Mapping[str, Route] = {
         *(Route(f"{CALGON}.{verb}", verb, _TICKETS[CALGON], Kind.TICKETS) for verb in CALGON_VERBS),
         *(Route(f"{OPERATOR}.{verb}", verb, _TICKETS[OPERATOR], Kind.ORDER) for verb in OPERATOR_VERBS),
         *(Route(task, "write", RECORD_QUEUES[kind], Kind.RECORDS) for kind, task in RECORD_TASKS.items()),
+        *(
+            Route(f"{queue.name}.{DESCRIBE}", DESCRIBE, queue, Kind.DESCRIPTION)
+            for queue in _CRUD.values()
+            if not queue.writes
+        ),
         *(Route(probe_for(name), PROBE, QUEUE_ROUTES[name], Kind.PROBE) for name in EVENT_QUEUES),
     )
 }

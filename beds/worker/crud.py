@@ -1,4 +1,4 @@
-"""The tasks of NamasteCore: one for each store and verb, `rec.create_record` to `rel.delete_record`."""
+"""The tasks of the stores, `rec.create_record` to `rel.delete_record`: each verb of NamasteCore, and `describe`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from beds.domain.trace import Trace
-from beds.services.dispatch import execute
+from beds.services.dispatch import describe, execute
 from beds.wire.routes import Kind
 from beds.worker.task import EventTask, register
 
@@ -24,4 +24,15 @@ class CrudTask(EventTask):
         return execute(self.app.factory, store, operation, body.get("template"), arguments, user=trace.user)
 
 
-TASKS = register(CrudTask, Kind.OPERATION)
+class DescribeTask(EventTask):
+    """Tells what the objects of one template take: `rec.read.describe`, `rel.read.describe`."""
+
+    abstract = True
+
+    def act(self, trace: Trace, body: Mapping[str, Any]) -> Any:
+        store = self.route.queue.store
+        assert store is not None
+        return describe(self.app.factory, store, body).to_wire()
+
+
+TASKS = [*register(CrudTask, Kind.OPERATION), *register(DescribeTask, Kind.DESCRIPTION)]

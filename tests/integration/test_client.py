@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import json
 import multiprocessing
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -23,7 +25,10 @@ from pydantic import SecretStr
 from beds.client.call import Call
 from beds.client.client import Client, default_client
 from beds.config import Settings
+from beds.domain.description import Description
+from beds.domain.event import Event, Store
 from beds.domain.identity import uuid7
+from beds.domain.lineage import Lineage
 from beds.domain.reply import Page, Response
 from beds.errors import (
     BedsError,
@@ -35,18 +40,22 @@ from beds.errors import (
     DuplicateKey,
     ForeignKeyViolation,
     InvalidCursor,
+    MalformedEvent,
     NotFound,
     OutOfRange,
     PermissionDenied,
     ResultTooLarge,
+    StoreDenied,
     TooLong,
     UnknownField,
     UnknownOperation,
+    UnknownTemplate,
     Unroutable,
     WrongType,
 )
 from beds.stack.stack import Stack
-from tests.conftest import environment, wait_for
+from beds.wire.message import with_encoded_body
+from tests.conftest import environment, run, wait_for
 
 TEMPLATES = ["SampleRows", "SampleDocs"]
 
@@ -396,3 +405,40 @@ def test_a_page_says_whether_it_is_complete(client: Client) -> None:
     first = client.fetch("SampleDocs", "by_text", {"text": "complete"}, limit=2, timeout=60)
     rest = client.fetch("SampleDocs", "by_text", {"text": "complete"}, limit=2, cursor=first.cursor, timeout=60)
     assert (first.complete, rest.complete) == (False, True)
+
+
+@pytest.mark.parametrize("template", ["SampleRows", "SampleDocs"])
+def test_a_worker_tells_what_the_objects_of_a_template_take(client: Client, template: str) -> None:
+    found = client.describe(template, timeout=60)
+    by_text = found.operations["fetch.by_text"]
+    assert [(argument.name, argument.types, argument.required) for argument in by_text.args] == [
+        ("text", ("string",), True)
+    ]
+    assert (by_text.object, by_text.pages, by_text.problem) == ("samples_by_text", True, "")
+    assert found.operations["update"].args == ()
+    assert client.describe(template, timeout=60).hash == found.hash
+
+
+def test_arguments_that_only_the_object_declares_are_told(client: Client, project: Path) -> None:
+    nearest = client.describe("Airports", timeout=60).operations["fetch.nearest"]
+    assert {argument.name: argument.types for argument in nearest.args} == {"lat": ("number",), "lon": ("number",)}
+    shown = run(project, "beds", "template", "show", "Airports", "--live")
+    assert shown.returncode == 0, shown.stderr
+    assert "airports_nearest" in shown.stdout
+    assert "lat" in shown.stdout
+    as_json = json.loads(run(project, "beds", "template", "show", "Airports", "--live", "--json").stdout)
+    assert Description.from_wire(as_json).operations["fetch.nearest"] == nearest
+
+
+def test_descriptions_of_others_and_of_wrong_questions_are_refused(client: Client) -> None:
+    with pytest.raises(StoreDenied, match="belongs to BEDS itself"):
+        client.describe("msAudit", timeout=60)
+    with pytest.raises(UnknownTemplate, match="did you mean 'Flights'"):
+        client.describe("Flight")
+    for store, body in ((Store.REC, {"template": "SampleRows"}), (Store.REL, {"template": ["SampleRows"]}),
+                        (Store.REL, {}), (Store.REL, {"template": "SampleRows", "using": "by_id"})):  # fmt: skip
+        made = Event.of_describe(store, "SampleRows", Lineage.root("test", "test"), expires_in=60)
+        deadline = time.monotonic() + 60
+        pending = client.send(with_encoded_body(replace(made, arguments=body), 100_000), deadline)
+        with pytest.raises(MalformedEvent):
+            client.answer(pending, deadline)

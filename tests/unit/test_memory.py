@@ -29,7 +29,9 @@ from beds.errors import (
     InternalError,
     MalformedEvent,
     MissingField,
+    StoreDenied,
     StoreUnavailable,
+    UnknownTemplate,
     UnknownTicket,
     WrongType,
 )
@@ -203,3 +205,15 @@ def test_the_functions_of_the_package_are_those_of_its_client() -> None:
         assert callable(getattr(beds, name)), name
         assert callable(getattr(beds.aio, name)), name
         assert callable(getattr(AsyncClient, name)), name
+
+
+def test_a_template_is_described(client: MemoryClient) -> None:
+    found = beds.describe("Airlines")
+    assert found.template == "Airlines"
+    assert found.operations["create"].operation == "create_record"
+    assert "carrier" in {argument.name for argument in found.operations["fetch.by_carrier"].args}
+    assert asyncio.run(beds.aio.describe("Airlines")) == found
+    with pytest.raises(UnknownTemplate):
+        beds.describe("Airline")
+    with pytest.raises(StoreDenied):
+        beds.describe("msLogs")
