@@ -255,23 +255,37 @@ class AsyncBoundTemplate:
     client: AsyncClient
     definition: Template
 
-    async def create_record(self, payload: Mapping[str, Any], *, timeout: float = DEFAULT_TIMEOUT) -> Response:
+    async def create_record(
+        self, payload: Mapping[str, Any], *, idempotency_key: str | None = None, timeout: float = DEFAULT_TIMEOUT
+    ) -> Response:
         """`BoundTemplate.create_record`."""
-        return await self.client.write(Operation.CREATE, self.definition.name, payload, timeout=timeout)
+        return await self._write(Operation.CREATE, payload, idempotency_key, timeout)
 
     async def create_records(
-        self, payloads: Sequence[Mapping[str, Any]], *, timeout: float = DEFAULT_TIMEOUT
+        self,
+        payloads: Sequence[Mapping[str, Any]],
+        *,
+        idempotency_key: str | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
     ) -> Response:
         """`BoundTemplate.create_records`."""
-        return await self.client.write(Operation.CREATE_MANY, self.definition.name, payloads, timeout=timeout)
+        return await self._write(Operation.CREATE_MANY, payloads, idempotency_key, timeout)
 
-    async def update_record(self, payload: Mapping[str, Any], *, timeout: float = DEFAULT_TIMEOUT) -> Response:
+    async def update_record(
+        self, payload: Mapping[str, Any], *, idempotency_key: str | None = None, timeout: float = DEFAULT_TIMEOUT
+    ) -> Response:
         """`BoundTemplate.update_record`."""
-        return await self.client.write(Operation.UPDATE, self.definition.name, payload, timeout=timeout)
+        return await self._write(Operation.UPDATE, payload, idempotency_key, timeout)
 
-    async def delete_record(self, record_id: Any, *, timeout: float = DEFAULT_TIMEOUT) -> Response:
+    async def delete_record(
+        self, record_id: Any, *, idempotency_key: str | None = None, timeout: float = DEFAULT_TIMEOUT
+    ) -> Response:
         """`BoundTemplate.delete_record`."""
-        return await self.client.write(Operation.DELETE, self.definition.name, record_id, timeout=timeout)
+        return await self._write(Operation.DELETE, record_id, idempotency_key, timeout)
+
+    async def _write(self, operation: Operation, data: Any, key: str | None, timeout: float) -> Response:
+        name = self.definition.name
+        return await self.client.write(operation, name, data, idempotency_key=key, timeout=timeout)
 
     async def fetch_records(
         self,

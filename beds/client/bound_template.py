@@ -26,7 +26,15 @@ class Caller(Protocol):
         cursor: str = "",
         timeout: float = DEFAULT_TIMEOUT,
     ) -> Page: ...
-    def write(self, operation: str, template: str, data: Any, *, timeout: float = DEFAULT_TIMEOUT) -> Response: ...
+    def write(
+        self,
+        operation: str,
+        template: str,
+        data: Any,
+        *,
+        idempotency_key: str | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
+    ) -> Response: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,21 +44,36 @@ class BoundTemplate:
     client: Caller
     definition: Template
 
-    def create_record(self, payload: Mapping[str, Any], *, timeout: float = DEFAULT_TIMEOUT) -> Response:
-        """Create one record. `timeout` is in seconds, here and below; errors are those of `Client.call`."""
-        return self.client.write(Operation.CREATE, self.definition.name, payload, timeout=timeout)
+    def create_record(
+        self, payload: Mapping[str, Any], *, idempotency_key: str | None = None, timeout: float = DEFAULT_TIMEOUT
+    ) -> Response:
+        """Create one record. Key, timeout in seconds and errors are those of `Client.call`, here and below."""
+        return self._write(Operation.CREATE, payload, idempotency_key, timeout)
 
-    def create_records(self, payloads: Sequence[Mapping[str, Any]], *, timeout: float = DEFAULT_TIMEOUT) -> Response:
+    def create_records(
+        self,
+        payloads: Sequence[Mapping[str, Any]],
+        *,
+        idempotency_key: str | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
+    ) -> Response:
         """Create all of the records, or none."""
-        return self.client.write(Operation.CREATE_MANY, self.definition.name, payloads, timeout=timeout)
+        return self._write(Operation.CREATE_MANY, payloads, idempotency_key, timeout)
 
-    def update_record(self, payload: Mapping[str, Any], *, timeout: float = DEFAULT_TIMEOUT) -> Response:
+    def update_record(
+        self, payload: Mapping[str, Any], *, idempotency_key: str | None = None, timeout: float = DEFAULT_TIMEOUT
+    ) -> Response:
         """Change the given fields of the record whose key is in the payload."""
-        return self.client.write(Operation.UPDATE, self.definition.name, payload, timeout=timeout)
+        return self._write(Operation.UPDATE, payload, idempotency_key, timeout)
 
-    def delete_record(self, record_id: Any, *, timeout: float = DEFAULT_TIMEOUT) -> Response:
+    def delete_record(
+        self, record_id: Any, *, idempotency_key: str | None = None, timeout: float = DEFAULT_TIMEOUT
+    ) -> Response:
         """Delete the record with this key."""
-        return self.client.write(Operation.DELETE, self.definition.name, record_id, timeout=timeout)
+        return self._write(Operation.DELETE, record_id, idempotency_key, timeout)
+
+    def _write(self, operation: Operation, data: Any, key: str | None, timeout: float) -> Response:
+        return self.client.write(operation, self.definition.name, data, idempotency_key=key, timeout=timeout)
 
     def fetch_records(
         self,

@@ -56,7 +56,7 @@ CHUNK, TICK = "chunk", "tick"
 """The verbs of a job queue beside the job's start: one chunk, and the look for what is due."""
 CHUNK_TASKS = frozenset(f"{kind.queue}.{CHUNK}" for kind in JobKind)
 DESCRIBE = "describe"
-"""The verb of a read queue that tells what a template's objects take."""
+"""The verb of a read queue that returns the signatures of a template's objects."""
 PROBE = "probe"
 
 

@@ -55,7 +55,7 @@ class Page:
 
     @property
     def complete(self) -> bool:
-        """Whether these are the last records: no page follows, and the limit has cut none off."""
+        """True if these are the last records: no page follows, and the limit has cut none off."""
         return not self.cursor and not self.is_cut
 
     def __iter__(self) -> Iterator[Record]:

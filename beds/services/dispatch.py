@@ -55,7 +55,7 @@ class Factory(Protocol):
 
 
 class Describing(Protocol):
-    """A factory whose adapters can tell what their objects take; see `AdapterFactory`."""
+    """A factory whose adapters know the signatures of their objects; see `AdapterFactory`."""
 
     registry: TemplateRegistry
 

@@ -159,7 +159,7 @@ class FieldSpec(BaseModel):
         return list(value) if isinstance(value, tuple) else value
 
     def keeps_all(self, values: Sequence[Any]) -> bool:
-        """Whether `check` returns each of many values as it is. False leaves that open: then `check` has to decide.
+        """True if `check` returns each of many values as it is. False leaves that open: then `check` has to decide.
 
         It saves the calls for whole columns of a bulk write, whose values are mostly of one type and without limits.
         """

@@ -64,7 +64,7 @@ class Param:
             check(name, value)
 
     def keeps_all(self, values: Sequence[Any]) -> bool:
-        """Whether `check` accepts each of many values, nulls aside. False leaves that open: then `check` has to decide.
+        """True if `check` accepts each of many values, nulls aside. False leaves that open: then `check` has to decide.
 
         It saves the calls for whole columns of a bulk write.
         """

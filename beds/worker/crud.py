@@ -25,7 +25,7 @@ class CrudTask(EventTask):
 
 
 class DescribeTask(EventTask):
-    """Tells what the objects of one template take: `rec.read.describe`, `rel.read.describe`."""
+    """Returns the signatures of one template's objects: `rec.read.describe`, `rel.read.describe`."""
 
     abstract = True
 

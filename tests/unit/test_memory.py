@@ -83,6 +83,18 @@ def test_an_idempotency_key_leads_to_the_same_ticket(client: MemoryClient) -> No
         beds.submit("create_record", "Airlines", {**ZED, "name": "Other"}, idempotency_key="once")
 
 
+def test_a_call_with_a_key_is_executed_once(client: MemoryClient) -> None:
+    airlines, awaited = beds.template("Airlines"), beds.aio.template("Airlines")
+    first = airlines.create_record(ZED, idempotency_key="call")
+    assert airlines.create_record(ZED, idempotency_key="call") == first
+    assert asyncio.run(awaited.create_record(ZED, idempotency_key="call")) == first
+    assert beds.write("create_record", "Airlines", ZED, idempotency_key="call") == first
+    assert airlines.delete_record("ZZ", idempotency_key="gone").affected == 1
+    assert airlines.delete_record("ZZ", idempotency_key="gone").affected == 1
+    with pytest.raises(IdempotencyConflict):
+        airlines.delete_record("YY", idempotency_key="gone")
+
+
 def test_the_awaited_client_does_the_same(client: MemoryClient) -> None:
     async def story() -> None:
         ticket = await beds.aio.submit("create_record", "Airlines", ZED)

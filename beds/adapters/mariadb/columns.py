@@ -37,7 +37,7 @@ _SAME: dict[str, type] = {"string": str, "integer": int, "number": float, "decim
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """How the values of one column are read.
+    """The reading of one column.
 
     Args:
         read: converts a value that is not null.

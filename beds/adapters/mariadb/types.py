@@ -174,7 +174,7 @@ class SqlType:
                 self._check_time(field, value)
 
     def keeps_all(self, kind: type, values: Sequence[Any]) -> bool:
-        """Whether `check` accepts each of many values of one Python type; False leaves that open."""
+        """True if `check` accepts each of many values of one Python type; False leaves that open."""
         match self.name:
             case "tinyint" | "smallint" | "mediumint" | "int" | "bigint" if kind is int:
                 least, most = self._integers(_INTEGER_BITS[self.name])
