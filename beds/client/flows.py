@@ -433,11 +433,17 @@ class Flows:
         return unstarted_report(status)
 
     def job_records(self, guid: str, template: str, cursor: str, timeout: float) -> Flow[Page]:
-        """A page of what belongs to a job: the job itself, its rejects, its result's pages, its files."""
+        """A page of what belongs to a job: the job itself, its rejects, its result's pages, its files.
+
+        Raises UnknownTicket: there is nothing, since this user has no such job.
+        """
+        deadline = deadline_after(timeout)
         own, anybody, limit = _JOB_FETCHES[template]
         call = Call("fetch_records", template, {"guid": guid}, anybody if self.is_operator else own, limit, cursor)
         page = yield from self.call(call, timeout)
         assert isinstance(page, Page)
+        if not page and not cursor and template != JOBS:
+            yield from self.job_report(guid, max(0.1, deadline - time.monotonic()))
         return page
 
     def describe(self, name: str, timeout: float) -> Flow[Description]:

@@ -38,7 +38,10 @@ class JobTicket(Ticket):
         return self._run(self._flows.job_report(self.guid, timeout))
 
     def rejects(self, timeout: float = DEFAULT_TIMEOUT) -> Iterator[Record]:
-        """The records that were not moved: `key`, `field`, `code`, `why`. `timeout` is for each page."""
+        """The records that were not moved: `key`, `field`, `code`, `why`. `timeout` is for each page.
+
+        Raises UnknownTicket, as `pages` and `files`: this user has no such job.
+        """
         yield from self._records(REJECTS, timeout)
 
     def pages(self, timeout: float = DEFAULT_TIMEOUT) -> Iterator[list[Record]]:

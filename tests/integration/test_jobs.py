@@ -280,7 +280,9 @@ def test_who_has_no_key_may_start_no_job_and_sees_none(places: Places, starter: 
     for ask in (theirs.report, theirs.pause, theirs.resume, theirs.cancel):
         with pytest.raises(UnknownTicket):
             ask()
-    assert not list(theirs.rejects())
+    for nothing in (theirs.rejects, theirs.pages, theirs.files):
+        with pytest.raises(UnknownTicket):
+            list(nothing())
     assert not client.fetch("msJobs", "of_user", {})
 
 
