@@ -99,7 +99,7 @@ class BoundAdapter(NamasteCore):
         )
         rows = outcome.rows
         if not binding.pages:
-            return Page(tuple(rows), is_cut=binding.target.param("limit") is not None and len(rows) >= query.limit)
+            return Page(tuple(rows), is_cut=_is_cut(binding, query, rows))
         check_advance(binding, query, rows)
         return Page(tuple(rows), next_cursor(binding, query, rows) if len(rows) >= query.limit else "")
 
@@ -464,6 +464,16 @@ class BoundAdapter(NamasteCore):
         record = outcome.rows[0] if outcome.rows else {}
         own_key = {name: record[name] for name in key if record.get(name) is not None}
         return Response(self.template.id_of({**key, **own_key}), max(outcome.affected, 1), record)
+
+
+def _is_cut(binding: Binding, query: Query, rows: Sequence[Record]) -> bool:
+    """True if the object returned as many records as BEDS's limit lets it, in one of its result sets at least."""
+    limit = binding.target.param("limit")
+    if limit is None or not reserved_type(binding.template, Operation.FETCH, binding.ref, limit):
+        return False
+    results = binding.fetch.results
+    sets = [row[name] for row in rows for name in results if row.get(name)] if results else [rows]
+    return any(len(found) >= query.limit for found in sets)
 
 
 def _described(binding: Binding) -> OperationDescription:

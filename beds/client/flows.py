@@ -76,11 +76,13 @@ class Handle:
 
     Args:
         event_id: `node.env.guid`, or the guid alone.
-        pending: None in a process that did not submit it, or after its connection was lost.
+        pending: None in a process that did not submit it, after its connection was lost, and for a job.
+        is_own: whether it was submitted here, so that its acceptance may still be on its way.
     """
 
     event_id: str
     pending: Pending | None = None
+    is_own: bool = False
 
     @property
     def guid(self) -> str:
@@ -229,7 +231,7 @@ class Flows:
             handle = yield from self._submit_event_keyed(event, key, call.digest, deadline, timeout)
         else:
             (handle,) = yield from self.submit_events([event], deadline)
-        return Handle(handle.event_id)  # the event itself gets no reply: its ticket is polled
+        return replace(handle, pending=None)  # the event itself gets no reply: its ticket is polled
 
     def _job_event(self, call: JobCall) -> Event:
         """Validate a job's name and arguments, and make an event of it."""
@@ -252,7 +254,7 @@ class Flows:
             self._calgon("accept", {"tickets": [event.acceptance for event in some]}) for some in _portions(events)
         ]
         pendings = (yield from self._confirmed([*acceptances, *events], deadline))[len(acceptances) :]
-        return [Handle(pending.event.lineage.event_id, pending) for pending in pendings]
+        return [Handle(pending.event.lineage.event_id, pending, is_own=True) for pending in pendings]
 
     def _submit_keyed(self, call: Call, key: str, timeout: float) -> Flow[Handle]:
         deadline = deadline_after(timeout)
@@ -269,8 +271,10 @@ class Flows:
         if known.guid != event.lineage.guid:
             node, env, guid = known.event_id.split(".")
             event = replace(event, lineage=Lineage(node, env, guid, "", known.event_id, 0))
-        (pending,) = yield from self._confirmed([event], deadline)
-        return Handle(known.event_id, pending)
+        # A refused event is not withdrawn: the ticket may be another submitter's, and the next submit with the key
+        # publishes the event again.
+        pending = yield from self._confirm((yield from self.send(event, deadline)), deadline)
+        return Handle(known.event_id, pending, is_own=True)
 
     def _confirmed(self, events: Sequence[Event], deadline: float) -> Flow[list[Pending]]:
         """Publish all events, and wait for RabbitMQ's confirms."""
@@ -410,8 +414,8 @@ class Flows:
         try:
             return (yield from self.status(ticket.guid, timeout))
         except UnknownTicket:
-            if ticket.pending is None:
-                raise  # else: submitted here, and its acceptance has not arrived yet
+            if not ticket.is_own:
+                raise
         except BedsError as error:
             if not error.retryable:
                 raise

@@ -101,5 +101,6 @@ def reply_from_wire(wire: Any) -> Reply:
             records = wire.get("records") or []
             if isinstance(records, (list, tuple)) and all(isinstance(record, Mapping) for record in records):
                 cursor = str(wire.get("cursor", ""))
-                return Page(tuple(records), cursor, not cursor and wire.get("complete") is False)
+                # A worker of an older version does not say whether its page is complete.
+                return Page(tuple(records), cursor, not cursor and wire.get("complete") is not True)
     raise MalformedEvent("the worker's reply has a form this version does not know", hint="update the older side")

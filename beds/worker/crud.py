@@ -32,7 +32,9 @@ class DescribeTask(EventTask):
     def act(self, trace: Trace, body: Mapping[str, Any]) -> Any:
         store = self.route.queue.store
         assert store is not None
-        return describe(self.app.factory, store, body).to_wire()
+        found = describe(self.app.factory, store, body)
+        trace.template = found.template
+        return found.to_wire()
 
 
 TASKS = [*register(CrudTask, Kind.OPERATION), *register(DescribeTask, Kind.DESCRIPTION)]

@@ -16,11 +16,13 @@ from beds.client.aio import AsyncBoundTemplate, AsyncClient, AsyncJobTicket, Asy
 from beds.client.bound_template import BoundTemplate
 from beds.client.call import Call
 from beds.client.client import Client, as_page, as_response
+from beds.client.flows import Flows, Handle
 from beds.client.jobs import JobTicket
+from beds.client.steps import Flow, run
 from beds.client.tickets import Ticket
 from beds.domain.event import Event
-from beds.domain.reply import Page, Response
-from beds.domain.ticket import TicketState
+from beds.domain.reply import Page, Response, reply_from_wire
+from beds.domain.ticket import TicketState, TicketStatus
 from beds.errors import (
     BrokerUnavailable,
     ClientClosed,
@@ -229,3 +231,30 @@ def test_a_template_is_described(client: MemoryClient) -> None:
         beds.describe("Airline")
     with pytest.raises(StoreDenied):
         beds.describe("msLogs")
+
+
+def test_a_page_of_an_older_worker_may_be_cut() -> None:
+    page = reply_from_wire({"kind": "page", "records": [{"a": 1}], "cursor": ""})
+    assert isinstance(page, Page)
+    assert not page.complete
+    assert reply_from_wire(page.to_wire()) == page
+    assert reply_from_wire(Page(({"a": 1},)).to_wire()).complete  # type: ignore[union-attr]
+
+
+def test_a_ticket_submitted_here_may_be_unknown_until_its_acceptance_arrives(client: MemoryClient) -> None:
+    class Late(Flows):
+        asked = 0
+
+        def status(self, guid: str, timeout: float) -> Flow[TicketStatus]:
+            self.asked += 1
+            if self.asked < 4:
+                raise UnknownTicket("not yet")
+            return (yield from super().status(guid, timeout))
+
+    ticket = client.submit("create_record", "Airlines", ZED)
+    ours = client.flows
+    late = Late(ours.settings, ours.templates, ours.transport)
+    assert run(late.wait(Handle(ticket.guid, is_own=True), 30), ours.transport).ready
+    late.asked = 0
+    with pytest.raises(UnknownTicket):
+        run(late.wait(Handle(ticket.guid), 30), ours.transport)

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
+from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import MySQLdb
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from MySQLdb.constants import FIELD_TYPE
 from pymongo.errors import ConnectionFailure, OperationFailure
 
 from beds.adapters.mariadb import definition
+from beds.adapters.mariadb.columns import read_rows, reader
 from beds.adapters.mariadb.errors import refused_by_warning
 from beds.adapters.mariadb.errors import translate as from_mariadb
 from beds.adapters.mariadb.types import SqlType
+from beds.adapters.mariadb.values import bulk_to_json
 from beds.adapters.mongo.errors import translate as from_mongo
+from beds.adapters.mongo.values import document_to_bson, documents_to_bson
 from beds.adapters.store import is_harmless
 from beds.cli.values import convert as _convert
 from beds.client.call import Call
@@ -36,6 +43,7 @@ from beds.errors import (
     MalformedEvent,
     OutOfRange,
     Overloaded,
+    StoreError,
     StoreUnavailable,
     TemplateError,
     TooLong,
@@ -367,3 +375,80 @@ def test_a_column_of_a_bulk_is_kept_only_if_each_value_is(column: str, values: l
         for value in values:
             if value is not None:
                 param.check("field", value)
+
+
+FIELDS = {
+    name: FieldSpec.model_validate({"type": kind})
+    for name, kind in {
+        "id": "integer",
+        "text": "string",
+        "at": "datetime",
+        "n": "number",
+        "d": "decimal",
+        "i": "integer",
+    }.items()
+}
+SHAPE = {"properties": {"_id": {"bsonType": "long"}, "i": {"bsonType": "int"}, "n": {"bsonType": "double"}}}
+OF_A_BULK = st.lists(
+    st.fixed_dictionaries(
+        {"id": st.integers(-(2**33), 2**33)},
+        optional={
+            "text": st.one_of(st.none(), st.text(max_size=3)),
+            "at": st.datetimes(timezones=st.just(UTC)).map(lambda at: at.replace(microsecond=at.microsecond // 7 * 7)),
+            "n": st.one_of(st.none(), st.integers(-5, 2**60), st.floats(allow_nan=False, allow_infinity=False)),
+            "i": st.one_of(st.none(), st.integers(-5, 5), st.integers(-(2**40), 2**70)),
+            "d": st.decimals(allow_nan=False, allow_infinity=False, places=2),
+        },
+    ),
+    max_size=4,
+)  # fmt: skip
+
+
+@given(records=OF_A_BULK)
+def test_the_documents_of_a_bulk_are_those_of_each_record(records: list[dict[str, object]]) -> None:
+    def told(convert: Callable[[], object]) -> object:
+        try:
+            return convert()
+        except InvalidPayload as error:
+            return type(error)
+
+    alone = told(
+        lambda: [
+            document_to_bson(FIELDS, record, ("id",), SHAPE, f"payloads[{i}].") for i, record in enumerate(records)
+        ]
+    )
+    together = told(lambda: documents_to_bson(FIELDS, records, ("id",), SHAPE))
+    assert together == alone
+    if isinstance(together, list) and isinstance(alone, list):
+        assert [list(map(type, d.values())) for d in together] == [list(map(type, d.values())) for d in alone]
+
+
+def test_a_bulk_as_json_keeps_what_json_has_and_writes_the_rest_as_text() -> None:
+    at = datetime(2026, 1, 2, tzinfo=UTC)
+    records: list[dict[str, Any]] = [
+        {"id": 1, "at": at, "d": Decimal("1E+2"), "tags": ["a", "b"], "list": [1], "text": "ä"},
+        {"id": 2, "at": None, "raw": b"\x00"},
+    ]
+    columns = {
+        "tags": Param("tags", frozenset({"string"}), "varchar(9)"),
+        "list": Param("list", frozenset({"array"}), ""),
+    }
+    assert json.loads(bulk_to_json(records, columns)) == [
+        {"id": 1, "at": "2026-01-02 00:00:00.000000", "d": "100", "tags": "a,b", "list": [1], "text": "ä"},
+        {"id": 2, "at": None, "raw": "AA=="},
+    ]
+
+
+def test_a_column_is_read_alike_whether_its_values_need_conversion_or_not() -> None:
+    whole = reader("n", FIELD_TYPE.LONGLONG, 20, FIELDS["id"])
+    assert whole.values([1, None, 2]) == [1, None, 2]
+    assert whole.values([1, Decimal(2), None]) == [1, 2, None]
+    with pytest.raises(StoreError, match="column n"):
+        whole.values([1, "x"])
+    rows = read_rows(
+        ["n", "at"],
+        [whole, reader("at", FIELD_TYPE.DATETIME, 19, FIELDS["at"])],
+        [(1, b"2026-01-02 00:00:00"), (2, None)],
+    )
+    assert rows == [{"n": 1, "at": datetime(2026, 1, 2, tzinfo=UTC)}, {"n": 2, "at": None}]
+    assert read_rows(["n"], [whole], []) == []

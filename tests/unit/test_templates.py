@@ -11,8 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from beds.adapters.bound import _is_cut
+from beds.core.namaste import Query
 from beds.domain.event import Operation
-from beds.errors import ConfigurationError, SchemaMismatch, TemplateError
+from beds.errors import ConfigurationError, InvalidPayload, SchemaMismatch, TemplateError
 from beds.templates.binding import bind
 from beds.templates.fields import FieldSpec
 from beds.templates.named_object import NamedObject, ObjectKind, Param
@@ -213,3 +215,66 @@ def test_a_column_that_is_kept_is_what_each_check_returns(spec: FieldSpec, colum
         for value in column:
             checked = spec.check("field", value)
             assert checked is value or (type(checked) is type(value) and checked == value)
+
+
+def test_a_page_is_cut_only_by_the_limit_of_beds(tmp_path: Path) -> None:
+    fetches = """
+[fetch.few]
+object = "few"
+limit = 2
+[fetch.own]
+object = "own"
+limit = 2
+args = {limit = {type = "integer"}}
+[fetch.sets]
+object = "sets"
+limit = 2
+results = ["head", "lines"]
+"""
+    things = template(tmp_path, MINIMAL.replace("[fields.id]", fetches + "[fields.id]", 1))
+    limit = Param("limit", frozenset({"integer"}), "int")
+    row: dict[str, Any] = {"id": 1}
+
+    def cut(using: str, *rows: dict[str, Any], params: tuple[Param, ...] = (limit,)) -> bool:
+        binding = bind(things, f"fetch.{using}", NamedObject(using, ObjectKind.PROCEDURE, params))
+        return _is_cut(binding, Query(using, {}, 2), rows)
+
+    assert [cut("few", *[row] * n) for n in (0, 1, 2)] == [False, False, True]
+    assert not cut("few", row, row, params=())
+    assert not cut("own", row, row)  # the caller's own argument, of whose meaning nothing is known
+    assert cut("sets", {"head": [row], "lines": [row, row], "total": 7})
+    assert not cut("sets", {"head": [row], "lines": [row]})
+
+
+def test_a_bulk_is_checked_as_each_of_its_records(tmp_path: Path) -> None:
+    things = template(tmp_path)
+    assert things.doubtful_fields([{"id": 1, "name": "a"}, {"id": 2}]) == frozenset()
+    assert things.doubtful_fields([{"id": 1, "name": "a"}, {"id": 2, "name": "x" * 11}]) == {"name"}
+    assert things.doubtful_fields([{"id": 1}, ("id", 2)]) == things.fields.keys()
+
+
+RECORDS = st.lists(
+    st.fixed_dictionaries(
+        {"id": st.one_of(st.integers(0, 5), st.just(2**65), st.none(), st.booleans())},
+        optional={"name": st.one_of(st.text(max_size=12), st.none(), st.integers())},
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+@pytest.fixture(scope="module")
+def things(tmp_path_factory: pytest.TempPathFactory) -> Template:
+    return template(tmp_path_factory.mktemp("things"))
+
+
+@given(records=RECORDS)
+def test_many_records_are_accepted_as_each_alone(things: Template, records: Any) -> None:
+    def told(check: Any) -> Any:
+        try:
+            return check()
+        except InvalidPayload as error:
+            return type(error), error.message, error.detail
+
+    alone = told(lambda: [things.check_create(record, f"payloads[{i}]") for i, record in enumerate(records)])
+    assert told(lambda: things.check_create_many(records)) == alone

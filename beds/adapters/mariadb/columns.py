@@ -84,6 +84,8 @@ def reader(name: str, type_code: int, length: int, spec: FieldSpec | None, flags
 
 def read_rows(names: Sequence[str], columns: Sequence[Column], rows: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
     """Rows of a result set as records."""
+    if not rows:
+        return []
     read = [column.values(raw) for column, raw in zip(columns, zip(*rows, strict=True), strict=True)]
     return [dict(zip(names, values, strict=True)) for values in zip(*read, strict=True)]
 

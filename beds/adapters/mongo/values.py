@@ -83,7 +83,7 @@ def documents_to_bson(
 ) -> list[dict[str, Any]]:
     """`document_to_bson` of each record of a bulk write; column by column if the records have the same fields."""
     plain = plain_integers(fields, shape)
-    names = records[0].keys()
+    names = records[0].keys() if records else frozenset[str]()
     if len(keys) > 1 or any(record.keys() != names for record in records):
         return [
             document_to_bson(fields, record, keys, shape, f"payloads[{i}].", plain) for i, record in enumerate(records)

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from beds.domain.identity import ObjectId
 from beds.domain.reply import Record
-from beds.errors import OutOfRange, UnknownField
+from beds.errors import InvalidPayload, OutOfRange, UnknownField
 from beds.templates.fields import FieldSpec
 from beds.templates.template import Template
 from beds.wire import codec
@@ -88,7 +88,7 @@ class ParquetFormat:
         values = [record.get(name) for record in records]
         if any(isinstance(value, float) and not math.isfinite(value) for value in values):
             return False
-        with contextlib.suppress(pa.ArrowException, ValueError, TypeError, OverflowError):
+        with contextlib.suppress(pa.ArrowException, ValueError, TypeError, OverflowError, InvalidPayload):
             pa.array([self._to_arrow(name, value) for value in values], self.schema.field(name).type)
             return True
         return False
