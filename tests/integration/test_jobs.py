@@ -355,13 +355,16 @@ def test_a_job_is_polled_because_its_event_gets_no_reply(places: Places, starter
 
 
 def test_slots_of_jobs_leave_the_processor_to_others(job_worker: None, project: Path) -> None:
-    niceness = {
-        queues: {slot.nice() for slot in psutil.Process(worker.pid).children()}
-        for worker in psutil.process_iter(["cmdline", "cwd"])
-        for queues in (JOB_QUEUES, ALL_QUEUES)
-        if queues in (worker.info["cmdline"] or []) and worker.info["cwd"] == str(project)
-    }
-    (of_jobs,), (of_others,) = niceness[JOB_QUEUES], niceness[ALL_QUEUES]
+    def niceness(queues: str) -> set[int]:
+        """Of the slots of the workers for these queues; a slot has its worker's command line, and no children."""
+        workers = [
+            worker
+            for worker in psutil.process_iter(["cmdline", "cwd"])
+            if queues in (worker.info["cmdline"] or []) and worker.info["cwd"] == str(project)
+        ]
+        return {slot.nice() for worker in workers for slot in worker.children()}
+
+    (of_jobs,), (of_others,) = (wait_for(lambda q=q: niceness(q), what="slots") for q in (JOB_QUEUES, ALL_QUEUES))
     assert of_jobs == of_others + JOB_NICENESS
 
 

@@ -279,11 +279,16 @@ def test_top_and_prometheus_tell_what_was_carried_out(client: Client, project: P
     assert queues["rel.read"]["p50_ms"] <= queues["rel.read"]["p99_ms"]
     assert "rel.read" in run(project, "beds", "top", "--once").stdout
     address = PROMETHEUS["BEDS_METRICS__PROMETHEUS"]
-    with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
-        text = answer.read().decode()
-    lines = [line for line in text.splitlines() if line.startswith("beds_events_seconds_count")]
-    assert any('queue="rel.read"' in line and 'template="SampleRows"' in line for line in lines)
-    assert any('outcome="business_rule"' in line for line in lines)
+
+    def exposed() -> bool:
+        with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
+            text = answer.read().decode()
+        lines = [line for line in text.splitlines() if line.startswith("beds_events_seconds_count")]
+        return any('queue="rel.read"' in line and 'template="SampleRows"' in line for line in lines) and any(
+            'outcome="business_rule"' in line for line in lines
+        )
+
+    wait_for(exposed, 60, "the metrics of both in Prometheus' form")
 
 
 def test_help_of_each_command_has_an_example() -> None:

@@ -42,6 +42,7 @@ from beds.errors import (
     TicketExpired,
     TicketRevoked,
     UnknownTicket,
+    Unroutable,
 )
 from beds.services.factory import AdapterFactory
 from beds.services.tickets import TicketStore
@@ -233,12 +234,12 @@ def wait_until_accepting(client: Client) -> None:
 
     def answered() -> bool:
         try:
-            client.ticket(str(uuid7())).status(2)
-        except CallTimeout:
-            return False
-        except BedsError:
+            client.ticket(str(uuid.UUID(int=0x7 << 76 | 0x2 << 62))).status(2)
+        except (UnknownTicket, TicketExpired):
             return True
-        return True
+        except (CallTimeout, Unroutable):
+            return False
+        return False
 
     wait_for(answered, 60, "an answer about tickets")
 
