@@ -413,11 +413,9 @@ class BoundAdapter(NamasteCore):
                 values[param.name] = reserved.get(param.name, param.default)
             elif not param.takes_value:
                 continue
-            elif is_unfilled(self.template, Operation.FETCH, binding.ref, param) and param.name not in query.args:
-                values[param.name] = param.default
             elif param.name in query.args:
                 values[param.name] = self._argument(binding, param, query.args[param.name])
-            elif param.optional or param.name in binding.fetch.optional or param.mode == "inout":
+            elif _may_be_left_out(binding, param):
                 values[param.name] = param.default
             else:
                 raise MissingField(
@@ -476,6 +474,16 @@ def _is_cut(binding: Binding, query: Query, rows: Sequence[Record]) -> bool:
     return any(len(found) >= query.limit for found in sets)
 
 
+def _may_be_left_out(binding: Binding, param: Param) -> bool:
+    """True if a fetch may leave out an argument: its parameter then has its default."""
+    return (
+        is_unfilled(binding.template, Operation.FETCH, binding.ref, param)
+        or param.optional
+        or param.name in binding.fetch.optional
+        or param.mode == "inout"
+    )
+
+
 def _described(binding: Binding) -> OperationDescription:
     ref, target = binding.ref, binding.target
     found = OperationDescription(str(binding.operation), target.name, str(target.kind), target.description)
@@ -487,18 +495,12 @@ def _described(binding: Binding) -> OperationDescription:
         if not param.takes_value or reserved_type(binding.template, Operation.FETCH, ref, param):
             continue
         spec = spec_of(binding.template, ref, param.name)
-        required = not (
-            is_unfilled(binding.template, Operation.FETCH, ref, param)
-            or param.optional
-            or param.name in fetch.optional
-            or param.mode == "inout"
-        )
         args.append(
             Argument(
                 param.name,
                 (spec.type,) if spec else tuple(sorted(param.types)),
                 param.declared,
-                required,
+                not _may_be_left_out(binding, param),
                 bool(spec and spec.sensitive),
                 spec.description if spec else "",
             )

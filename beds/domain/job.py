@@ -41,7 +41,7 @@ class JobState(StrEnum):
 
     @property
     def rests(self) -> bool:
-        """Whether its chunks wait until the job is resumed."""
+        """True if its chunks wait until the job is resumed."""
         return self in (JobState.PAUSED, JobState.STALLED)
 
 

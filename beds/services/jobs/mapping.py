@@ -60,7 +60,10 @@ class RecordMap:
         return RecordMap(self.target, self.source, back, {}, frozenset(self._constants))
 
     def apply_each(self, records: Iterable[Record]) -> Iterator[Record | BedsError]:
-        """Each record as `apply` returns it, or its error."""
+        """Each record as the target takes it, checked against its template; or its error.
+
+        An UnknownField if a field would go nowhere, else an InvalidPayload that names the field.
+        """
         picked: list[Record | BedsError] = []
         for record in records:
             try:
@@ -73,15 +76,6 @@ class RecordMap:
                 yield found if isinstance(found, BedsError) else self.target.check_create(found, "record", doubtful)
             except InvalidPayload as error:
                 yield error
-
-    def apply(self, record: Record) -> Record:
-        """The record as the target takes it, checked against its template.
-
-        Raises:
-            UnknownField: the record has a field that would go nowhere.
-            InvalidPayload: or a subclass; names the field.
-        """
-        return self.target.check_create(self._pick(record), "record")
 
     def _pick(self, record: Record) -> Record:
         if not record.keys() <= self._known:
