@@ -86,9 +86,9 @@ def submit_job(name: str, args: Mapping[str, Any] | None = None, /, **options: A
     return default_client().submit_job(name, args, **options)
 
 
-def job(guid: str) -> JobTicket:
+def job(guid: str, **options: Any) -> JobTicket:
     """`Client.job` of the default client."""
-    return default_client().job(guid)
+    return default_client().job(guid, **options)
 
 
 def call_many(calls: Sequence[Call], **options: Any) -> Any:
@@ -116,9 +116,9 @@ def lineage(of: str, **options: Any) -> Node:
     return default_client().lineage(of, **options)
 
 
-def ticket(guid: str) -> Ticket:
+def ticket(guid: str, **options: Any) -> Ticket:
     """`Client.ticket` of the default client."""
-    return default_client().ticket(guid)
+    return default_client().ticket(guid, **options)
 
 
 def __getattr__(name: str) -> Any:

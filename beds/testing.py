@@ -76,7 +76,8 @@ class MemoryTransport:
         self._max_body_bytes = max_body_bytes
         self._lock = threading.RLock()
         self._tickets: dict[str, TicketStatus] = {}
-        self._keys: dict[str, tuple[str, str]] = {}
+        self._actors: dict[str, str] = {}
+        self._keys: dict[tuple[str, str], tuple[str, str]] = {}
         self._failure: BedsError | None = None
         self._lost: dict[str, BedsError] = {}
         self._closed = False
@@ -105,6 +106,9 @@ class MemoryTransport:
                 raise lost
             pending.answer(self._handle(event, arguments))
         return pending
+
+    def send_now(self, event: Event) -> Pending | None:
+        return None  # a stub may block
 
     def why_late(self, pending: Pending, what: str) -> BedsError:
         return CallTimeout(f"{what} to {pending.event.summary} by the deadline")
@@ -147,11 +151,12 @@ class MemoryTransport:
 
     def _calgon(self, event: Event, arguments: Any) -> Any:
         if event.task != f"{CALGON}.accept":
-            return self._known(arguments["guid"])  # every ticket has ended, so a cancel changes nothing
+            return self._known(arguments["guid"], event.actor)  # every ticket has ended: a cancel changes nothing
         (first, *_) = tickets = arguments["tickets"]
         key = arguments.get("idempotency_key")
         if key is not None:
-            guid, digest = self._keys.setdefault(key, (first["guid"], arguments["digest"]))
+            name = first.get("actor", ""), key
+            guid, digest = self._keys.setdefault(name, (first["guid"], arguments["digest"]))
             if digest != arguments["digest"]:
                 raise IdempotencyConflict(
                     "this idempotency key belongs to another event", detail={"field": "idempotency_key", "guid": guid}
@@ -171,9 +176,10 @@ class MemoryTransport:
             accepted_at=datetime.now(UTC),
         )
         self._tickets.setdefault(status.guid, status)
+        self._actors.setdefault(status.guid, ticket.get("actor", ""))
 
-    def _known(self, guid: str) -> TicketStatus:
-        if guid not in self._tickets:
+    def _known(self, guid: str, actor: str) -> TicketStatus:
+        if guid not in self._tickets or (actor and self._actors[guid] != actor):
             raise UnknownTicket(f"ticket {guid} was never accepted", detail={"guid": guid})
         return self._tickets[guid]
 

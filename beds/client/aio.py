@@ -9,23 +9,17 @@ reply is dropped when it arrives.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
-import threading
-import time
-import weakref
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 from beds.client.bound_template import next_cursor
-from beds.client.call import Call, JobCall, check_name
+from beds.client.call import Call, JobCall
 from beds.client.client import Client, as_page, as_response, check_write, default_client
 from beds.client.deadline import DEFAULT_TIMEOUT
-from beds.client.flows import FILES, PAGES, REJECTS, Flows, Handle, Tell
+from beds.client.flows import FILES, PAGES, REJECTS, Tell, handle_of
 from beds.client.lineage import Node
-from beds.client.steps import Await, Flow, Pause, Returned, Send, Step, advance
+from beds.client.loop import drive
 from beds.client.tickets import TicketBase
 from beds.domain.description import Description
 from beds.domain.event import Operation
@@ -33,10 +27,7 @@ from beds.domain.reply import Page, Record, Reply, Response
 from beds.domain.ticket import TicketStatus
 from beds.errors import BedsError
 from beds.templates.template import Template
-from beds.transport.pending import Pending, Transport
 from beds.wire import codec
-
-T = TypeVar("T")
 
 
 class AsyncClient:
@@ -67,7 +58,7 @@ class AsyncClient:
     ) -> Reply:
         """`Client.call`."""
         call = Call(operation, template, data, using, limit, cursor, actor)
-        return await _drive(self._flows.call(call, timeout, idempotency_key), self._flows)
+        return await drive(self._flows.call(call, timeout, idempotency_key), self._flows)
 
     async def fetch(
         self,
@@ -113,7 +104,7 @@ class AsyncClient:
     ) -> AsyncTicket:
         """`Client.submit`."""
         call = Call(operation, template, data, using, limit, cursor, actor)
-        return AsyncTicket(await _drive(self._flows.submit(call, idempotency_key, timeout), self._flows), self._flows)
+        return AsyncTicket(await drive(self._flows.submit(call, idempotency_key, timeout), self._flows), self._flows)
 
     async def submit_job(
         self,
@@ -131,27 +122,27 @@ class AsyncClient:
     ) -> AsyncJobTicket:
         """`Client.submit_job`."""
         call = JobCall(name, {**(args or {}), **more}, dry_run, restore, verify, actor)
-        handle = await _drive(self._flows.submit_job(call, idempotency_key, timeout), self._flows)
+        handle = await drive(self._flows.submit_job(call, idempotency_key, timeout), self._flows)
         return AsyncJobTicket(handle, self._flows)
 
-    def job(self, guid: str) -> AsyncJobTicket:
+    def job(self, guid: str, *, actor: str = "") -> AsyncJobTicket:
         """`Client.job`."""
-        return AsyncJobTicket(Handle(check_name("guid", guid)), self._flows)
+        return AsyncJobTicket(handle_of(guid, actor), self._flows)
 
     async def call_many(
         self, calls: Iterable[Call], *, timeout: float = DEFAULT_TIMEOUT, return_errors: bool = False
     ) -> Sequence[Reply | BedsError]:
         """`Client.call_many`."""
-        return await _drive(self._flows.call_many(calls, timeout, return_errors=return_errors), self._flows)
+        return await drive(self._flows.call_many(calls, timeout, return_errors=return_errors), self._flows)
 
     async def submit_many(self, calls: Iterable[Call], *, timeout: float = DEFAULT_TIMEOUT) -> list[AsyncTicket]:
         """`Client.submit_many`."""
-        handles = await _drive(self._flows.submit_many(calls, timeout), self._flows)
+        handles = await drive(self._flows.submit_many(calls, timeout), self._flows)
         return [AsyncTicket(handle, self._flows) for handle in handles]
 
-    def ticket(self, guid: str | TicketBase) -> AsyncTicket:
+    def ticket(self, guid: str | TicketBase, *, actor: str = "") -> AsyncTicket:
         """`Client.ticket`; also converts a ticket that the blocking client submitted."""
-        handle = guid._handle if isinstance(guid, TicketBase) else Handle(check_name("guid", guid))
+        handle = guid._handle if isinstance(guid, TicketBase) else handle_of(guid, actor)
         return AsyncTicket(handle, self._flows)
 
     def close(self) -> None:
@@ -166,15 +157,15 @@ class AsyncClient:
 
     async def describe(self, template: str, *, timeout: float = DEFAULT_TIMEOUT) -> Description:
         """`Client.describe`."""
-        return await _drive(self._flows.describe(template, timeout), self._flows)
+        return await drive(self._flows.describe(template, timeout), self._flows)
 
-    async def lineage(self, of: str, *, timeout: float = DEFAULT_TIMEOUT) -> Node:
+    async def lineage(self, of: str, *, actor: str = "", timeout: float = DEFAULT_TIMEOUT) -> Node:
         """`Client.lineage`."""
-        return await _drive(self._flows.lineage(of, timeout), self._flows)
+        return await drive(self._flows.lineage(of, timeout, actor), self._flows)
 
     async def ask(self, verb: str, arguments: Mapping[str, Any], *, timeout: float = DEFAULT_TIMEOUT) -> Any:
         """`Client.ask`."""
-        return await _drive(self._flows.ask(verb, arguments, timeout), self._flows)
+        return await drive(self._flows.ask(verb, arguments, timeout), self._flows)
 
     def template(self, name: str) -> AsyncBoundTemplate:
         """`Client.template`."""
@@ -191,19 +182,19 @@ class AsyncTicket(TicketBase):
 
     async def status(self, timeout: float = DEFAULT_TIMEOUT) -> TicketStatus:
         """`Ticket.status`."""
-        return await _drive(self._flows.status(self.guid, timeout), self._flows)
+        return await drive(self._flows.status(self.guid, timeout, self._handle.actor), self._flows)
 
     async def result(self, timeout: float = DEFAULT_TIMEOUT) -> Reply:
         """`Ticket.result`."""
-        return await _drive(self._flows.result(self._handle, timeout), self._flows)
+        return await drive(self._flows.result(self._handle, timeout), self._flows)
 
     async def wait(self, timeout: float = DEFAULT_TIMEOUT, tell: Tell | None = None) -> TicketStatus:
         """`Ticket.wait`."""
-        return await _drive(self._flows.wait(self._handle, timeout, tell), self._flows)
+        return await drive(self._flows.wait(self._handle, timeout, tell), self._flows)
 
     async def cancel(self, timeout: float = DEFAULT_TIMEOUT, *, by: str = "") -> TicketStatus:
         """`Ticket.cancel`."""
-        return await _drive(self._cancel(by, timeout), self._flows)
+        return await drive(self._cancel(by, timeout), self._flows)
 
 
 class AsyncJobTicket(AsyncTicket):
@@ -213,15 +204,15 @@ class AsyncJobTicket(AsyncTicket):
 
     async def pause(self, timeout: float = DEFAULT_TIMEOUT) -> dict[str, Any]:
         """`JobTicket.pause`."""
-        return await _drive(self._flows.job_order("pause", self.guid, timeout), self._flows)
+        return await drive(self._flows.job_order("pause", self._handle, timeout), self._flows)
 
     async def resume(self, timeout: float = DEFAULT_TIMEOUT) -> dict[str, Any]:
         """`JobTicket.resume`."""
-        return await _drive(self._flows.job_order("resume", self.guid, timeout), self._flows)
+        return await drive(self._flows.job_order("resume", self._handle, timeout), self._flows)
 
     async def report(self, timeout: float = DEFAULT_TIMEOUT) -> dict[str, Any]:
         """`JobTicket.report`."""
-        return await _drive(self._flows.job_report(self.guid, timeout), self._flows)
+        return await drive(self._flows.job_report(self._handle, timeout), self._flows)
 
     async def rejects(self, timeout: float = DEFAULT_TIMEOUT) -> AsyncIterator[Record]:
         """`JobTicket.rejects`."""
@@ -241,7 +232,7 @@ class AsyncJobTicket(AsyncTicket):
     async def _records(self, template: str, timeout: float) -> AsyncIterator[Record]:
         cursor = ""
         while True:
-            page = await _drive(self._flows.job_records(self.guid, template, cursor, timeout), self._flows)
+            page = await drive(self._flows.job_records(self._handle, template, cursor, timeout), self._flows)
             for record in page:
                 yield record
             if not (cursor := page.cursor):
@@ -312,88 +303,6 @@ class AsyncBoundTemplate:
                 return
 
 
-async def _drive(flow: Flow[T], flows: Flows) -> T:
-    """Run a flow on this event loop."""
-    given: Any = None
-    failed: Exception | None = None
-    while True:
-        step = advance(flow, given, failed)
-        if isinstance(step, Returned):
-            return step.value
-        given = failed = None
-        try:
-            given = await _awaited(step, flows.transport)
-        except Exception as error:  # noqa: BLE001 — the flow handles it
-            failed = error
-
-
-async def _awaited(step: Step, transport: Transport) -> Any:
-    match step:
-        case Send(event, deadline):
-            # In a thread, because `send` may block: on connecting, on a resource alarm, or on a full socket buffer.
-            sending = _sender(transport).submit(transport.send, event, deadline)
-            try:
-                return await _value(sending, deadline)
-            except TimeoutError:
-                sending.cancel()
-                raise transport.why_late(Pending(event), "RabbitMQ did not confirm") from None
-            except BaseException:
-                sending.cancel()  # the caller has gone: what is not sent yet must not be
-                raise
-        case Await(future, deadline):
-            return await _value(future, deadline)
-        case Pause(seconds):
-            await asyncio.sleep(seconds)
-            return None
-
-
-async def _value(future: Future[T], deadline: float) -> T:
-    """The future's value. A timeout does not cancel the future, because a caller may wait for it again."""
-    if not future.done():
-        done = _done(future)
-        await asyncio.wait([done], timeout=max(0.0, deadline - time.monotonic()))
-    return future.result(0)
-
-
-_bridges: weakref.WeakKeyDictionary[Future[Any], asyncio.Future[None]] = weakref.WeakKeyDictionary()
-
-
-def _done(future: Future[Any]) -> asyncio.Future[None]:
-    """A future of this event loop that ends with `future`; one for all waits, so that repeated waits leave nothing."""
-    loop = asyncio.get_running_loop()
-    done = _bridges.get(future)
-    if done is not None and done.get_loop() is loop:
-        return done
-    done = _bridges[future] = loop.create_future()
-
-    def finish() -> None:
-        if not done.done():
-            done.set_result(None)
-
-    def wake(_: Future[Any]) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed, so no task waits
-            loop.call_soon_threadsafe(finish)
-
-    future.add_done_callback(wake)
-    return done
-
-
-_senders: weakref.WeakKeyDictionary[Transport, tuple[int, ThreadPoolExecutor]] = weakref.WeakKeyDictionary()
-_senders_lock = threading.Lock()
-os.register_at_fork(before=_senders_lock.acquire, after_in_parent=_senders_lock.release,
-                    after_in_child=_senders_lock.release)  # fmt: skip
-
-
-def _sender(transport: Transport) -> ThreadPoolExecutor:
-    """The one-thread executor of this process that publishes over a transport, in the order of the calls."""
-    with _senders_lock:
-        pid, found = _senders.get(transport, (0, None))
-        if found is None or pid != os.getpid():
-            found = ThreadPoolExecutor(max_workers=1, thread_name_prefix="beds-aio-send")
-            _senders[transport] = os.getpid(), found
-        return found
-
-
 async def call(operation: str, template: str, data: Any = None, **options: Any) -> Reply:
     """`AsyncClient.call` over the default client."""
     return await AsyncClient().call(operation, template, data, **options)
@@ -419,9 +328,9 @@ async def submit_job(name: str, args: Mapping[str, Any] | None = None, /, **opti
     return await AsyncClient().submit_job(name, args, **options)
 
 
-def job(guid: str) -> AsyncJobTicket:
+def job(guid: str, **options: Any) -> AsyncJobTicket:
     """`AsyncClient.job` over the default client."""
-    return AsyncClient().job(guid)
+    return AsyncClient().job(guid, **options)
 
 
 async def call_many(calls: Iterable[Call], **options: Any) -> Sequence[Reply | BedsError]:
@@ -444,9 +353,9 @@ async def lineage(of: str, **options: Any) -> Node:
     return await AsyncClient().lineage(of, **options)
 
 
-def ticket(guid: str | TicketBase) -> AsyncTicket:
+def ticket(guid: str | TicketBase, **options: Any) -> AsyncTicket:
     """`AsyncClient.ticket` over the default client."""
-    return AsyncClient().ticket(guid)
+    return AsyncClient().ticket(guid, **options)
 
 
 def template(name: str) -> AsyncBoundTemplate:

@@ -13,9 +13,9 @@ from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, overload
 
 from beds.client.bound_template import BoundTemplate
-from beds.client.call import Call, JobCall, check_name
+from beds.client.call import Call, JobCall
 from beds.client.deadline import DEFAULT_TIMEOUT
-from beds.client.flows import Flows, Handle
+from beds.client.flows import Flows, handle_of
 from beds.client.jobs import JobTicket
 from beds.client.lineage import Node
 from beds.client.steps import Flow, run
@@ -211,9 +211,9 @@ class Client:
         call = JobCall(name, {**(args or {}), **more}, dry_run, restore, verify, actor)
         return JobTicket(self._run(self.flows.submit_job(call, idempotency_key, timeout)), self)
 
-    def job(self, guid: str) -> JobTicket:
-        """The ticket of a job, by its guid or event id. Its methods look it up; this one does not."""
-        return JobTicket(Handle(check_name("guid", guid)), self)
+    def job(self, guid: str, *, actor: str = "") -> JobTicket:
+        """The ticket of a job, by its guid or event id. `actor` is as in `ticket`."""
+        return JobTicket(handle_of(guid, actor), self)
 
     @overload
     def call_many(
@@ -239,9 +239,15 @@ class Client:
         """Publish many operations with pipelined confirms, and return when RabbitMQ has confirmed all of them."""
         return [Ticket(handle, self) for handle in self._run(self.flows.submit_many(calls, timeout))]
 
-    def ticket(self, guid: str) -> Ticket:
-        """The ticket of a guid or an event id. Its methods look it up; this one does not."""
-        return Ticket(Handle(check_name("guid", guid)), self)
+    def ticket(self, guid: str, *, actor: str = "") -> Ticket:
+        """The ticket of a guid or an event id. Its methods look it up; this one does not.
+
+        Args:
+            guid: the ticket's.
+            actor: on whose behalf the application asks; its methods then find only a ticket that was submitted on that
+                actor's behalf. Without an actor, they find every ticket of the application.
+        """
+        return Ticket(handle_of(guid, actor), self)
 
     def describe(self, template: str, *, timeout: float = DEFAULT_TIMEOUT) -> Description:
         """What the workers know of a template's operations: the DBA's objects, and the arguments that fetches take.
@@ -256,17 +262,19 @@ class Client:
         """
         return self._run(self.flows.describe(template, timeout))
 
-    def lineage(self, of: str, *, timeout: float = DEFAULT_TIMEOUT) -> Node:
+    def lineage(self, of: str, *, actor: str = "", timeout: float = DEFAULT_TIMEOUT) -> Node:
         """The lineage tree that an event belongs to, from its root.
 
         Args:
             of: an event's id or guid, or a ticket's guid.
+            actor: on whose behalf the application asks: the event or the tree's root must have been made on that
+                actor's behalf. Without an actor, it may be anybody's of this application.
             timeout: seconds.
 
         Raises:
             NotFound: msLineage has no record of it.
         """
-        return self._run(self.flows.lineage(of, timeout))
+        return self._run(self.flows.lineage(of, timeout, actor))
 
     def ask(self, verb: str, arguments: Mapping[str, Any], *, timeout: float = DEFAULT_TIMEOUT) -> Any:
         """Send CALGON the request `accept`, `status` or `cancel`. Applications use `Ticket` instead.

@@ -41,7 +41,7 @@ from beds.templates.registry import TemplateRegistry
 from beds.templates.rules import check_arguments
 from beds.transport.pending import Pending, Transport
 from beds.wire.message import with_encoded_body
-from beds.wire.reply import read_reply
+from beds.wire.reply import parse_reply, read_reply
 from beds.wire.routes import JOB_QUEUES
 
 TICKETS_AT_ONCE = 500
@@ -68,6 +68,7 @@ _JOB_FETCHES: Mapping[str, tuple[str, str, int]] = {
 """The fetches of a user's own records and of anybody's, and the records of a page."""
 
 Tell = Callable[[TicketStatus], None]
+Begun = Callable[[str], None]
 
 
 @dataclass(slots=True)
@@ -78,11 +79,13 @@ class Handle:
         event_id: `node.env.guid`, or the guid alone.
         pending: None in a process that did not submit it, after its connection was lost, and for a job.
         is_own: whether it was submitted here, so that its acceptance may still be on its way.
+        actor: on whose behalf requests about it are made; empty for the application itself.
     """
 
     event_id: str
     pending: Pending | None = None
     is_own: bool = False
+    actor: str = ""
 
     @property
     def guid(self) -> str:
@@ -143,13 +146,15 @@ class Flows:
             )
         return with_encoded_body(made, self.settings.amqp.max_body_bytes)
 
-    def _question(self, verb: str, arguments: Mapping[str, Any], expires_in: float) -> Event:
+    def _question(self, verb: str, arguments: Mapping[str, Any], expires_in: float, actor: str) -> Event:
         if self.is_operator and verb in OPERATOR_VERBS:
-            return Event.of_operator(verb, arguments, self._lineage(), expires_in=expires_in)
-        return self._calgon(verb, arguments, expires_in)
+            return Event.of_operator(verb, arguments, self._lineage(), expires_in=expires_in, actor=actor)
+        return self._calgon(verb, arguments, expires_in, actor)
 
-    def _calgon(self, verb: str, arguments: Mapping[str, Any], expires_in: float | None = None) -> Event:
-        return Event.of_calgon(verb, arguments, self._lineage(), expires_in=expires_in)
+    def _calgon(
+        self, verb: str, arguments: Mapping[str, Any], expires_in: float | None = None, actor: str = ""
+    ) -> Event:
+        return Event.of_calgon(verb, arguments, self._lineage(), expires_in=expires_in, actor=actor)
 
     def _lineage(self) -> Lineage:
         """A child of the event that this worker executes, or a root elsewhere."""
@@ -158,12 +163,27 @@ class Flows:
     # --- calls ---------------------------------------------------------------------------------------------------
 
     def call(self, call: Call, timeout: float, key: str | None = None) -> Flow[Reply]:
+        return reply_from_wire(read_reply((yield from self.encoded_reply(call, timeout, key))))
+
+    def encoded_reply(
+        self, call: Call, timeout: float, key: str | None = None, begun: Begun | None = None
+    ) -> Flow[Any]:
+        """The parsed reply to a call, with its values as the codec encodes them.
+
+        Args:
+            call, timeout, key: of the call.
+            begun: called with the event's id when it is published.
+        """
         deadline = deadline_after(timeout)
         if key is not None:
             ticket = yield from self.submit(call, key, timeout)
-            return (yield from self.result(ticket, max(0.1, deadline - time.monotonic())))
+            if begun:
+                begun(ticket.event_id)
+            return (yield from self.encoded_result(ticket, left(deadline)))
         pending = yield from self.send(self.event(call, ticket=False, timeout=timeout), deadline)
-        return reply_from_wire((yield from self.answer(pending, deadline)))
+        if begun:
+            begun(pending.event.lineage.event_id)
+        return (yield from self.encoded_answer(pending, deadline))
 
     def call_many(self, calls: Iterable[Call], timeout: float, *, return_errors: bool) -> Flow[list[Any]]:
         deadline = deadline_after(timeout)
@@ -194,14 +214,18 @@ class Flows:
             yield Pause(pause)
 
     def answer(self, pending: Pending, deadline: float) -> Flow[Any]:
-        """The decoded reply to an event. If the connection is lost, the event is sent again.
+        """The decoded reply to an event."""
+        return read_reply((yield from self.encoded_answer(pending, deadline)))
+
+    def encoded_answer(self, pending: Pending, deadline: float) -> Flow[Any]:
+        """The parsed reply to an event. If the connection is lost, the event is sent again.
 
         Each copy gets a reply, and only one has an effect.
         """
         backoff = Backoff(deadline)
         while True:
             try:
-                return (yield from self._wait(pending.reply, pending, deadline, "no reply"))
+                return parse_reply((yield from self._wait(pending.reply, pending, deadline, "no reply")))
             except BrokerUnavailable:
                 if (pause := backoff.next_pause()) is None:
                     raise
@@ -254,7 +278,7 @@ class Flows:
             self._calgon("accept", {"tickets": [event.acceptance for event in some]}) for some in _portions(events)
         ]
         pendings = (yield from self._confirmed([*acceptances, *events], deadline))[len(acceptances) :]
-        return [Handle(pending.event.lineage.event_id, pending, is_own=True) for pending in pendings]
+        return [_own(pending) for pending in pendings]
 
     def _submit_keyed(self, call: Call, key: str, timeout: float) -> Flow[Handle]:
         deadline = deadline_after(timeout)
@@ -265,7 +289,7 @@ class Flows:
         question = {"tickets": [event.acceptance], "idempotency_key": key, "digest": digest}
         known = TicketStatus.from_wire((yield from self.ask("accept", question, timeout)))
         if known.state is not TicketState.PENDING:
-            return Handle(known.event_id)
+            return Handle(known.event_id, actor=event.actor)
         # Publish even if the ticket exists: its first submitter may have died before it published the event, and
         # workers execute a ticket once.
         if known.guid != event.lineage.guid:
@@ -274,7 +298,7 @@ class Flows:
         # A refused event is not withdrawn: the ticket may be another submitter's, and the next submit with the key
         # publishes the event again.
         pending = yield from self._confirm((yield from self.send(event, deadline)), deadline)
-        return Handle(known.event_id, pending, is_own=True)
+        return _own(pending)
 
     def _confirmed(self, events: Sequence[Event], deadline: float) -> Flow[list[Pending]]:
         """Publish all events, and wait for RabbitMQ's confirms."""
@@ -333,44 +357,44 @@ class Flows:
 
     # --- tickets -------------------------------------------------------------------------------------------------
 
-    def ask(self, verb: str, arguments: Mapping[str, Any], timeout: float) -> Flow[Any]:
+    def ask(self, verb: str, arguments: Mapping[str, Any], timeout: float, actor: str = "") -> Flow[Any]:
         """Send a request about tickets. A lost connection can lose the reply, so it is repeated until the deadline."""
         deadline = deadline_after(timeout)
         backoff = Backoff(deadline)
         while True:
             attempt = min(deadline - time.monotonic(), ASK_AGAIN_SECONDS)
             try:
-                pending = yield Send(self._question(verb, arguments, max(attempt, 0.1)), deadline)
-                return (yield from self._wait(pending.reply, pending, time.monotonic() + attempt, "no reply"))
+                pending = yield Send(self._question(verb, arguments, max(attempt, 0.1), actor), deadline)
+                reply = yield from self._wait(pending.reply, pending, time.monotonic() + attempt, "no reply")
+                return read_reply(parse_reply(reply))
             except (CallTimeout, BrokerUnavailable, BrokerBlocked):
                 if (pause := backoff.next_pause()) is None:
                     raise
             yield Pause(pause)
 
-    def status(self, guid: str, timeout: float) -> Flow[TicketStatus]:
+    def status(self, guid: str, timeout: float, actor: str = "") -> Flow[TicketStatus]:
         deadline = deadline_after(timeout)
         # The acceptance may still wait in the queue or be processed by another slot, so a new ticket is retried.
         backoff = Backoff(min(deadline, time.monotonic() + ACCEPTANCE_SECONDS))
         while True:
             try:
-                left = max(0.1, deadline - time.monotonic())
-                return TicketStatus.from_wire((yield from self.ask("status", {"guid": guid}, left)))
+                return TicketStatus.from_wire((yield from self.ask("status", {"guid": guid}, left(deadline), actor)))
             except UnknownTicket:
                 pause = backoff.next_pause() if _is_new(guid) else None
                 if pause is None:
                     raise
             yield Pause(pause)
 
-    def cancel(self, guid: str, by: str, timeout: float) -> Flow[TicketStatus]:
+    def cancel(self, guid: str, by: str, timeout: float, actor: str = "") -> Flow[TicketStatus]:
         if not isinstance(by, str):
             raise WrongType(f"by takes a name, not {type(by).__name__}", detail={"field": "by"})
-        return TicketStatus.from_wire((yield from self.ask("cancel", {"guid": guid, "by": by}, timeout)))
+        return TicketStatus.from_wire((yield from self.ask("cancel", {"guid": guid, "by": by}, timeout, actor)))
 
     def wait(self, ticket: Handle, timeout: float, tell: Tell | None = None) -> Flow[TicketStatus]:
         deadline = deadline_after(timeout)
         backoff = Backoff(deadline, first=FIRST_POLL, longest=LONGEST_POLL)
         while True:
-            status = yield from self._poll(ticket, max(0.1, deadline - time.monotonic()))
+            status = yield from self._poll(ticket, left(deadline))
             if status is not None:
                 if tell:
                     tell(status)
@@ -389,13 +413,17 @@ class Flows:
             yield Await(ticket.pending.reply, time.monotonic() + seconds)
 
     def result(self, ticket: Handle, timeout: float) -> Flow[Reply]:
+        return reply_from_wire(read_reply((yield from self.encoded_result(ticket, timeout))))
+
+    def encoded_result(self, ticket: Handle, timeout: float) -> Flow[Any]:
+        """The parsed reply to a ticket's event, with its values as the codec encodes them."""
         deadline = deadline_after(timeout)
         asked_every = OWN_REPLY_SECONDS
         while ticket.pending is not None:
             remaining = deadline - time.monotonic()
             try:
                 reply = yield Await(ticket.pending.reply, time.monotonic() + min(asked_every, remaining))
-                return reply_from_wire(reply)
+                return parse_reply(reply)
             except TimeoutError:
                 if remaining <= asked_every:
                     raise ticket.not_ended() from None
@@ -404,15 +432,15 @@ class Flows:
                 break
             status = yield from self._poll(ticket, min(asked_every, remaining))
             if status is not None and status.ready:
-                return reply_from_wire(read_reply(status.result))
+                return status.result
             asked_every = min(asked_every * 2, LONGEST_OWN_WAIT)
-        status = yield from self.wait(ticket, max(0.1, deadline - time.monotonic()))
-        return reply_from_wire(read_reply(status.result))
+        status = yield from self.wait(ticket, left(deadline))
+        return status.result
 
     def _poll(self, ticket: Handle, timeout: float) -> Flow[TicketStatus | None]:
         """The status; None when it is temporarily not available."""
         try:
-            return (yield from self.status(ticket.guid, timeout))
+            return (yield from self.status(ticket.guid, timeout, ticket.actor))
         except UnknownTicket:
             if not ticket.is_own:
                 raise
@@ -423,31 +451,39 @@ class Flows:
 
     # --- jobs --------------------------------------------------------------------------------------------------------
 
-    def job_order(self, verb: str, guid: str, timeout: float) -> Flow[dict[str, Any]]:
+    def job_order(self, verb: str, job: Handle, timeout: float) -> Flow[dict[str, Any]]:
         """Pause or resume a job. Returns its report."""
-        found: dict[str, Any] = yield from self.ask(verb, {"guid": guid}, timeout)
+        found: dict[str, Any] = yield from self.ask(verb, {"guid": job.guid}, timeout, job.actor)
         return found
 
-    def job_report(self, guid: str, timeout: float) -> Flow[dict[str, Any]]:
+    def job_report(self, ticket: Handle, timeout: float) -> Flow[dict[str, Any]]:
         deadline = deadline_after(timeout)
-        page = yield from self.job_records(guid, JOBS, "", timeout)
+        page = yield from self._records_of_job(ticket.guid, JOBS, "", timeout)
         if page:
-            return Job.of(page[0]).report()
-        status = yield from self.status(guid_of(guid), max(0.1, deadline - time.monotonic()))
-        return unstarted_report(status)
+            job = Job.of(page[0])
+            if ticket.actor and job.actor != ticket.actor:
+                raise UnknownTicket(f"{job.guid} is no job of {ticket.actor}", detail={"guid": job.guid})
+            return job.report()
+        return unstarted_report((yield from self.status(ticket.guid, left(deadline), ticket.actor)))
 
-    def job_records(self, guid: str, template: str, cursor: str, timeout: float) -> Flow[Page]:
+    def job_records(self, ticket: Handle, template: str, cursor: str, timeout: float) -> Flow[Page]:
         """A page of what belongs to a job: the job itself, its rejects, its result's pages, its files.
 
         Raises UnknownTicket: there is nothing, since this user has no such job.
         """
         deadline = deadline_after(timeout)
+        if ticket.actor:
+            yield from self.job_report(ticket, timeout)
+        page = yield from self._records_of_job(ticket.guid, template, cursor, left(deadline))
+        if not page and not cursor:
+            yield from self.job_report(ticket, left(deadline))
+        return page
+
+    def _records_of_job(self, guid: str, template: str, cursor: str, timeout: float) -> Flow[Page]:
         own, anybody, limit = _JOB_FETCHES[template]
         call = Call("fetch_records", template, {"guid": guid}, anybody if self.is_operator else own, limit, cursor)
         page = yield from self.call(call, timeout)
         assert isinstance(page, Page)
-        if not page and not cursor and template != JOBS:
-            yield from self.job_report(guid, max(0.1, deadline - time.monotonic()))
         return page
 
     def describe(self, name: str, timeout: float) -> Flow[Description]:
@@ -457,17 +493,16 @@ class Flows:
         pending = yield from self.send(with_encoded_body(made, self.settings.amqp.max_body_bytes), deadline)
         return Description.from_wire((yield from self.answer(pending, deadline)))
 
-    def lineage(self, of: str, timeout: float) -> Flow[Node]:
+    def lineage(self, of: str, timeout: float, actor: str = "") -> Flow[Node]:
         deadline = deadline_after(timeout)
 
         def fetch(using: str, args: Mapping[str, Any], cursor: str) -> Flow[Page]:
-            left = max(0.1, deadline - time.monotonic())
             call = Call("fetch_records", "msLineage", args, using, 1000, cursor)
-            page = yield from self.call(call, left)
+            page = yield from self.call(call, left(deadline))
             assert isinstance(page, Page)
             return page
 
-        return (yield from read_tree(fetch, of))
+        return (yield from read_tree(fetch, of, actor))
 
 
 def unstarted_report(status: TicketStatus) -> dict[str, Any]:
@@ -484,6 +519,22 @@ def unstarted_report(status: TicketStatus) -> dict[str, Any]:
             why = f"{error.code}: {error.message}"
     times = {"made_at": status.accepted_at, "ended_at": status.ended_at}
     return {"job": status.summary.rpartition(".")[0], "guid": status.guid, "state": state, "why": why, **times}
+
+
+def handle_of(guid: str, actor: str = "") -> Handle:
+    """The ticket of a guid or an event id. Raises WrongType, TooLong."""
+    return Handle(check_name("guid", guid), actor=check_name("actor", actor))
+
+
+def _own(pending: Pending) -> Handle:
+    """The ticket of an event that was submitted here."""
+    event = pending.event
+    return Handle(event.lineage.event_id, pending, is_own=True, actor=event.actor)
+
+
+def left(deadline: float) -> float:
+    """Seconds until a deadline; never too few for a reply."""
+    return max(0.1, deadline - time.monotonic())
 
 
 def _portions(events: Sequence[Event]) -> list[Sequence[Event]]:

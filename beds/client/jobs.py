@@ -19,11 +19,11 @@ class JobTicket(Ticket):
 
     def pause(self, timeout: float = DEFAULT_TIMEOUT) -> dict[str, Any]:
         """Let the chunks at work finish, and rest. Returns the report. Raises JobNotResumable."""
-        return self._run(self._flows.job_order("pause", self.guid, timeout))
+        return self._run(self._flows.job_order("pause", self._handle, timeout))
 
     def resume(self, timeout: float = DEFAULT_TIMEOUT) -> dict[str, Any]:
         """Let a paused or stalled job go on. Returns the report. Raises JobNotResumable."""
-        return self._run(self._flows.job_order("resume", self.guid, timeout))
+        return self._run(self._flows.job_order("resume", self._handle, timeout))
 
     def report(self, timeout: float = DEFAULT_TIMEOUT) -> dict[str, Any]:
         """What became of the job's records so far.
@@ -35,7 +35,7 @@ class JobTicket(Ticket):
         Raises:
             UnknownTicket: this user has no such job.
         """
-        return self._run(self._flows.job_report(self.guid, timeout))
+        return self._run(self._flows.job_report(self._handle, timeout))
 
     def rejects(self, timeout: float = DEFAULT_TIMEOUT) -> Iterator[Record]:
         """The records that were not moved: `key`, `field`, `code`, `why`. `timeout` is for each page.
@@ -56,7 +56,7 @@ class JobTicket(Ticket):
     def _records(self, template: str, timeout: float) -> Iterator[Record]:
         cursor = ""
         while True:
-            page = self._run(self._flows.job_records(self.guid, template, cursor, timeout))
+            page = self._run(self._flows.job_records(self._handle, template, cursor, timeout))
             yield from page
             if not (cursor := page.cursor):
                 return

@@ -69,15 +69,16 @@ class Node:
         return {**self.record, "kind": self.kind, "children": [child.to_wire() for child in self.children]}
 
 
-def read_tree(fetch: Fetch, of: str) -> Flow[Node]:
+def read_tree(fetch: Fetch, of: str, actor: str = "") -> Flow[Node]:
     """The tree that an event belongs to, from its root.
 
     Args:
         fetch: reads msLineage.
         of: any event's id, guid, or ticket.
+        actor: on whose behalf the tree's root or this event must have been made; anybody's when empty.
 
     Raises:
-        NotFound: msLineage has no record of it.
+        NotFound: msLineage has no record of it, or it is another actor's.
     """
     found = yield from fetch("by_guid", {"guid": guid_of(of)}, "")
     root_id = found[0]["root_id"] if found else of
@@ -89,6 +90,11 @@ def read_tree(fetch: Fetch, of: str) -> Flow[Node]:
         cursor = page.cursor
         if not cursor:
             break
+    if actor and not any(
+        record.get("actor") == actor and (record["event_id"] == root_id or record.get("guid") == guid_of(of))
+        for record in records
+    ):
+        records = []
     if not records:
         raise NotFound(
             f"nothing is known of {of}",

@@ -40,7 +40,8 @@ class TicketBase:
         return self._handle.guid
 
     def _cancel(self, by: str, timeout: float) -> Flow[TicketStatus]:
-        return self._flows.cancel(self.guid, by or f"{user_name()}@{socket.gethostname()}", timeout)
+        handle = self._handle
+        return self._flows.cancel(handle.guid, by or f"{user_name()}@{socket.gethostname()}", timeout, handle.actor)
 
     def __repr__(self) -> str:
         return f"<Ticket {self.guid}>"
@@ -95,7 +96,7 @@ class Ticket(TicketBase):
             UnknownTicket, TicketExpired: it was never accepted, or its outcome is no longer kept.
             CallTimeout: no reply within `timeout` seconds.
         """
-        return self._run(self._flows.status(self.guid, timeout))
+        return self._run(self._flows.status(self.guid, timeout, self._handle.actor))
 
     def result(self, timeout: float = DEFAULT_TIMEOUT) -> Reply:
         """Wait for the reply for up to `timeout` seconds.

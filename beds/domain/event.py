@@ -136,6 +136,7 @@ class Event:
             "parent_id": lineage.parent_id,
             "summary": self.summary[:300],
             "queue": self.queue,
+            **({"actor": self.actor} if self.actor else {}),
         }
 
     @classmethod

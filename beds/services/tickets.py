@@ -28,13 +28,16 @@ from beds.errors import (
 from beds.services.dispatch import Factory
 
 TEMPLATE, BEGIN, REOPEN = "msTickets", "msTicketsBegin", "msTicketsReopen"
-ACCEPT_FIELDS = frozenset({"guid", "event_id", "root_id", "parent_id", "summary", "queue"})
+ACCEPT_FIELDS = frozenset({"guid", "event_id", "root_id", "parent_id", "summary", "queue", "actor"})
 WAITING_DAYS = 7
 """A waiting ticket is kept for this time. If its event begins later, the ticket is created again."""
 
 
 class TicketStore:
     """Tickets of all nodes. A ticket's key is its AMQP user and its guid, so no user can read or block another's.
+
+    Within a user, a ticket and its idempotency key belong to the actor on whose behalf it was submitted. A request
+    without an actor comes from the application itself, which sees the tickets of all its actors.
 
     Args:
         factory: where the adapter of msTickets comes from.
@@ -65,7 +68,7 @@ class TicketStore:
                 continue
 
     def accept_keyed(self, user: str, ticket: Any, key: Any, digest: Any) -> TicketStatus:
-        """Store a ticket under an idempotency key, or return this user's ticket that has the key.
+        """Store a ticket under an idempotency key, or return the ticket of this user and actor that has the key.
 
         Raises:
             IdempotencyConflict: the key belongs to another event.
@@ -81,7 +84,8 @@ class TicketStore:
         try:
             self._adapter.create_record(document)
         except DuplicateKey:
-            found = self._first("by_key", {"user": user, "idempotency_key": key})
+            owner = {"user": user, "actor": document.get("actor")}
+            found = self._first("by_key", {**owner, "idempotency_key": key})
             if found is None:  # it expired in between, or this ticket itself was stored before
                 return self._status(self._first("by_guid", {"user": user, "guid": document["guid"]}) or document)
             if found.get("digest") != digest:
@@ -176,35 +180,39 @@ class TicketStore:
         except NotFound:
             return
 
-    def cancel(self, user: str, guid: Any, by: str) -> TicketStatus:
+    def cancel(self, user: str, guid: Any, by: str, actor: str = "") -> TicketStatus:
         """Mark a ticket as cancelled; a running event stops at its next checkpoint.
 
         `cancelled_by` is stored first, so a worker that begins at the same moment finds it.
 
         Raises:
-            UnknownTicket, TicketExpired: the user has no such ticket.
+            UnknownTicket, TicketExpired: the user, or the actor, has no such ticket.
         """
-        self.status(user, guid)
+        self.status(user, guid, actor)
         try:
             found = self._change(user, guid, {"cancelled_by": by[:200] or "unknown"})
         except NotFound:
             return self.status(user, guid)
         return self._status(found)
 
-    def status(self, user: str, guid: Any) -> TicketStatus:
+    def status(self, user: str, guid: Any, actor: str = "") -> TicketStatus:
         """The status of a user's ticket. It does not wait for the acceptance: the client asks again.
 
+        Args:
+            user, guid: the ticket's key.
+            actor: whose ticket it must be; anybody's of this user when empty.
+
         Raises:
-            UnknownTicket: this user has no such ticket, or it was not accepted yet.
+            UnknownTicket: they have no such ticket, or it was not accepted yet.
             TicketExpired: its outcome is no longer kept.
         """
         made = submitted_at(guid) if isinstance(guid, str) else None
         if made is None:
             raise UnknownTicket("this is no ticket of BEDS", detail={"guid": str(guid)[:64]})
         found = self._first("by_guid", {"user": user, "guid": guid})
-        if found is not None:
+        if found is not None and (not actor or found.get("actor") == actor):
             return self._status(found)
-        if made < datetime.now(UTC) - timedelta(seconds=self._ttl):
+        if found is None and made < datetime.now(UTC) - timedelta(seconds=self._ttl):
             raise TicketExpired(f"the outcome of {guid} is kept no more", detail={"guid": guid, "ttl": self._ttl})
         raise UnknownTicket(f"ticket {guid} was never accepted from this user", detail={"guid": guid})
 

@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 SKEW_SECONDS = 5.0
 """Difference of two clocks that is tolerated without a warning; a reply's timestamp has whole seconds."""
 WARN_EVERY_SECONDS = 60.0
+TURN_SECONDS = 0.01
+"""How long a publisher that must not block waits for the reader."""
 _LOST = (OSError, amqp.AMQPError)
 
 
@@ -131,6 +133,8 @@ class AmqpConnection:
                 callback=self._take_reply,
             )
             self._socket = self._amqp.sock
+            self._departures = select.poll()
+            self._departures.register(self._socket, select.POLLOUT)
             # The timeouts so far were the first caller's; from here on, twice the heartbeat applies.
             limit_waits(self._socket, settings.heartbeat * 2)
         except (amqp.AccessRefused, amqp.NotAllowed) as error:  # NotAllowed: the vhost does not exist
@@ -145,13 +149,30 @@ class AmqpConnection:
         self._heartbeat = settings.heartbeat
         threading.Thread(target=self._read, name="beds-link", daemon=True).start()
 
-    def publish(self, message: amqp.Message, exchange: str, key: str, register: Callable[[int], None]) -> None:
+    def publish(
+        self,
+        message: amqp.Message,
+        exchange: str,
+        key: str,
+        register: Callable[[int], None],
+        *,
+        at_once: bool = False,
+    ) -> bool:
         """Publish one mandatory message. `register` is called with its delivery tag before it can be confirmed.
+
+        Args:
+            message, exchange, key, register: the message.
+            at_once: do nothing, and return False, if another thread publishes or the socket's buffer is full.
 
         Raises:
             BrokerUnavailable: the connection is lost.
         """
-        with self._lock:
+        # The reader holds the lock while it handles frames, which is short.
+        if not self._lock.acquire(timeout=TURN_SECONDS if at_once else -1):
+            return False
+        try:
+            if at_once and not self._departures.poll(0):
+                return False
             if self._closed:
                 raise BrokerUnavailable(f"the connection to RabbitMQ at {self._where} is closed")
             try:
@@ -165,7 +186,9 @@ class AmqpConnection:
                 self.give_up(BrokerUnavailable(f"publishing was interrupted by {type(error).__name__}"))
                 raise
             else:
-                return
+                return True
+        finally:
+            self._lock.release()
         self.give_up(lost)
         raise lost
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from concurrent.futures import Future, InvalidStateError
-from typing import Any, Protocol
+from typing import Protocol
 
 from beds.domain.event import Event
-from beds.errors import BedsError, MalformedEvent
-from beds.wire.reply import decode_reply
+from beds.errors import BedsError
 
 
 class Pending:
-    """One published event: `confirmed` is done on RabbitMQ's confirm, `reply` on a worker's reply.
+    """One published event: `confirmed` is done on RabbitMQ's confirm, `reply` on a worker's reply, with its body.
 
-    Both fail with the same error when the event fails.
+    Both fail with the same error when the event fails. A reply is decoded by its caller's thread, because one reader
+    thread serves all events.
     """
 
     __slots__ = ("__weakref__", "confirmed", "event", "reply")
@@ -21,7 +21,7 @@ class Pending:
     def __init__(self, event: Event) -> None:
         self.event = event
         self.confirmed: Future[None] = Future()
-        self.reply: Future[Any] = Future()
+        self.reply: Future[bytes | str] = Future()
 
     def fail(self, error: BedsError) -> None:
         error.event_id = error.event_id or self.event.lineage.event_id
@@ -38,18 +38,10 @@ class Pending:
             return  # replied before, or failed: RabbitMQ also confirms a message that it returned as unroutable
 
     def answer(self, body: bytes | str) -> None:
-        """Complete with a worker's reply. Never raises, because one reader thread serves all events."""
+        """Complete with the body of a worker's reply."""
         self.confirm()
         try:
-            value = decode_reply(body)
-        except BedsError as error:
-            self.fail(error)
-            return
-        except Exception as error:  # noqa: BLE001 — no reply may end the reader thread
-            self.fail(MalformedEvent(f"the worker's reply cannot be read ({type(error).__name__})"))
-            return
-        try:
-            self.reply.set_result(value)
+            self.reply.set_result(body)
         except InvalidStateError:
             return  # a second reply, after a redelivery
 
@@ -70,6 +62,10 @@ class Transport(Protocol):
             PermissionDenied: RabbitMQ refuses the user, the password or the key.
             InvalidPayload: the event cannot be sent.
         """
+        ...
+
+    def send_now(self, event: Event) -> Pending | None:
+        """As `send`, for an event loop's thread: returns None, and publishes nothing, where `send` might block."""
         ...
 
     def why_late(self, pending: Pending, what: str) -> BedsError:

@@ -30,6 +30,8 @@ from beds.wire.message import to_message, with_encoded_body
 
 RETRY_AFTER = 1.0
 """Seconds after which a full queue may have room again."""
+AT_ONCE_BYTES = 16_384
+"""A body up to this size fits the buffer of a socket that is writable: Linux calls it so when a third is free."""
 
 
 class Requester:
@@ -65,15 +67,17 @@ class Requester:
         connection = in_flight.connection
         if connection.blocked and not connection.wait_unblocked(deadline):
             raise BrokerBlocked(f"RabbitMQ takes no messages: {connection.blocked}", event_id=event.lineage.event_id)
-        message = to_message(event, connection.user)
-        pending = Pending(event)
-        try:
-            connection.publish(message, event.exchange, event.queue, lambda tag: in_flight.await_answer(tag, pending))
-        except PermissionDenied as refusal:
-            if _is_about(refusal, pending):
-                raise
-            raise _closed_by_another() from None
+        pending = in_flight.publish(event)
+        assert pending is not None
         return pending
+
+    def send_now(self, event: Event) -> Pending | None:
+        """As `send`, for an event loop's thread: returns None, and publishes nothing, where `send` might block."""
+        in_flight = self._in_flight
+        if in_flight is None or not self.is_ready:
+            return None
+        event = with_encoded_body(event, self._settings.max_body_bytes)
+        return in_flight.publish(event, at_once=True) if len(event.body) <= AT_ONCE_BYTES else None
 
     @property
     def is_ready(self) -> bool:
@@ -166,6 +170,20 @@ class _InFlight:
             on_return=self._on_return,
             on_lost=self.fail_all,
         )
+
+    def publish(self, event: Event, *, at_once: bool = False) -> Pending | None:
+        """Publish an event with its encoded body. With `at_once`, returns None where this might block."""
+        pending = Pending(event)
+        message = to_message(event, self.connection.user)
+        try:
+            is_sent = self.connection.publish(
+                message, event.exchange, event.queue, lambda tag: self.await_answer(tag, pending), at_once=at_once
+            )
+        except PermissionDenied as refusal:
+            if _is_about(refusal, pending):
+                raise
+            raise _closed_by_another() from None
+        return pending if is_sent else None
 
     def await_answer(self, tag: int, pending: Pending) -> None:
         """Register an event that is about to be published with this delivery tag.

@@ -91,7 +91,12 @@ class EventHeader:
             summary: template and operation, as monitors show them.
         """
         lineage = self.lineage
-        found = {"event_id": self.event_id, "root_id": lineage.root_id, "parent_id": lineage.parent_id}
+        found = {
+            "event_id": self.event_id,
+            "root_id": lineage.root_id,
+            "parent_id": lineage.parent_id,
+            "actor": self.actor,
+        }
         return {name: value for name, value in found.items() if value} | {
             "guid": guid,
             "summary": summary[:300],

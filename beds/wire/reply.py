@@ -86,23 +86,27 @@ def encode_error(task_id: str, state: str, error: BedsError, event_id: str) -> b
     return _encode(task_id, state, result)
 
 
-def decode_reply(body: bytes | str) -> Any:
-    """The value in a worker's reply. Raises the error that the reply carries, or MalformedEvent."""
+def parse_reply(body: bytes | str) -> Any:
+    """A worker's reply as JSON values, as a ticket's status has it. Raises MalformedEvent."""
     try:
-        meta = json.loads(body)
+        return json.loads(body)
     except (ValueError, RecursionError):
         raise MalformedEvent("the worker's reply is not JSON, or nested too deep") from None
-    return read_reply(meta)
 
 
 def read_reply(meta: Any) -> Any:
-    """As `decode_reply`, for a reply that is already parsed, such as a ticket's outcome."""
+    """The value in a parsed reply. Raises the error that the reply carries, or MalformedEvent."""
+    return codec.decode(encoded_result(meta))
+
+
+def encoded_result(meta: Any) -> Any:
+    """As `read_reply`, with the value as the codec encodes it."""
     try:
         status, result = meta["status"], meta["result"]
     except (KeyError, TypeError):
         raise MalformedEvent("the worker's reply cannot be read") from None
     if status == SUCCESS:
-        return codec.decode(result)
+        return result
     if (error := error_of(result)) is not None:
         raise error
     raise InternalError(f"the worker answered {status}")

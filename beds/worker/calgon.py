@@ -27,7 +27,7 @@ class CalgonTask(EventTask):
 
     def act(self, trace: Trace, body: Mapping[str, Any]) -> Any:
         try:
-            return _VERBS[self.route.verb](self.app.tickets, trace.user, body)
+            return _VERBS[self.route.verb](self.app.tickets, trace, body)
         except StoreUnavailable as error:
             if self.route.verb != "accept" or "idempotency_key" in body:
                 raise
@@ -35,7 +35,8 @@ class CalgonTask(EventTask):
             raise Redeliver(error.message) from None
 
 
-def _accept(store: TicketStore, user: str, body: Mapping[str, Any]) -> Any:
+def _accept(store: TicketStore, trace: Trace, body: Mapping[str, Any]) -> Any:
+    user = trace.user
     tickets = body.get("tickets")
     if not isinstance(tickets, list) or not 1 <= len(tickets) <= MAX_TICKETS:
         raise MalformedEvent(f"tickets: takes a list of 1 to {MAX_TICKETS}", detail={"field": "tickets"})
@@ -50,7 +51,7 @@ def _accept(store: TicketStore, user: str, body: Mapping[str, Any]) -> Any:
     return {"accepted": len(tickets)}
 
 
-def cancel(store: TicketStore, owner: str, guid: Any, by: str) -> TicketStatus:
+def cancel(store: TicketStore, owner: str, guid: Any, by: str, actor: str = "") -> TicketStatus:
     """Cancel a user's ticket; one that has not begun ends here.
 
     Args:
@@ -58,12 +59,13 @@ def cancel(store: TicketStore, owner: str, guid: Any, by: str) -> TicketStatus:
         owner: the ticket's AMQP user.
         guid: the ticket's.
         by: who cancels; stored in the ticket.
+        actor: whose ticket it must be; anybody's of the owner when empty.
     """
     try:
-        status = store.cancel(owner, guid, by)
+        status = store.cancel(owner, guid, by, actor)
     except (UnknownTicket, TicketExpired):
         # A job outlives its ticket.
-        job = app.jobs.cancel(owner, guid, by) if isinstance(guid, str) else None
+        job = app.jobs.cancel(owner, guid, by) if isinstance(guid, str) and _has_job(owner, guid, actor) else None
         if job is None:
             raise
         return TicketStatus(job.guid, job.event_id, TicketState.PROGRESS, job.rule, job.progress(), cancelled_by=by)
@@ -88,19 +90,33 @@ def actor_of(user: str, body: Mapping[str, Any]) -> str:
     return f"{user}: {by}" if by else user
 
 
-def _job(act: Callable[[str, str], Any]) -> Callable[[TicketStore, str, Mapping[str, Any]], Any]:
+def _has_job(user: str, guid: str, actor: str) -> bool:
+    """Whether a user has a job, which must be the actor's if one is named."""
+    job = app.job_store.find(user, guid)
+    return job is not None and (not actor or job.actor == actor)
+
+
+Verb = Callable[[TicketStore, Trace, Mapping[str, Any]], Any]
+
+
+def _job(act: Callable[[str, str], Any]) -> Verb:
     """A verb about one of the user's own jobs."""
 
-    def verb(_store: TicketStore, user: str, body: Mapping[str, Any]) -> Any:
-        return act(user, check_name("guid", body.get("guid"), empty=False)).report()
+    def verb(_store: TicketStore, trace: Trace, body: Mapping[str, Any]) -> Any:
+        guid = check_name("guid", body.get("guid"), empty=False)
+        if trace.actor and not _has_job(trace.user, guid, trace.actor):
+            raise UnknownTicket(f"{guid[:64]} is no job of {trace.actor}", detail={"guid": guid[:64]})
+        return act(trace.user, guid).report()
 
     return verb
 
 
-_VERBS: Mapping[str, Callable[[TicketStore, str, Mapping[str, Any]], Any]] = {
+_VERBS: Mapping[str, Verb] = {
     "accept": _accept,
-    "status": lambda store, user, body: store.status(user, body.get("guid")),
-    "cancel": lambda store, user, body: cancel(store, user, body.get("guid"), actor_of(user, body)),
+    "status": lambda store, trace, body: store.status(trace.user, body.get("guid"), trace.actor),
+    "cancel": lambda store, trace, body: cancel(
+        store, trace.user, body.get("guid"), actor_of(trace.user, body), trace.actor
+    ),
     "pause": _job(lambda user, guid: app.jobs.pause(user, guid)),
     "resume": _job(lambda user, guid: app.jobs.resume(user, guid)),
 }

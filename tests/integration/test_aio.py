@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 import uuid
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from beds.client.aio import AsyncClient
+from beds.client.call import Call
 from beds.client.client import Client
+from beds.client.flows import Flows
+from beds.client.loop import drive
 from beds.config import Settings
+from beds.domain.event import Event
 from beds.domain.ticket import TicketState
-from beds.errors import BedsError, CallTimeout, DuplicateKey, MissingField, Unroutable
+from beds.errors import BedsError, CallTimeout, DuplicateKey, MissingField, TransportError, Unroutable
+from beds.stack.stack import Stack
+from beds.transport.pending import Pending, Transport
 from tests.conftest import OwnVhost
+from tests.proxy import SilentProxy
 
 
 def new_id() -> str:
@@ -77,8 +86,6 @@ def test_a_cancelled_wait_leaves_nothing_behind_and_disturbs_nobody(client: Clie
 
 def test_the_event_loop_goes_on_while_the_client_connects(own_vhost: OwnVhost, settings: Settings) -> None:
     """An address that never answers: connecting takes its full timeout, in a separate thread."""
-    from pydantic import SecretStr
-
     silent = settings.amqp.model_copy(update={"url": SecretStr("amqp://u:p@127.0.0.1:1/x")})
     ticks = 0
 
@@ -100,3 +107,78 @@ def test_the_event_loop_goes_on_while_the_client_connects(own_vhost: OwnVhost, s
 
     asyncio.run(story())
     assert ticks > 10
+
+
+def test_a_connected_client_publishes_on_the_loop_itself(client: Client) -> None:
+    client.call("fetch_records", "SampleRows", {"id": "none"}, using="by_id")
+    sent = threading.Event()
+    transport = client.transport
+
+    class Noting:
+        """The client's transport, which notes what goes through the sender's thread."""
+
+        is_ready = True
+
+        def send(self, event: Event, deadline: float) -> Pending:
+            sent.set()
+            return transport.send(event, deadline)
+
+        def send_now(self, event: Event) -> Pending | None:
+            return transport.send_now(event)
+
+        def why_late(self, pending: Pending, what: str) -> BedsError:
+            return transport.why_late(pending, what)
+
+        def close(self) -> None: ...
+
+    noting: Transport = Noting()
+    flows = Flows(client.settings, client.templates, noting)
+
+    async def story() -> None:
+        call = Call("fetch_records", "SampleRows", {"id": "none"}, "by_id")
+        await asyncio.gather(*(drive(flows.call(call, 60), flows) for _ in range(50)))
+        assert not sent.is_set()
+        large = Call("create_record", "SampleDocs", {"id": new_id(), "extra": {"a": "x" * 100_000}})
+        await drive(flows.call(large, 60), flows)
+        assert sent.is_set()  # a body of 100 kB may not fit the socket's buffer
+
+    asyncio.run(story())
+
+
+def test_the_event_loop_goes_on_while_rabbitmq_reads_nothing(settings: Settings, stack: Stack, workers: None) -> None:
+    proxy = SilentProxy(stack.plan.amqp_port)
+    url = settings.amqp.client_url.replace(f":{stack.plan.amqp_port}/", f":{proxy.port}/")
+    amqp = settings.amqp.model_copy(update={"url": SecretStr(url)})
+    longest = 0.0
+
+    async def tick() -> None:
+        nonlocal longest
+        while True:
+            at = time.monotonic()
+            await asyncio.sleep(0.01)
+            longest = max(longest, time.monotonic() - at)
+
+    async def story() -> None:
+        with Client(settings.model_copy(update={"amqp": amqp})) as client:
+            aio = AsyncClient(client)
+            await aio.call("fetch_records", "SampleRows", {"id": "none"}, using="by_id", timeout=30)
+            proxy.silent = True
+            counter = asyncio.create_task(tick())
+            for _ in range(40):  # about 20 MB: far more than the sockets' buffers hold
+                outcomes = await asyncio.gather(
+                    *(
+                        aio.call(
+                            "create_record", "SampleDocs", {"id": new_id(), "extra": {"a": "x" * 10_000}}, timeout=1
+                        )
+                        for _ in range(50)
+                    ),
+                    return_exceptions=True,
+                )
+                assert all(isinstance(outcome, TransportError) for outcome in outcomes)
+            counter.cancel()
+
+    try:
+        asyncio.run(story())
+    finally:
+        proxy.close()
+    assert longest < 5  # a blocked loop would stop for twice the heartbeat, 20 s

@@ -409,3 +409,21 @@ def test_two_nodes_start_a_due_rule_once_a_missed_one_once_and_none_after_a_cloc
         jobs.update_one({"_id": second["_id"]}, {"$set": {"due_at": second["due_at"] + day}})
         assert len(started("back", moment)) == 2
         jobs.delete_many({"rule": "docs_due"})
+
+
+def test_a_job_is_reported_and_steered_by_its_actor_only(places: Places, starter: Client) -> None:
+    places.fill("JobDocs", 100)
+    ticket = starter.submit_job("docs_slow", actor="ann")
+    wait_for(lambda: ticket.report().get("moved", 0) > 0, what="the first chunk")
+    guid, amqp = ticket.guid, starter.settings.amqp
+    # The same AMQP user, but not as an operator, who sees everybody's.
+    own = starter.settings.model_copy(update={"amqp": amqp.model_copy(update={"url": amqp.operator_url})})
+    with Client(own) as client:
+        assert client.job(guid, actor="ann").report()["state"] == client.job(guid).report()["state"]
+        strangers = client.job(guid, actor="bob")
+        for ask in (strangers.report, strangers.pause, strangers.resume, strangers.cancel, strangers.status):
+            with pytest.raises(UnknownTicket):
+                ask()
+        with pytest.raises(UnknownTicket):
+            list(strangers.rejects())
+    assert ended(ticket)["moved"] == 100

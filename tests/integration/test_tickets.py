@@ -49,6 +49,7 @@ from beds.services.tickets import TicketStore
 from beds.stack.stack import Stack
 from beds.templates.registry import TemplateRegistry
 from beds.transport.topology import Topology, declare
+from beds.wire.reply import parse_reply, read_reply
 from tests.conftest import ROOT, OwnVhost, environment, run, running_worker, wait_for
 
 BOTH = pytest.mark.parametrize("template", ["SampleRows", "SampleDocs"])
@@ -259,7 +260,7 @@ def test_an_event_delivered_again_after_its_end_has_no_second_effect(client: Cli
     event = client.event(Call("create_record", "SampleRows", {"id": new_id()}), ticket=True, timeout=5)
     for _ in range(2):
         pending = client.transport.send(replace(event), time.monotonic() + 10)
-        assert pending.reply.result(30)["affected"] == 1
+        assert read_reply(parse_reply(pending.reply.result(30)))["affected"] == 1
     assert client.ticket(event.lineage.guid).status().state is TicketState.SUCCESS
 
 

@@ -310,6 +310,9 @@ class _Answers:
         pending.answer(encode_reply(event.lineage.guid, self._status))
         return pending
 
+    def send_now(self, event: Event) -> Pending | None:
+        return None
+
     def why_late(self, pending: Pending, what: str) -> BedsError:
         raise NotImplementedError
 

@@ -245,7 +245,7 @@ def test_a_ticket_submitted_here_may_be_unknown_until_its_acceptance_arrives(cli
     class Late(Flows):
         asked = 0
 
-        def status(self, guid: str, timeout: float) -> Flow[TicketStatus]:
+        def status(self, guid: str, timeout: float, actor: str = "") -> Flow[TicketStatus]:
             self.asked += 1
             if self.asked < 4:
                 raise UnknownTicket("not yet")
