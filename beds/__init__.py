@@ -23,6 +23,7 @@ from beds.domain.description import Description
 from beds.domain.identity import ObjectId
 from beds.domain.reply import Page, Reply, Response
 from beds.domain.ticket import Progress, TicketState, TicketStatus
+from beds.domain.trace import trace_context
 from beds.errors import BedsError
 from beds.transport.log_handler import LogHandler
 
@@ -57,6 +58,7 @@ __all__ = [
     "submit_many",
     "template",
     "ticket",
+    "trace_context",
     "write",
 ]
 

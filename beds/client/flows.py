@@ -294,7 +294,8 @@ class Flows:
         # workers execute a ticket once.
         if known.guid != event.lineage.guid:
             node, env, guid = known.event_id.split(".")
-            event = replace(event, lineage=Lineage(node, env, guid, "", known.event_id, 0))
+            first = Lineage(node, env, guid, "", known.event_id, 0, event.lineage.traceparent)
+            event = replace(event, lineage=first)
         # A refused event is not withdrawn: the ticket may be another submitter's, and the next submit with the key
         # publishes the event again.
         pending = yield from self._confirm((yield from self.send(event, deadline)), deadline)

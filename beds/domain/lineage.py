@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from beds.domain.identity import uuid7
 
 MAX_DEPTH = 10_000
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
+_TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 MAX_CHARACTERS = 120
 """Length of an event id: a node's name has at most 32 characters, an environment's 16, a guid 36."""
 
@@ -25,6 +26,7 @@ class Lineage:
         parent_id: event id of the parent, empty for a root.
         root_id: event id of the root; a root has its own.
         depth: 0 for a root, one more for each level.
+        traceparent: the W3C trace context of the request, as it came with it; empty if it had none.
     """
 
     node: str
@@ -33,19 +35,20 @@ class Lineage:
     parent_id: str
     root_id: str
     depth: int
+    traceparent: str = ""
 
     @property
     def event_id(self) -> str:
         return f"{self.node}.{self.env}.{self.guid}"
 
     @classmethod
-    def root(cls, node: str, env: str) -> Lineage:
+    def root(cls, node: str, env: str, traceparent: str = "") -> Lineage:
         guid = str(uuid7())
-        return cls(node, env, guid, "", f"{node}.{env}.{guid}", 0)
+        return cls(node, env, guid, "", f"{node}.{env}.{guid}", 0, traceparent)
 
     def child(self, node: str, env: str) -> Lineage:
         """The lineage of an event that this event causes on `node`."""
-        return Lineage(node, env, str(uuid7()), self.event_id, self.root_id, self.depth + 1)
+        return Lineage(node, env, str(uuid7()), self.event_id, self.root_id, self.depth + 1, self.traceparent)
 
     def to_header(self) -> dict[str, Any]:
         return {
@@ -55,6 +58,7 @@ class Lineage:
             "depth": self.depth,
             "node": self.node,
             "env": self.env,
+            **({"traceparent": self.traceparent} if self.traceparent else {}),
         }
 
     @classmethod
@@ -70,7 +74,13 @@ class Lineage:
             _text(header, "parent_id", ""),
             _text(header, "root_id", own_id),
             depth if isinstance(depth, int) and not isinstance(depth, bool) and 0 <= depth <= MAX_DEPTH else 0,
+            trace if is_traceparent(trace := header.get("traceparent")) else "",
         )
+
+
+def is_traceparent(value: object) -> TypeGuard[str]:
+    """Whether `value` is a W3C trace context of version 00: https://www.w3.org/TR/trace-context/#traceparent-header"""
+    return isinstance(value, str) and _TRACEPARENT.fullmatch(value) is not None
 
 
 def guid_of(event_id: str) -> str:

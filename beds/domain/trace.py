@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from beds.domain.event import Operation
-from beds.domain.lineage import Lineage
+from beds.domain.lineage import Lineage, is_traceparent
+from beds.errors import WrongType
 
 MAX_CALLS = 1000
 """Database calls collected for one event; a long job makes more. `steps` counts all writes."""
@@ -82,6 +83,7 @@ class Trace:
 
 
 _current: ContextVar[Trace | None] = ContextVar("beds_trace", default=None)
+_traceparent: ContextVar[str] = ContextVar("beds_traceparent", default="")
 
 
 def current_trace() -> Trace | None:
@@ -99,7 +101,26 @@ def tracing(trace: Trace) -> Iterator[Trace]:
         _current.reset(token)
 
 
+@contextmanager
+def trace_context(value: str) -> Iterator[None]:
+    """Record a W3C trace context in the lineage of all events that are made inside.
+
+    Args:
+        value: the header `traceparent` of a request, such as `00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01`.
+
+    Raises:
+        WrongType: it is none.
+    """
+    if not is_traceparent(value):
+        raise WrongType("traceparent takes a W3C trace context of version 00", detail={"field": "traceparent"})
+    token = _traceparent.set(value)
+    try:
+        yield
+    finally:
+        _traceparent.reset(token)
+
+
 def spawn(node: str, env: str) -> Lineage:
     """The lineage of a new event: a child of the current event, or a root if there is none."""
     trace = _current.get()
-    return trace.lineage.child(node, env) if trace else Lineage.root(node, env)
+    return trace.lineage.child(node, env) if trace else Lineage.root(node, env, _traceparent.get())

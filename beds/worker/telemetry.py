@@ -144,6 +144,7 @@ class Telemetry:
                 "duration_ms": round(seconds * 1000, 3),
                 "rows": rows,
                 "outcome": outcome,
+                **({"traceparent": event.traceparent} if event.traceparent else {}),
                 **who,
             }
         )

@@ -15,9 +15,12 @@ from beds.client.client import Client
 from beds.client.lineage import Node
 from beds.config import Settings
 from beds.domain.identity import uuid7
+from beds.domain.trace import trace_context
 from beds.errors import NotFound
 from beds.stack.stack import Stack
 from tests.conftest import ADMIN_QUEUES, ALL_QUEUES, ROOT, OwnVhost, run, running_worker, wait_for, wait_until_served
+
+TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
 
 def tree_of(client: Client, event: str, size: int) -> Node:
@@ -57,10 +60,13 @@ def test_one_request_and_all_that_it_set_off(spawning_worker: OwnVhost) -> None:
         key = str(uuid7())
         client.call("create_record", "SampleRows", {"id": key})
         call = Call("create_record", "SampleDocs", {"id": key}, actor="alice")
-        event = replace(client.event(call, ticket=False, timeout=60), task="rec.spawning")
+        with trace_context(TRACE):
+            event = replace(client.event(call, ticket=False, timeout=60), task="rec.spawning")
         pending = client.transport.send(event, float("inf"))
         pending.reply.result(60)
         tree = tree_of(client, event.lineage.guid, 11)
+    traced = {node.name: node.record.get("traceparent") for node in tree.walk() if node.kind == "event"}
+    assert set(traced.values()) == {TRACE}, traced
     update: Any = ("event", "SampleRows.update_record", "ok", [
         ("audit", "SampleRows.update_record", "ok", []), ("call", "samples_update", "ok", []),
     ])  # fmt: skip
