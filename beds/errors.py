@@ -72,6 +72,8 @@ class BedsError(Exception):
     """
 
     code: ClassVar[str] = "error"
+    status: ClassVar[int] = 500
+    """Of the HTTP response; see beds/http."""
     retryable: bool = False
     default_hint: ClassVar[str] = ""
 
@@ -132,15 +134,18 @@ class TemplateError(BedsError):
 
 class UnknownTemplate(TemplateError):
     code = "unknown_template"
+    status = 404
     default_hint = "list the templates with `beds template list`"
 
 
 class UnknownOperation(TemplateError):
     code = "unknown_operation"
+    status = 404
 
 
 class UnknownFetch(TemplateError):
     code = "unknown_fetch"
+    status = 404
 
 
 class RuleError(TemplateError):
@@ -149,10 +154,12 @@ class RuleError(TemplateError):
 
 class UnknownRule(RuleError):
     code = "unknown_rule"
+    status = 404
 
 
 class InvalidPayload(BedsError):
     code = "invalid_payload"
+    status = 422
 
 
 class MissingField(InvalidPayload):
@@ -177,25 +184,30 @@ class OutOfRange(InvalidPayload):
 
 class BodyTooLarge(InvalidPayload):
     code = "body_too_large"
+    status = 413
     default_hint = "send fewer records per event, or raise [amqp] max_body_bytes on every node"
 
 
 class InvalidCursor(InvalidPayload):
     code = "invalid_cursor"
+    status = 400
     default_hint = "pass the cursor of the previous page unchanged, to the same fetch"
 
 
 class MalformedEvent(BedsError):
     code = "malformed_event"
+    status = 502
     default_hint = "see docs/reference/wire.md for the form of an event"
 
 
 class NotFound(BedsError):
     code = "not_found"
+    status = 404
 
 
 class Conflict(BedsError):
     code = "conflict"
+    status = 409
 
 
 class DuplicateKey(Conflict):
@@ -210,6 +222,7 @@ class ForeignKeyViolation(Conflict):
 
 class BusinessRule(BedsError):
     code = "business_rule"
+    status = 422
     default_hint = "the rule belongs to the schema; the DBA can tell what it asks for"
 
 
@@ -237,12 +250,14 @@ class StoreError(BedsError):
 
 class StoreUnavailable(BedsError):
     code = "store_unavailable"
+    status = 503
     retryable = True
     default_hint = "the database cannot be reached or is overloaded; try again later"
 
 
 class TimeLimitExceeded(BedsError):
     code = "time_limit_exceeded"
+    status = 504
     default_hint = "ask for less at a time, or raise time_limit of this pool in beds.toml"
 
 
@@ -253,11 +268,13 @@ class DeadEvent(BedsError):
 
 class ResultTooLarge(BedsError):
     code = "result_too_large"
+    status = 422
     default_hint = "ask for fewer records with limit=…, and follow the page's cursor"
 
 
 class TransportError(BedsError):
     code = "transport"
+    status = 503
 
 
 class BrokerUnavailable(TransportError):
@@ -285,15 +302,18 @@ class Unroutable(TransportError):
 
 class PermissionDenied(TransportError):
     code = "permission_denied"
+    status = 403
     default_hint = "the AMQP user lacks this right; see `rabbitmqctl list_topic_permissions`"
 
 
 class TopologyMismatch(TransportError):
     code = "topology_mismatch"
+    status = 500
 
 
 class CallTimeout(TransportError):
     code = "call_timeout"
+    status = 504
     retryable = True
 
 
@@ -303,20 +323,24 @@ class TicketError(BedsError):
 
 class UnknownTicket(TicketError):
     code = "unknown_ticket"
+    status = 404
     default_hint = "check the guid; a ticket is known from its submit on"
 
 
 class TicketExpired(TicketError):
     code = "ticket_expired"
+    status = 410
     default_hint = "outcomes are kept for [calgon] result_ttl seconds"
 
 
 class TicketRevoked(TicketError):
     code = "ticket_revoked"
+    status = 409
 
 
 class IdempotencyConflict(TicketError):
     code = "idempotency_conflict"
+    status = 422
     default_hint = "use a new key for a new event; repeat an event with the same data"
 
 
@@ -326,11 +350,13 @@ class JobError(BedsError):
 
 class JobAlreadyRunning(JobError):
     code = "job_already_running"
+    status = 409
     default_hint = "wait for it, or cancel it: `beds jobs` lists the runs"
 
 
 class JobNotResumable(JobError):
     code = "job_not_resumable"
+    status = 409
     default_hint = "`beds job show GUID` says in which state it is"
 
 
@@ -341,6 +367,7 @@ class FileDamaged(JobError):
 
 class ClientClosed(BedsError):
     code = "client_closed"
+    status = 503
     default_hint = "make a new beds.Client"
 
 
@@ -357,6 +384,7 @@ class RemoteError(BedsError):
     """An error whose code is unknown in this version; `remote_code` holds the code."""
 
     code = "remote"
+    status = 502
     remote_code: str = ""
 
 

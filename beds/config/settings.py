@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field, PrivateAttr, ValidationError, field_valid
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
+from beds.config.http import Http
 from beds.config.sections import (
     BROKER_NAMES,
     ROOT,
@@ -69,6 +70,7 @@ class Settings(BaseSettings):
     logging: Logging = Logging()
     metrics: Metrics = Metrics()
     flower: Flower = Flower()
+    http: Http = Http()
     # The TOML key is `schema`; pydantic's BaseModel has an attribute of that name.
     schema_: Schema = Field(default=Schema(), alias="schema")
     _file: Path = PrivateAttr(default_factory=lambda: Path.cwd() / DEFAULT_FILE)

@@ -83,6 +83,9 @@ class _Header(_Table):
     store: Store
     key: tuple[Name, ...]
     description: str = ""
+    item: Name | None = None
+    """The fetch that takes the key alone and returns that record, for one-record addresses of HTTP. When absent, the
+    fetch named `by_<key>` (`by_<first>_<second>` for a composite key), if there is one."""
 
     @field_validator("key", mode="before")
     @classmethod
@@ -131,6 +134,8 @@ class Template(_Table):
                 raise ValueError(f"fields.{key}: the key of a document is required = true, or has generate")
             if len(self.keys) > 1 and not (key_spec.required or key_spec.generate):
                 raise ValueError(f"fields.{key}: a part of a composite key is required = true, or has generate")
+        if (item := self.template.item) is not None and item not in self.fetch:
+            raise ValueError(f"template.item: there is no fetch {item!r}")
         for name, spec in self.fetch.items():
             for cursor_field in spec.cursor:
                 if cursor_field not in self.fields:
@@ -168,6 +173,12 @@ class Template(_Table):
     def keys(self) -> tuple[str, ...]:
         """The field or fields that identify a record."""
         return self.template.key
+
+    @property
+    def item_fetch(self) -> str:
+        """The fetch of one record by its key; empty if there is none."""
+        usual = f"by_{'_'.join(self.keys)}"
+        return self.template.item or (usual if usual in self.fetch else "")
 
     @property
     def key_name(self) -> str:

@@ -1,0 +1,150 @@
+"""What a caller may do, and which arguments are filled for it, from the roles of `[http.roles]`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from beds.config.http import Http, HttpRole
+from beds.domain.event import Operation
+from beds.errors import ConfigurationError, nearest
+from beds.http.problems import Problem, forbidden, not_found
+from beds.templates.registry import TemplateRegistry
+from beds.templates.template import Template
+from beds.templates.text import value_of
+
+OPS = "ops"
+"""The role that the templates of BEDS itself need."""
+WRITES: Mapping[str, Operation] = {
+    "create": Operation.CREATE,
+    "create_many": Operation.CREATE_MANY,
+    "update": Operation.UPDATE,
+    "delete": Operation.DELETE,
+}
+READ = "read"
+JOBS, LINEAGE, OWN = "jobs", "lineage", "own"
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Whoever sent a request.
+
+    Args:
+        actor: `jwt:<issuer>:<subject>` or `key:<name>`; stored with every event.
+        roles: those of `[http.roles]` that the caller has, by name.
+        claims: what its token or key says.
+    """
+
+    actor: str
+    roles: Mapping[str, HttpRole]
+    claims: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def limits(self) -> HttpRole:
+        """The widest limits among the roles."""
+        roles = list(self.roles.values())
+        if not roles:
+            return HttpRole()
+        return HttpRole(
+            rate=max(role.rate for role in roles),
+            burst=max(role.burst for role in roles),
+            concurrency=max(role.concurrency for role in roles),
+        )
+
+    def may(self, template: Template, what: str) -> bool:
+        """Whether the caller may execute an operation (`create`, …) or a fetch of a template."""
+        return any(True for _ in self._allowing(template, what))
+
+    def may_see(self, template: Template) -> bool:
+        return any(self.may(template, name) for name in names_of(template))
+
+    def may_run(self, rule: str) -> bool:
+        """Whether the caller may start a job by this rule."""
+        return self._allows(JOBS, rule)
+
+    @property
+    def sees_lineage(self) -> bool:
+        return self._allows(LINEAGE, OWN)
+
+    def check(self, template: Template, what: str) -> None:
+        """Raises Problem: the caller may not do this, or may not even know that it exists."""
+        if not self.may(template, what):
+            if not self.may_see(template):
+                raise not_found()
+            raise forbidden(f"execute {template.name}:{what}")
+
+    def bound(self, template: Template, what: str) -> dict[str, Any]:
+        """The arguments or fields that the caller's role fills.
+
+        The first role that allows the operation without filling anything wins, since roles add up.
+
+        Raises:
+            Problem: the caller's token lacks the claim, or the operation cannot be limited in this way.
+        """
+        roles = list(self._allowing(template, what))
+        if not roles or any(not role.bind for role in roles):
+            return {}
+        sources = roles[0].bind
+        if what in ("update", "delete") and not sources.keys() <= set(template.keys):
+            # The object finds the record by its key alone, so it could be another caller's.
+            raise forbidden(f"execute {template.name}:{what}: its records are not found by {', '.join(sources)}")
+        return {name: self._value(template, what, name, source) for name, source in sources.items()}
+
+    def _value(self, template: Template, what: str, name: str, source: str) -> Any:
+        kind, _, given = source.partition(":")
+        value: Any = self.actor if kind == "actor" else given
+        if kind == "claim":
+            value = self.claims.get(given)
+            if value is None:
+                raise Problem(403, "forbidden", f"Your token lacks the claim {given}.")
+        spec = template.fields.get(name)
+        if what in template.fetch:
+            spec = template.fetch[what].args.get(name) or spec
+        return value_of(name, value, spec.type) if spec is not None and isinstance(value, str) else value
+
+    def _allowing(self, template: Template, what: str) -> Iterable[HttpRole]:
+        wanted = {f"{template.name}:{what}", f"{template.name}:*"}
+        if what not in WRITES:
+            wanted.add(f"{template.name}:{READ}")
+        if not template.system:
+            wanted.add("*")
+        for name, role in self.roles.items():
+            if (name == OPS or not template.system) and wanted & set(role.allow):
+                yield role
+
+    def _allows(self, kind: str, name: str) -> bool:
+        wanted = {f"{kind}:{name}", f"{kind}:*", "*"}
+        return any(wanted & set(role.allow) for role in self.roles.values())
+
+
+def names_of(template: Template) -> list[str]:
+    """The operations and fetches of a template, as `allow` names them."""
+    operations = template.operations()
+    writes = [name for name, operation in WRITES.items() if operation in operations]
+    return [*writes, *(name for name, spec in template.fetch.items() if not spec.internal)]
+
+
+def check_roles(http: Http, templates: TemplateRegistry) -> None:
+    """Raises ConfigurationError: a role names something that does not exist, or BEDS's own records without `ops`."""
+    for name, role in http.roles.items():
+        for entry in role.allow:
+            where = f"[http.roles.{name}] allow {entry!r}"
+            kind, _, what = entry.partition(":")
+            if entry == "*":
+                continue
+            if kind in (JOBS, LINEAGE):
+                known = ["*", *templates.jobs] if kind == JOBS else [OWN, "*"]
+            elif kind not in templates:
+                raise ConfigurationError(
+                    f"{where}: there is no template {kind}{nearest(kind, templates)}", hint="`beds template list`"
+                )
+            else:
+                if templates[kind].system and name != OPS:
+                    raise ConfigurationError(f"{where}: only the role {OPS} may see the records of BEDS itself")
+                known = ["*", READ, *names_of(templates[kind])]
+            if what not in known:
+                raise ConfigurationError(
+                    f"{where}: {kind} has no {what}{nearest(what, known)}", hint=f"it has: {', '.join(known)}"
+                )

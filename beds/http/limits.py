@@ -1,0 +1,95 @@
+"""How many requests are let in: of each caller, and of all together."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from beds.config.http import HttpRole
+from beds.http.access import Caller
+from beds.http.problems import Problem
+
+CALLERS = 10_000
+"""Callers whose requests are counted at once; the one that has been quiet longest is forgotten."""
+
+
+class _Bucket:
+    """A token bucket, and the requests at work, of one caller."""
+
+    __slots__ = ("at", "at_work", "tokens")
+
+    def __init__(self, limits: HttpRole) -> None:
+        self.tokens = float(limits.burst)
+        self.at = time.monotonic()
+        self.at_work = 0
+
+    def take(self, limits: HttpRole) -> float:
+        """Take one token. Returns the seconds until there is one, if there is none now."""
+        now = time.monotonic()
+        self.tokens = min(float(limits.burst), self.tokens + (now - self.at) * limits.rate)
+        self.at = now
+        if self.tokens < 1:
+            return (1 - self.tokens) / limits.rate
+        self.tokens -= 1
+        return 0.0
+
+
+class Limits:
+    """Lets requests in, or refuses them at once.
+
+    Args:
+        max_in_flight: requests at work, of all callers together.
+    """
+
+    def __init__(self, max_in_flight: int) -> None:
+        self._max_in_flight = max_in_flight
+        self._buckets: OrderedDict[str, _Bucket] = OrderedDict()
+        self.in_flight = 0
+
+    @contextmanager
+    def admitted(self, caller: Caller) -> Iterator[dict[str, str]]:
+        """Count a request while it is at work. Yields the headers that tell the caller what is left.
+
+        Raises:
+            Problem: 429 if the caller sends too many, 503 if all of them together do.
+        """
+        limits = caller.limits
+        bucket = self._bucket(caller.actor, limits)
+        policy = f'"caller";q={limits.burst};w={limits.burst / limits.rate:.0f}'
+        wait = bucket.take(limits)
+        if wait or bucket.at_work >= limits.concurrency:
+            headers = {
+                "Retry-After": str(max(1, round(wait + 0.5))),
+                "RateLimit-Policy": policy,
+                "RateLimit": f'"caller";r={int(bucket.tokens)};t={max(1, round(wait + 0.5))}',
+            }
+            what = "requests a second" if wait else f"than {limits.concurrency} requests at the same time"
+            raise Problem(429, "too_many_requests", f"You send too many {what}." if wait else f"You send more {what}.",
+                          headers=headers, retryable=True)  # fmt: skip
+        if self.in_flight >= self._max_in_flight:
+            raise Problem(503, "overloaded", "This node has as many requests as it can carry; try again.",
+                          headers={"Retry-After": "1"}, retryable=True)  # fmt: skip
+        bucket.at_work += 1
+        self.in_flight += 1
+        try:
+            yield {"RateLimit-Policy": policy, "RateLimit": f'"caller";r={int(bucket.tokens)}'}
+        finally:
+            bucket.at_work -= 1
+            self.in_flight -= 1
+
+    def _bucket(self, actor: str, limits: HttpRole) -> _Bucket:
+        found = self._buckets.get(actor)
+        if found is None:
+            found = self._buckets[actor] = _Bucket(limits)
+            if len(self._buckets) > CALLERS:
+                self._forget_one()
+        self._buckets.move_to_end(actor)
+        return found
+
+    def _forget_one(self) -> None:
+        for actor, bucket in self._buckets.items():
+            if not bucket.at_work:
+                del self._buckets[actor]
+                return

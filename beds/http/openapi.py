@@ -1,0 +1,340 @@
+"""The OpenAPI 3.1 description of what a caller may do, from the templates and the DBA's objects."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from importlib.metadata import version
+from typing import Any
+
+from beds.domain.description import Description
+from beds.http.access import Caller
+from beds.http.requests import CSV, NDJSON
+from beds.http.values import LARGEST
+from beds.templates.fields import FieldSpec
+from beds.templates.template import FetchSpec, Template
+
+Json = dict[str, Any]
+_TYPES: Mapping[str, Json] = {
+    "string": {"type": "string"},
+    "number": {"type": "number"},
+    "decimal": {"type": "string", "format": "decimal"},
+    "boolean": {"type": "boolean"},
+    "datetime": {"type": "string", "format": "date-time"},
+    "date": {"type": "string", "format": "date"},
+    "time": {"type": "string"},
+    "duration": {"type": "string", "description": "seconds in ISO 8601, as PT3600.5S"},
+    "uuid": {"type": "string", "format": "uuid"},
+    "bytes": {"type": "string", "contentEncoding": "base64"},
+    "object_id": {"type": "string", "pattern": "^[0-9a-f]{24}$"},
+    "object": {"type": "object"},
+    "array": {"type": "array", "items": {}},
+}
+_PROBLEM: Json = {
+    "description": "The request failed",
+    "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
+}
+
+
+def document(caller: Caller, templates: Mapping[str, Template], known: Mapping[str, Description]) -> Json:
+    """The description of a caller's operations.
+
+    Args:
+        caller: whose.
+        templates: those that it may see.
+        known: the descriptions of templates, as far as workers have replied.
+    """
+    paths: dict[str, Json] = {}
+    schemas: dict[str, Json] = dict(_SCHEMAS)
+    for template in templates.values():
+        schemas |= _schemas_of(template)
+        for path, methods in _paths_of(caller, template, known.get(template.name)).items():
+            paths[path] = methods
+    paths |= _COMMON
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "BEDS", "version": version("beds"), "description": "Generated from the templates."},
+        "security": [{"bearer": []}],
+        "paths": paths,
+        "components": {
+            "schemas": schemas,
+            "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
+            "parameters": _PARAMETERS,
+        },
+    }
+
+
+def schema_of(spec: FieldSpec, *, nullable: bool) -> Json:
+    """A field as a JSON schema."""
+    if spec.type == "integer":
+        is_small = spec.min is not None and spec.max is not None and -LARGEST <= spec.min <= spec.max <= LARGEST
+        found: Json = {"type": "integer"} if is_small else {"type": ["integer", "string"], "format": "int64"}
+    else:
+        found = dict(_TYPES[spec.type])
+    if spec.values is not None:
+        found["enum"] = [*spec.values, None] if nullable else list(spec.values)
+    if spec.max_length is not None:
+        found["maxItems" if spec.type == "array" else "maxLength"] = spec.max_length
+        if spec.type == "bytes":
+            del found["maxLength"]  # it counts bytes, and not letters of Base64
+    if spec.type in ("integer", "number"):
+        found |= {
+            key: float(limit) if spec.type == "number" else int(limit)
+            for key, limit in (("minimum", spec.min), ("maximum", spec.max))
+            if limit is not None
+        }
+    if spec.description:
+        found["description"] = spec.description
+    if nullable:
+        kinds = found["type"]
+        found["type"] = [*(kinds if isinstance(kinds, list) else [kinds]), "null"]
+    return found
+
+
+def _schemas_of(template: Template) -> dict[str, Json]:
+    name = template.name
+    record = {"type": "object", "properties": {n: schema_of(s, nullable=True) for n, s in template.fields.items()}}
+    required = [n for n, spec in template.fields.items() if spec.required and not spec.generate]
+    new: Json = {
+        "type": "object",
+        "properties": {n: schema_of(s, nullable=not s.required) for n, s in template.fields.items()},
+        "additionalProperties": False,
+    }
+    if required:
+        new["required"] = required
+    changes = {
+        "type": "object",
+        "properties": {
+            n: schema_of(s, nullable=not s.required) for n, s in template.fields.items() if n not in template.keys
+        },
+        "additionalProperties": False,
+        "minProperties": 1,
+    }
+    page = {
+        "type": "object",
+        "required": ["records", "cursor", "complete"],
+        "properties": {
+            "records": {"type": "array", "items": {"$ref": f"#/components/schemas/{name}"}},
+            "cursor": {"type": ["string", "null"]},
+            "complete": {"type": "boolean", "description": "whether these are the last records"},
+        },
+    }
+    return {name: record, f"New{name}": new, f"{name}Changes": changes, f"{name}Page": page}
+
+
+def _paths_of(caller: Caller, template: Template, known: Description | None) -> dict[str, Json]:
+    name, found = template.name, dict[str, Json]()
+    for using, spec in template.fetch.items():
+        if spec.internal or not caller.may(template, using):
+            continue
+        arguments = list(_arguments(caller, template, using, spec, known))
+        described = known.operations.get(f"fetch.{using}") if known else None
+        found[f"/v1/{name}:{using}"] = {
+            "get": {
+                "operationId": f"{name}_{using}",
+                "tags": [name],
+                "summary": (described.description if described else "") or f"{using} of {name}",
+                "parameters": [*arguments, *_paging(spec, template)],
+                "responses": {
+                    "200": {
+                        "description": "A page",
+                        "headers": {"Link": {"schema": {"type": "string"}, "description": "the next page"}},
+                        "content": {
+                            "application/json": {"schema": {"$ref": f"#/components/schemas/{name}Page"}},
+                            NDJSON: {"schema": {"type": "string"}},
+                            CSV: {"schema": {"type": "string"}},
+                        },
+                    },
+                    "202": _ACCEPTED,
+                    "default": _PROBLEM,
+                },
+            }
+        }
+    record = {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}}
+    key: Json = {"name": "key", "in": "path", "required": True, "schema": {"type": "string"}}
+    item: Json = {}
+    if template.item_fetch and caller.may(template, template.item_fetch):
+        item["get"] = {
+            "operationId": f"{name}_item",
+            "tags": [name],
+            "summary": f"One record of {name}",
+            "responses": {"200": {"description": "The record", "content": record}, "default": _PROBLEM},
+        }
+    if template.update and caller.may(template, "update"):
+        item["patch"] = _write(f"{name}_update", name, f"Change a record of {name}", f"{name}Changes", "200")
+    if template.delete and caller.may(template, "delete"):
+        item["delete"] = _write(f"{name}_delete", name, f"Delete a record of {name}", "", "204")
+    if item:
+        found[f"/v1/{name}/{{key}}"] = {"parameters": [key], **item}
+    if template.create and caller.may(template, "create"):
+        found[f"/v1/{name}"] = {
+            "post": _write(f"{name}_create", name, f"Create a record of {name}", f"New{name}", "201")
+        }
+    if template.create_many and caller.may(template, "create_many"):
+        write = _write(f"{name}_create_many", name, f"Create records of {name}: all, or none", "", "200")
+        rows = {"type": "array", "items": {"$ref": f"#/components/schemas/New{name}"}, "minItems": 1}
+        write["requestBody"] = {
+            "required": True,
+            "content": {
+                "application/json": {"schema": rows},
+                NDJSON: {"schema": {"type": "string"}},
+                CSV: {"schema": {"type": "string"}},
+            },
+        }
+        found[f"/v1/{name}:batch"] = {"post": write}
+    return found
+
+
+def _write(operation: str, tag: str, summary: str, schema: str, status: str) -> Json:
+    body = {"application/json": {"schema": {"$ref": "#/components/schemas/Written"}}}
+    done: Json = {"description": "Done"} if status == "204" else {"description": "Done", "content": body}
+    responses: Json = {status: done, "202": _ACCEPTED, "default": _PROBLEM}
+    if status == "200":
+        responses["204"] = {"description": "Done, with Prefer: return=minimal"}
+    found: Json = {
+        "operationId": operation,
+        "tags": [tag],
+        "summary": summary,
+        "parameters": [{"$ref": f"#/components/parameters/{name}"} for name in ("IdempotencyKey", "Prefer")],
+        "responses": responses,
+    }
+    if schema:
+        content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
+        found["requestBody"] = {"required": True, "content": content}
+    return found
+
+
+def _arguments(
+    caller: Caller, template: Template, using: str, spec: FetchSpec, known: Description | None
+) -> Iterable[Json]:
+    """The arguments of a fetch that the caller gives itself."""
+    described = known.operations.get(f"fetch.{using}") if known else None
+    bound = {name for role in caller.roles.values() for name in role.bind}
+    arguments = described.args if described else ()
+    for argument in arguments:
+        own = spec.args.get(argument.name) or template.fields.get(argument.name)
+        if argument.name in bound:
+            continue
+        schema = schema_of(own, nullable=False) if own else _any_of(argument.types)
+        yield {
+            "name": argument.name,
+            "in": "query",
+            "required": argument.required,
+            "schema": schema,
+            **({"description": argument.description} if argument.description else {}),
+        }
+
+
+def _any_of(types: tuple[str, ...]) -> Json:
+    found = [schema_of(FieldSpec(type=kind), nullable=False) for kind in types]
+    return found[0] if len(found) == 1 else {"anyOf": found}
+
+
+def _paging(spec: FetchSpec, template: Template) -> list[Json]:
+    limit: Json = {
+        "name": "limit",
+        "in": "query",
+        "schema": {"type": "integer", "minimum": 1, "maximum": spec.max_limit, "default": spec.limit},
+    }
+    cursor: Json = {"name": "cursor", "in": "query", "schema": {"type": "string"}}
+    return [limit, cursor] if spec.cursor else [limit] if "limit" not in template.fields else []
+
+
+_ACCEPTED: Json = {
+    "description": "Accepted, with Prefer: respond-async",
+    "headers": {"Location": {"schema": {"type": "string"}}},
+    "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Accepted"}}},
+}
+_TEXT: Json = {"type": ["string", "null"]}
+_SCHEMAS: dict[str, Json] = {
+    "Problem": {
+        "type": "object",
+        "required": ["type", "title", "status", "detail", "code", "retryable"],
+        "properties": {
+            "type": {"type": "string"},
+            "title": {"type": "string"},
+            "status": {"type": "integer"},
+            "detail": {"type": "string"},
+            "code": {"type": "string"},
+            "retryable": {"type": "boolean"},
+            "field": {"type": "string"},
+            "event_id": {"type": "string"},
+        },
+    },
+    "Written": {
+        "type": "object",
+        "required": ["record_id", "affected", "record"],
+        "properties": {
+            "record_id": {"type": "string"},
+            "affected": {"type": "integer"},
+            "record": {"type": "object"},
+        },
+    },
+    "Accepted": {
+        "type": "object",
+        "required": ["ticket", "event_id"],
+        "properties": {"ticket": {"type": "string"}, "event_id": {"type": "string"}},
+    },
+    "Ticket": {
+        "type": "object",
+        "required": ["ticket", "state", "ready"],
+        "properties": {
+            "ticket": {"type": "string"},
+            "event_id": {"type": "string"},
+            "state": {"enum": ["PENDING", "STARTED", "PROGRESS", "SUCCESS", "FAILURE", "REVOKED"]},
+            "summary": {"type": "string"},
+            "ready": {"type": "boolean"},
+            "progress": {"type": ["object", "null"]},
+            "accepted_at": _TEXT,
+            "started_at": _TEXT,
+            "ended_at": _TEXT,
+            "cancelled_by": _TEXT,
+            "error": {"anyOf": [{"$ref": "#/components/schemas/Problem"}, {"type": "null"}]},
+        },
+    },
+}
+_PARAMETERS: dict[str, Json] = {
+    "IdempotencyKey": {
+        "name": "Idempotency-Key",
+        "in": "header",
+        "schema": {"type": "string", "minLength": 1, "maxLength": 200, "pattern": "^[!-~]+$"},
+        "description": "Sent again with the same body: the first response, and no second effect.",
+    },
+    "Prefer": {
+        "name": "Prefer",
+        "in": "header",
+        "schema": {"type": "string"},
+        "description": "`respond-async`, `wait=SECONDS`, `return=minimal`",
+    },
+}
+
+
+def _get(summary: str, schema: Json, *parameters: str, media: str = "application/json") -> Json:
+    return {
+        "summary": summary,
+        "tags": ["tickets, jobs and lineage"],
+        "parameters": [
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in parameters
+        ],
+        "responses": {
+            "200": {"description": "Found", "content": {media: {"schema": schema}}},
+            "202": _ACCEPTED_TICKET,
+            "default": _PROBLEM,
+        },
+    }
+
+
+_TICKET: Json = {"$ref": "#/components/schemas/Ticket"}
+_ACCEPTED_TICKET: Json = {"description": "It has not ended", "content": {"application/json": {"schema": _TICKET}}}
+_COMMON: dict[str, Json] = {
+    "/v1/tickets/{ticket}": {
+        "get": _get("The state of a ticket", _TICKET, "ticket"),
+        "delete": _get("Cancel a ticket", _TICKET, "ticket"),
+    },
+    "/v1/tickets/{ticket}/result": {"get": _get("The reply to a ticket's event", {}, "ticket")},
+    "/v1/tickets/{ticket}/events": {
+        "get": _get("Each change of a ticket", {"type": "string"}, "ticket", media="text/event-stream")
+    },
+    "/v1/jobs": {"get": _get("The jobs that you may start", {"type": "object"})},
+    "/v1/jobs/{job}": {"get": _get("The report of a job", {"type": "object"}, "job")},
+    "/v1/lineage/{event}": {"get": _get("All that an event set off", {"type": "object"}, "event")},
+}

@@ -1,0 +1,169 @@
+"""Runs the application with uvicorn: its port for clients, and one for operators."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import uvicorn
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from beds.config import Settings
+from beds.config.http import host_and_port
+from beds.http.application import Application
+
+HEAD_BYTES = 65_536
+"""The largest head of a request: its address and headers."""
+DRAIN_SECONDS = 20
+"""Time for requests at work to end after SIGTERM."""
+WEBSOCKET_BYTES = 1024 * 1024
+
+logger = logging.getLogger("beds.http")
+
+
+class GuardedProtocol(HttpToolsProtocol):
+    """uvicorn's protocol with a limit to the size of a request's head and the time in which it arrives.
+
+    Without these, clients that send a head byte by byte hold connections for ever.
+    """
+
+    head_seconds = 30.0
+    max_connections = 2000
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._head_bytes = 0
+        self._head_timer: asyncio.TimerHandle | None = None
+        if len(self.connections) > self.max_connections:
+            transport.abort()
+            return
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._head_arrived()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._head_timer is None and self.cycle is not None and self.cycle.response_complete:
+            self._await_head()  # of the next request on this connection
+        super().data_received(data)
+        if self._head_timer is not None:  # the head is still incomplete
+            self._head_bytes += len(data)
+            if self._head_bytes > HEAD_BYTES:
+                self._refuse(b"431 Request Header Fields Too Large")
+
+    def on_headers_complete(self) -> None:
+        self._head_arrived()
+        super().on_headers_complete()
+
+    def _await_head(self) -> None:
+        self._head_bytes = 0
+        self._head_timer = self.loop.call_later(self.head_seconds, self._refuse, b"408 Request Timeout")
+
+    def _head_arrived(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _refuse(self, status: bytes) -> None:
+        self._head_arrived()
+        if not self.transport.is_closing():
+            self.transport.write(b"HTTP/1.1 " + status + b"\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
+            self.transport.close()
+
+
+class _Server(uvicorn.Server):
+    """A server that leaves signals to `serve`, which stops both servers in order."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def serve(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT. Then let requests at work end, and close WebSockets with 1012."""
+    application = Application(settings)
+    http = settings.http
+    protocol = type(
+        "Protocol",
+        (GuardedProtocol,),
+        {"head_seconds": http.body_timeout, "max_connections": http.max_connections},
+    )
+    tls: dict[str, Any] = {}
+    if http.tls_certificate and http.tls_key:
+        tls = {"ssl_certfile": str(http.tls_certificate), "ssl_keyfile": str(http.tls_key)}
+    host, port = host_and_port(http.listen)
+    servers = [
+        _Server(
+            uvicorn.Config(
+                application,
+                host=host,
+                port=port,
+                loop="uvloop",
+                http=protocol,
+                ws="websockets-sansio",
+                ws_max_size=WEBSOCKET_BYTES,
+                ws_ping_interval=20,
+                ws_ping_timeout=20,
+                lifespan="on",
+                access_log=False,
+                server_header=False,
+                date_header=False,
+                proxy_headers=bool(http.trusted_proxies),
+                forwarded_allow_ips=list(http.trusted_proxies),
+                timeout_graceful_shutdown=DRAIN_SECONDS,
+                log_level="warning",
+                **tls,
+            )
+        )
+    ]
+    if http.admin is not None:
+        host, port = host_and_port(http.admin)
+        config = uvicorn.Config(
+            admin(application), host=host, port=port, loop="uvloop", lifespan="off", access_log=False,
+            server_header=False, log_level="warning",
+        )  # fmt: skip
+        servers.append(_Server(config))
+    with asyncio.Runner(loop_factory=servers[0].config.get_loop_factory()) as runner:
+        runner.run(_serve_all(servers, application))
+
+
+async def _serve_all(servers: list[_Server], application: Application) -> None:
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        application.drain()
+        for server in servers:
+            server.should_exit = True
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    tasks = [asyncio.create_task(server.serve()) for server in servers]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    stop()
+    await asyncio.gather(*tasks)
+
+
+def admin(application: Application) -> Starlette:
+    """The operators' application: `/livez`, `/readyz` and `/metrics`."""
+
+    async def livez(_request: Request) -> Response:
+        return PlainTextResponse("ok\n")
+
+    async def readyz(_request: Request) -> Response:
+        why = await application.node.not_ready()
+        return PlainTextResponse(f"{why or 'ok'}\n", 503 if why else 200)
+
+    async def metrics(_request: Request) -> Response:
+        return Response(generate_latest(application.node.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    return Starlette(routes=[Route("/livez", livez), Route("/readyz", readyz), Route("/metrics", metrics)])

@@ -1,0 +1,98 @@
+"""Server-sent events: what happens to a ticket, until it has ended."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+from starlette.responses import StreamingResponse
+
+from beds.client.flows import Handle
+from beds.domain.ticket import TicketStatus
+from beds.errors import BedsError, TicketError
+from beds.http.node import Node
+from beds.http.representations import ticket_json
+from beds.http.requests import Asked
+from beds.http.values import encode
+
+POLL_SECONDS = 0.25, 2.0
+"""First and longest pause between two polls of a ticket; each change starts again at the first."""
+BEAT_SECONDS = 15.0
+"""A comment is sent after this time without an event, so that proxies keep the connection."""
+LONGEST_SECONDS = 3600.0
+"""A stream ends after this time; the client's EventSource connects again by itself."""
+
+
+async def changes_of(node: Node, handle: Handle, status: TicketStatus) -> AsyncIterator[TicketStatus]:
+    """Each status that differs from the one before, from `status` on, until the ticket has ended.
+
+    The state is polled, so a reader that reconnects, on this node or another, misses no final state.
+    """
+    loop = asyncio.get_running_loop()
+    end = loop.time() + LONGEST_SECONDS
+    yield status
+    first, longest = POLL_SECONDS
+    pause = first
+    while not status.ready and loop.time() < end:
+        await asyncio.sleep(pause)
+        try:
+            found = await node.run(node.flows.status(handle.guid, node.http.timeout, handle.actor))
+        except TicketError:
+            return
+        except BedsError as error:
+            if not error.retryable:
+                raise
+            pause = longest  # RabbitMQ or the ticket store is away
+            continue
+        pause = min(pause * 1.5, longest)
+        if version_of(found) != version_of(status):
+            status, pause = found, first
+            yield status
+
+
+def version_of(status: TicketStatus) -> str:
+    """Changes with the status; the id of its event in a stream."""
+    progress = status.progress
+    return (
+        f"{status.state}-{progress.done if progress else ''}-{progress.note if progress else ''}-{status.cancelled_by}"
+    )
+
+
+async def events_of_ticket(
+    node: Node, handle: Handle, status: TicketStatus, seen: str | None
+) -> AsyncIterator[tuple[str, str, Any]]:
+    """Name, id and data of each event of a ticket's stream.
+
+    Args:
+        node, handle: of the ticket.
+        status: the current one.
+        seen: the id of the last event that the reader has; that state is not sent again.
+    """
+    async for found in changes_of(node, handle, status):
+        version = version_of(found)
+        if version != seen:
+            yield ("ended" if found.ready else "status"), version, ticket_json(found)
+
+
+def sent_events(asked: Asked, events: AsyncIterator[tuple[str, str, Any]]) -> StreamingResponse:
+    """A response of server-sent events."""
+    headers = {**asked.headers, "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    return StreamingResponse(_with_beats(events), headers=headers, media_type="text/event-stream")
+
+
+async def _with_beats(events: AsyncIterator[tuple[str, str, Any]]) -> AsyncIterator[bytes]:
+    upcoming = asyncio.ensure_future(anext(events, None))
+    try:
+        while True:
+            done, _ = await asyncio.wait([upcoming], timeout=BEAT_SECONDS)
+            if not done:
+                yield b": beat\n\n"
+                continue
+            if (event := upcoming.result()) is None:
+                return
+            name, number, data = event
+            yield f"event: {name}\nid: {number}\ndata: ".encode() + encode(data) + b"\n\n"
+            upcoming = asyncio.ensure_future(anext(events, None))
+    finally:
+        upcoming.cancel()

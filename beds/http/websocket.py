@@ -1,0 +1,225 @@
+"""`/v1/ws`: calls, tickets and subscriptions over one WebSocket connection."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
+
+from beds.domain.event import Operation
+from beds.errors import BedsError
+from beds.http.access import Caller
+from beds.http.node import Node
+from beds.http.operations import call_of
+from beds.http.problems import Problem, body_of, problem_of
+from beds.http.representations import result_json, ticket_json
+from beds.http.streams import changes_of
+from beds.http.values import encode, read_json
+from beds.wire.reply import encoded_result
+
+PROTOCOL = "beds"
+TOKEN = "bearer."
+"""A browser cannot send Authorization, so it names the token as a second protocol: `beds, bearer.TOKEN`."""
+IN_FLIGHT = 64
+"""Calls at work of one connection; further messages stay unread until one has ended."""
+SUBSCRIPTIONS = 1000
+UNREAD_BYTES = 4 * 1024 * 1024
+"""Messages that may wait for a slow reader, before the connection is closed."""
+CHECK_SECONDS = 60.0
+"""Interval at which the token is verified again."""
+UNAUTHORIZED, FORBIDDEN, TRY_AGAIN, RESTART = 4401, 4403, 1013, 1012
+
+logger = logging.getLogger("beds.http")
+
+
+def authorization_of(websocket: WebSocket) -> str | None:
+    """The header `Authorization`, or a token among the protocols."""
+    if header := websocket.headers.get("authorization"):
+        return header
+    for protocol in websocket.scope.get("subprotocols", ()):
+        if protocol.startswith(TOKEN):
+            return f"Bearer {protocol.removeprefix(TOKEN)}"
+    return None
+
+
+class Conversation:
+    """One connection of a known caller.
+
+    Args:
+        node, websocket, caller: of the connection.
+        authorization: with which it was opened.
+    """
+
+    def __init__(self, node: Node, websocket: WebSocket, caller: Caller, authorization: str) -> None:
+        self._node = node
+        self._websocket = websocket
+        self._caller = caller
+        self._authorization = authorization
+        self._room = asyncio.Semaphore(min(IN_FLIGHT, caller.limits.concurrency))
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._subscriptions: dict[str, asyncio.Task[None]] = {}
+        self._unread: asyncio.Queue[bytes] = asyncio.Queue()
+        self._unread_bytes = 0
+        self._ends = asyncio.Event()
+        self._code, self._reason = RESTART, "the node stops"
+
+    async def run(self) -> None:
+        """Serve the connection until it ends."""
+        offered = self._websocket.scope.get("subprotocols", ())
+        await self._websocket.accept(PROTOCOL if PROTOCOL in offered else None)
+        self._node.metrics.sockets.inc()
+        parts = [asyncio.create_task(part()) for part in (self._read, self._write, self._verify)]
+        parts.append(asyncio.create_task(self._wait_end()))
+        try:
+            await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._node.metrics.sockets.dec()
+            for task in (*parts, *self._tasks, *self._subscriptions.values()):
+                task.cancel()
+            await asyncio.gather(*parts, *self._tasks, *self._subscriptions.values(), return_exceptions=True)
+            if self._ends.is_set() and self._websocket.application_state is not WebSocketState.DISCONNECTED:
+                with contextlib.suppress(RuntimeError, OSError, TimeoutError):
+                    async with asyncio.timeout(2):
+                        await self._websocket.close(self._code, self._reason)
+
+    def end(self, code: int = RESTART, reason: str = "the node stops") -> None:
+        """Close the connection, with a code that tells the client what to do."""
+        if not self._ends.is_set():
+            self._code, self._reason = code, reason
+            self._ends.set()
+
+    async def _wait_end(self) -> None:
+        await self._ends.wait()
+
+    async def _verify(self) -> None:
+        while True:
+            await asyncio.sleep(CHECK_SECONDS)
+            try:
+                await self._node.sign_in.caller(self._authorization)
+            except Problem:
+                return self.end(UNAUTHORIZED, "the token has ended")
+
+    async def _read(self) -> None:
+        while True:
+            await self._room.acquire()  # nothing is read meanwhile, so a client that floods is slowed
+            try:
+                message = await self._websocket.receive()
+            except (WebSocketDisconnect, RuntimeError):
+                return
+            if message["type"] == "websocket.disconnect":
+                return
+            text = message.get("text")
+            task = asyncio.create_task(self._handle(text if text is not None else message.get("bytes") or b""))
+            self._tasks.add(task)
+            task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._room.release()
+
+    async def _write(self) -> None:
+        while True:
+            data = await self._unread.get()
+            try:
+                await self._websocket.send_text(data.decode())
+            except (WebSocketDisconnect, RuntimeError, OSError):
+                return
+            self._unread_bytes -= len(data)
+
+    def _put(self, number: Any, status: int, body: Any, event: str = "") -> None:
+        data = encode({"id": number, **({"event": event} if event else {}), "status": status, "body": body})
+        self._unread_bytes += len(data)
+        if self._unread_bytes > UNREAD_BYTES:
+            self.end(TRY_AGAIN, "replies are read too slowly")
+        else:
+            self._unread.put_nowait(data)
+
+    async def _handle(self, text: str | bytes) -> None:
+        number: Any = None
+        is_write = False
+        try:
+            message = read_json(text.encode(errors="replace") if isinstance(text, str) else text)
+            if not isinstance(message, dict):
+                raise Problem(422, "wrong_type", "A message is an object.")
+            number = message.pop("id", None)
+            if not isinstance(number, (str, int)) or (isinstance(number, str) and len(number) > 100):
+                number = None
+                raise Problem(422, "missing_field", "A message has an id, a number or a text.", field="id")
+            operation = message.pop("op", "call")
+            is_write = operation == "call" and message.get("operation") not in (None, *self._reads(message))
+            with self._node.limits.admitted(self._caller):
+                await self._execute(number, operation, message)
+        except Problem as refusal:
+            self._put(number, refusal.status, body_of(refusal))
+        except BedsError as error:
+            problem, event_id = problem_of(error, is_write=is_write)
+            self._put(number, problem.status, body_of(problem, event_id))
+        except Exception:
+            logger.exception("a message failed")  # and the connection goes on
+            self._put(number, 500, body_of(Problem(500, "internal", "This is a fault of the service.")))
+
+    def _reads(self, message: Mapping[str, Any]) -> tuple[str, ...]:
+        name = message.get("template")
+        known = isinstance(name, str) and name in self._node.templates
+        return tuple(self._node.templates[str(name)].fetch) if known else ()
+
+    async def _execute(self, number: str | int, operation: Any, message: dict[str, Any]) -> None:
+        node, flows, timeout = self._node, self._node.flows, self._node.http.timeout
+        match operation:
+            case "call" | "submit":
+                key = message.pop("idempotency_key", None)
+                call = await call_of(node, self._caller, message)
+                if operation == "submit":
+                    ticket = await node.run(flows.submit(call, key, timeout))
+                    return self._put(number, 202, {"ticket": ticket.guid, "event_id": ticket.event_id})
+                key = key if call.operation != Operation.FETCH else None
+                wire = encoded_result(await node.run(flows.encoded_reply(call, timeout, key)))
+                return self._put(number, 201 if call.operation == Operation.CREATE else 200, result_json(wire))
+            case "cancel" | "status" | "subscribe":
+                guid = message.get("ticket")
+                handle = node.handle(guid if isinstance(guid, str) else "", self._caller.actor)
+                if operation == "cancel":
+                    status = await node.run(flows.cancel(handle.guid, self._caller.actor, timeout, handle.actor))
+                    return self._put(number, 200, ticket_json(status))
+                status = await node.run(flows.status(handle.guid, timeout, handle.actor))
+                if operation == "status":
+                    return self._put(number, 200, ticket_json(status))
+                return self._subscribe(number, handle, status)
+            case "unsubscribe":
+                found = self._subscriptions.pop(str(message.get("subscription")), None)
+                if found:
+                    found.cancel()
+                return self._put(number, 200, {"unsubscribed": found is not None})
+        known = "call, submit, status, subscribe, unsubscribe, cancel"
+        raise Problem(422, "unknown_operation", f"op takes one of: {known}.", field="op")
+
+    def _subscribe(self, number: str | int, handle: Any, status: Any) -> None:
+        """Send each change of a ticket under the message's id, from the current state on."""
+        name = str(number)
+        if name in self._subscriptions or len(self._subscriptions) >= SUBSCRIPTIONS:
+            raise Problem(409, "conflict", f"There are {SUBSCRIPTIONS} subscriptions, or one of this id.", field="id")
+        self._put(number, 200, {"subscribed": handle.guid})
+
+        async def follow() -> None:
+            try:
+                async for found in changes_of(self._node, handle, status):
+                    self._put(number, 200, ticket_json(found), "ended" if found.ready else "status")
+            except BedsError as error:
+                problem, event_id = problem_of(error)
+                self._put(number, problem.status, body_of(problem, event_id), "ended")
+            finally:
+                self._subscriptions.pop(name, None)
+
+        self._subscriptions[name] = asyncio.create_task(follow())
+
+
+async def refuse(websocket: WebSocket, problem: Problem) -> None:
+    """Close a connection that may not be opened, with a code that a browser can read."""
+    await websocket.accept()
+    code = UNAUTHORIZED if problem.status == 401 else FORBIDDEN if problem.status == 403 else TRY_AGAIN
+    await websocket.close(code, msgspec.json.encode(problem.code).decode().strip('"'))
