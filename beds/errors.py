@@ -18,6 +18,7 @@ BedsError
 │   └── InvalidCursor
 ├── MalformedEvent                a message that is not an event of this contract
 ├── NotFound                      no record under that id
+├── PreconditionFailed            the record has not the expected version, or there is none
 ├── Conflict                      the write would violate a key
 │   ├── DuplicateKey
 │   └── ForeignKeyViolation
@@ -192,6 +193,11 @@ class MalformedEvent(BedsError):
 
 class NotFound(BedsError):
     code = "not_found"
+
+
+class PreconditionFailed(BedsError):
+    code = "precondition_failed"
+    default_hint = "fetch the record again, and decide again"
 
 
 class Conflict(BedsError):
