@@ -6,9 +6,10 @@ import time
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
+from bson.binary import Binary
 
 from beds.domain.event import Operation
 from beds.domain.lineage import Lineage
@@ -237,3 +238,47 @@ def test_a_write_in_doubt_is_not_repeated_without_a_ledger_entry(
     with pytest.raises(StoreUnavailable):
         others.adapter.update_record({"id": key, "text": "mine"}, version)
     assert len(attempts) == 1
+
+
+@pytest.fixture(params=["memory-rec", "mongo"])
+def notices(request: pytest.FixtureRequest) -> Iterator[Subject]:
+    """The sample's own domain with a version."""
+    with subject_of(request, rows="", documents="Notices") as found:
+        yield found
+
+
+def test_a_notice_counts_its_amendments(notices: Subject) -> None:
+    def revision(of: UUID) -> int | None:
+        (notice,) = notices.do(Operation.FETCH, using="by_id", args={"id": of})
+        found: int | None = notice.get("revision")
+        return found
+
+    snow = {"airport": "JFK", "title": "Snow", "status": "open"}
+    key = UUID(notices.create(**snow).record_id)
+    many = [uuid4(), uuid4()]
+    notices.do(Operation.CREATE_MANY, payloads=[{"id": each, **snow} for each in many])
+    assert [revision(each) for each in (key, *many)] == [0, 0, 0]
+    amended = notices.do(Operation.UPDATE, payload={"id": key, "severity": 4}, expected_version=0)
+    if notices.kind == "mongo":
+        assert (amended.record["severity"], amended.record["revision"]) == (4, 1)
+    with pytest.raises(PreconditionFailed):
+        notices.do(Operation.UPDATE, payload={"id": key, "severity": 5}, expected_version=0)
+    with pytest.raises(PreconditionFailed):
+        notices.do(Operation.DELETE, record_id=key, expected_version=0)
+    assert revision(key) == 1
+    assert notices.do(Operation.UPDATE, payload={"id": key, "severity": 5}).affected == 1
+    assert notices.do(Operation.DELETE, record_id=key, expected_version=2).affected == 1
+    for each in many:
+        assert notices.do(Operation.DELETE, record_id=each).affected == 1
+
+
+def test_a_notice_of_before_has_its_first_revision_after_an_amendment(notices: Subject, database: Any) -> None:
+    if notices.kind != "mongo":
+        return  # memory has no data of before
+    key = uuid4()
+    database.notices.insert_one({"_id": Binary.from_uuid(key), "airport": "JFK", "title": "Old", "status": "open"})
+    with pytest.raises(PreconditionFailed):
+        notices.do(Operation.UPDATE, payload={"id": key, "severity": 1}, expected_version=0)
+    amended = notices.do(Operation.UPDATE, payload={"id": key, "severity": 1})
+    assert amended.record["revision"] == 1
+    assert notices.do(Operation.DELETE, record_id=key, expected_version=1).affected == 1
