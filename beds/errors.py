@@ -18,6 +18,7 @@ BedsError
 │   └── InvalidCursor
 ├── MalformedEvent                a message that is not an event of this contract
 ├── NotFound                      no record under that id
+├── PreconditionFailed            the record has not the expected version, or there is none
 ├── Conflict                      the write would violate a key
 │   ├── DuplicateKey
 │   └── ForeignKeyViolation
@@ -203,6 +204,12 @@ class MalformedEvent(BedsError):
 class NotFound(BedsError):
     code = "not_found"
     status = 404
+
+
+class PreconditionFailed(BedsError):
+    code = "precondition_failed"
+    status = 412
+    default_hint = "fetch the record again, and decide again"
 
 
 class Conflict(BedsError):

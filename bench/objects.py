@@ -161,6 +161,10 @@ class Objects:
         )
 
 
+_ANY_REVISION = {"$or": [{"$eq": [{"$literal": None}, None]}, {"$eq": ["$revision", {"$literal": None}]}]}
+"""The comparison of `notices_amend` without an expected version."""
+
+
 def _filled(operation: str, data: Data) -> Data:
     """The stored command of that name in schema/rec/notices, filled."""
     match operation:
@@ -173,7 +177,7 @@ def _filled(operation: str, data: Data) -> Data:
     changes = {name: value for name, value in data.items() if name != "id"}
     return {
         "findAndModify": "notices",
-        "query": {"_id": UUID(data["id"])},
+        "query": {"_id": UUID(data["id"]), "$expr": _ANY_REVISION},
         "update": {"$set": changes, "$inc": {"revision": 1}},
         "new": True,
     }
@@ -259,6 +263,7 @@ def _notice(prefix: str, number: int) -> Data:
         "tags": ["runway", "inspection"],
         "details": {"runway": "4L", "length": 3682},
         "opened": opened.isoformat(),
+        "revision": 0,
     }
 
 

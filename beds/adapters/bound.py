@@ -37,6 +37,7 @@ from beds.errors import (
     InvalidPayload,
     MissingField,
     NotFound,
+    PreconditionFailed,
     SchemaMismatch,
     StoreUnavailable,
     UnknownField,
@@ -47,7 +48,7 @@ from beds.errors import (
 from beds.templates.binding import BULK_NAMES, Binding, bind, is_unfilled, reserved_type, spec_of
 from beds.templates.fields import fits
 from beds.templates.named_object import NamedObject, Param
-from beds.templates.template import ROLES, Template
+from beds.templates.template import EXPECTED_VERSION, ROLES, Template
 from beds.wire import codec
 
 T = TypeVar("T")
@@ -103,23 +104,27 @@ class BoundAdapter(NamasteCore):
         check_advance(binding, query, rows)
         return Page(tuple(rows), next_cursor(binding, query, rows) if len(rows) >= query.limit else "")
 
-    def update_record(self, payload: Payload) -> Response:
+    def update_record(self, payload: Payload, expected_version: Any = None) -> Response:
+        compares = expected_version is not None
         stored = self._stored_key("update", Operation.UPDATE, payload)
         return self._write(
             "update",
             Operation.UPDATE,
-            lambda binding: self._record_values(binding, payload),
-            lambda outcome: self._changed(outcome, stored),
+            lambda binding: self._record_values(binding, payload, expected_version),
+            lambda outcome: self._changed(outcome, stored, compares=compares),
+            compares=compares,
         )
 
-    def delete_record(self, record_id: Any) -> Response:
+    def delete_record(self, record_id: Any, expected_version: Any = None) -> Response:
+        compares = expected_version is not None
         key = self.template.key_values(record_id)
         stored = self._stored_key("delete", Operation.DELETE, key)
         return self._write(
             "delete",
             Operation.DELETE,
-            lambda binding: {p.name: key.get(p.name, p.default) for p in binding.target.params if p.takes_value},
-            lambda outcome: self._changed(outcome, stored),
+            lambda binding: self._key_parameters(binding, key) | self._compared(binding, expected_version),
+            lambda outcome: self._changed(outcome, stored, compares=compares),
+            compares=compares,
         )
 
     def check_bindings(self) -> list[SchemaMismatch]:
@@ -173,11 +178,16 @@ class BoundAdapter(NamasteCore):
         operation: Operation,
         values: Callable[[Binding], Mapping[str, Any]],
         answer: Callable[[Outcome], Response],
+        *,
+        compares: bool = False,
     ) -> Response:
-        """Execute a write. Within an event it takes effect once, however often the event is delivered."""
+        """Execute a write. Within an event it takes effect once, however often the event is delivered.
+
+        `compares` if it has an expected version: repeated, it would fail, whatever `idempotent` says.
+        """
         trace = current_trace()
         ref = self.template.object_for(operation)
-        if trace is None or self.template.system or ref.idempotent:
+        if trace is None or self.template.system or (ref.idempotent and not compares):
             # A system template (tickets, telemetry) guards its writes in the command, so it needs no transaction.
             verify = None if self.template.system else answer
             return answer(self._call(table, operation, values, verify=verify)[1])
@@ -278,10 +288,11 @@ class BoundAdapter(NamasteCore):
         for param in binding.target.params:
             if param.takes_value and not param.whole and values.get(param.name) is not None:
                 param.check(param.name, values[param.name])
+        idempotent = binding.ref.idempotent and values.get(EXPECTED_VERSION) is None
         try:
             return self._try(
                 lambda: self._execute(binding, values, once, verify),
-                repeatable=binding.operation.is_read or binding.ref.idempotent or once is not None,
+                repeatable=binding.operation.is_read or idempotent or once is not None,
             )
         except (StoreUnavailable, SchemaMismatch):
             raise
@@ -371,11 +382,29 @@ class BoundAdapter(NamasteCore):
                 if (in_doubt and not repeatable) or not backoff.wait():
                     raise
 
-    def _record_values(self, binding: Binding, payload: Payload) -> dict[str, Any]:
-        values: dict[str, Any] = {}
+    @staticmethod
+    def _key_parameters(binding: Binding, key: Record) -> dict[str, Any]:
+        return {p.name: key.get(p.name, p.default) for p in binding.target.params if p.takes_value}
+
+    def _compared(self, binding: Binding, expected_version: Any) -> dict[str, Any]:
+        """The value of the parameter `expected_version`, where the object has it. Raises UnknownField: it has not."""
+        param = binding.target.param(EXPECTED_VERSION)
+        takes = param is not None and param.takes_value
+        if param is not None and takes and reserved_type(self.template, binding.operation, binding.ref, param):
+            return {EXPECTED_VERSION: param.default if expected_version is None else expected_version}
+        if expected_version is not None:
+            raise UnknownField(
+                f"{binding.operation} of {self.template.name} does not compare versions",
+                detail={"field": EXPECTED_VERSION, "template": self.template.name, "object": binding.target.name},
+                hint=f"ask the DBA to give {binding.target.name} a parameter {EXPECTED_VERSION}, and to compare it",
+            )
+        return {}
+
+    def _record_values(self, binding: Binding, payload: Payload, expected_version: Any = None) -> dict[str, Any]:
+        values = self._compared(binding, expected_version)
         taken: set[str] = set()
         for param in binding.target.params:
-            if not param.takes_value:
+            if not param.takes_value or param.name in values:
                 continue
             if reserved_type(self.template, binding.operation, binding.ref, param):
                 rest = {k: v for k, v in payload.items() if k not in self.template.keys or param.name == "document"}
@@ -446,19 +475,23 @@ class BoundAdapter(NamasteCore):
             )
         return value
 
-    def _changed(self, outcome: Outcome, key: Record) -> Response:
+    def _changed(self, outcome: Outcome, key: Record, *, compares: bool) -> Response:
         """The response to an update or delete of the record with this key. A key that the object returns wins."""
-        # A row with a field of the template proves that the record was found; a count or a message does not.
+        # A row with a field of the template proves that the record was found; a count or a message does not. It does
+        # not prove that the record had the expected version: a procedure may update, and then select.
         known = self.template.fields.keys()
-        returned = not outcome.reported and any(
+        returned = not (outcome.reported or compares) and any(
             row.get(name) is not None for row in outcome.rows for name in known & row.keys()
         )
         if outcome.affected <= 0 and not returned:
             shown = self.template.shown_id(key)
-            raise NotFound(
-                f"{self.template.name} has no record with {self.template.key_name} = {shown}",
-                detail={"template": self.template.name, "record_id": shown},
-            )
+            missing = f"{self.template.name} has no record with {self.template.key_name} = {shown}"
+            detail = {"template": self.template.name, "record_id": shown}
+            if compares:
+                raise PreconditionFailed(
+                    f"{missing} and the expected version", detail={**detail, "field": self.template.version}
+                )
+            raise NotFound(missing, detail=detail)
         record = outcome.rows[0] if outcome.rows else {}
         own_key = {name: record[name] for name in key if record.get(name) is not None}
         return Response(self.template.id_of({**key, **own_key}), max(outcome.affected, 1), record)

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from beds.adapters.bulk import BulkAdapter
 from beds.adapters.store import AlreadyDone, Health, IdempotencyRecord, Outcome, Verify, Work
 from beds.config.sections import Retry
+from beds.domain.clock import now, to_millisecond
 from beds.domain.event import Operation, Store
+from beds.domain.identity import ObjectId, uuid7
 from beds.domain.reply import Record
 from beds.errors import DuplicateKey
 from beds.templates.binding import BY_KEYS, KEYS, Binding
 from beds.templates.fields import FIELD_TYPES
 from beds.templates.named_object import NamedObject, ObjectKind, Param
-from beds.templates.template import FetchSpec, Template
+from beds.templates.template import COMPARING, EXPECTED_VERSION, FetchSpec, Template
 
 Stub = Callable[[dict[Any, Record], Mapping[str, Any]], Iterable[Record]]
 """Replaces a named object. Called with the template's records by key and the arguments; returns records."""
@@ -38,7 +40,8 @@ class MemoryStore:
     """An `ObjectStore` over a dictionary of one template's records.
 
     Every object that the template names exists. A fetch returns the records whose fields equal its arguments, in the
-    order of its cursor fields or else of the key. A stub replaces this for one fetch.
+    order of its cursor fields or else of the key. A stub replaces this for one fetch. Updates and deletes compare the
+    expected version, and each write changes the version.
 
     Args:
         template: the data domain.
@@ -50,6 +53,7 @@ class MemoryStore:
         self._template = template
         self._stubs = dict(stubs or {})
         self._next_id = 1
+        self._writes = 0
         self._ledger: dict[str, str] = {}
 
     def describe(self, names: Iterable[str]) -> dict[str, NamedObject]:
@@ -117,12 +121,46 @@ class MemoryStore:
                 self._insert(values["documents"])
                 return Outcome([], len(values["documents"]))
             case Operation.UPDATE:
-                record = self.records.get(self._key(values["document"]))
+                record = self._expected(self._key(values["document"]), values)
                 if record is not None:
                     record.update(copy.deepcopy(values["document"]))
+                    self._count_version(record)
                 return Outcome([], int(record is not None))
             case Operation.DELETE:
-                return Outcome([], int(self.records.pop(self._key(values), None) is not None))
+                key = self._key(values)
+                if self._expected(key, values) is None:
+                    return Outcome([], 0)
+                del self.records[key]
+                return Outcome([], 1)
+
+    def _expected(self, key: Any, values: Mapping[str, Any]) -> Record | None:
+        """The record with this key; None if there is none, or if it has not the expected version."""
+        record, expected, version = self.records.get(key), values.get(EXPECTED_VERSION), self._template.version
+        if record is None or version is None or expected is None:
+            return record
+        return record if record.get(version) == expected else None
+
+    def _count_version(self, record: Record) -> None:
+        """Give a written record its next version, or a new record its first one."""
+        name = self._template.version
+        if name is None:
+            return
+        before = record.get(name)
+        self._writes += 1
+        match self._template.fields[name].type:
+            case "integer":
+                record[name] = 0 if before is None else before + 1
+            case "string":
+                record[name] = str(self._writes)
+            case "bytes":
+                record[name] = self._writes.to_bytes(8)
+            case "uuid":
+                record[name] = uuid7()
+            case "object_id":
+                record[name] = ObjectId.generate()
+            case _:
+                at = to_millisecond(now())
+                record[name] = at if before is None else max(at, before + timedelta(milliseconds=1))
 
     def _by_keys(self, binding: Binding, keys: Iterable[Record]) -> Outcome:
         found = [key for key in map(self._key, keys) if key in self.records]
@@ -155,6 +193,8 @@ class MemoryStore:
             (first, *_) = self._template.keys
             if record[first] is None:
                 record[first], self._next_id = self._next_id, self._next_id + 1
+            if self._template.version is not None and record[self._template.version] is None:
+                self._count_version(record)
             key = self._key(record)
             if key in self.records or key in new:
                 name = self._template.key_name
@@ -197,6 +237,8 @@ class MemoryStore:
                 names = [*self._template.fields, *ref.args, *(f"after_{name}" for name in ref.cursor), "limit"]
                 if ref.range:
                     names += [f"until_{name}" for name in ref.cursor]
+        if operation in COMPARING and self._template.expected_version is not None:
+            names.append(EXPECTED_VERSION)
         whole = {"document"} if operation in (Operation.CREATE, Operation.UPDATE) else set()
         return tuple(Param(name, _ANY, "any", optional=True, whole=name in whole) for name in dict.fromkeys(names))
 

@@ -17,7 +17,7 @@ from beds.config import load_settings
 from beds.domain.event import Operation
 from beds.errors import MalformedEvent
 from beds.templates.fields import FieldSpec
-from beds.templates.template import Template
+from beds.templates.template import EXPECTED_VERSION, Template
 from beds.wire import codec
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -32,6 +32,7 @@ def _options(command: F) -> F:
             click.option("--limit", type=int, help="Records of a page."),
             click.option("--cursor", default="", help="Where the page before ended."),
             click.option("--data", metavar="JSON|@FILE|-", help="The record, list of records or arguments as JSON."),
+            click.option("--expected-version", metavar="VERSION", help="Write only if the record has this version."),
             click.option("--timeout", type=float, default=DEFAULT_TIMEOUT, show_default=True, help="Seconds."),
             click.option("--json", "as_json", is_flag=True, help="Print JSON."),
         )
@@ -56,10 +57,12 @@ def call(
       beds call Airlines.create_record carrier=ZZ name='Zed Air'
       beds call Notices.create_record --data '{"airport": "JFK", "title": "Snow", "status": "open"}'
       beds call Airlines.delete_record carrier=ZZ
+      beds call Notices.update_record id=0190a0b0-0000-7000-8000-000000000000 severity=4 --expected-version 0
     """
     with Client(load_settings(config)) as client:
         operation, template, data = _arguments(client, what, fields, options.pop("data"))
-        reply = client.call(operation, template, data, timeout=timeout, **options)
+        version = _version(client.templates[template], options.pop("expected_version"))
+        reply = client.call(operation, template, data, expected_version=version, timeout=timeout, **options)
     print_reply(reply, as_json=as_json)
 
 
@@ -79,7 +82,8 @@ def submit(
     """
     with Client(load_settings(config)) as client:
         operation, template, data = _arguments(client, what, fields, options.pop("data"))
-        ticket = client.submit(operation, template, data, timeout=timeout, **options)
+        version = _version(client.templates[template], options.pop("expected_version"))
+        ticket = client.submit(operation, template, data, expected_version=version, timeout=timeout, **options)
     if as_json:
         print_json({"guid": ticket.guid, "event_id": ticket.event_id})
     else:
@@ -102,6 +106,14 @@ def _arguments(client: Client, what: str, fields: tuple[str, ...], data: str | N
             raise click.UsageError(f"delete_record takes the key only: {wanted}")
         return operation, name, given if len(template.keys) > 1 else given.get(template.keys[0])
     return operation, name, given
+
+
+def _version(template: Template, text: str | None) -> Any:
+    """The expected version as a value of the version's field."""
+    version = None if text is None else convert(EXPECTED_VERSION, text, template.expected_version)
+    if text is not None and version is None:
+        raise click.UsageError("--expected-version null would compare nothing: leave the option out")
+    return version
 
 
 def _spec(template: Template, name: str) -> FieldSpec | None:

@@ -65,7 +65,9 @@ def show(config: str | None, name: str, live: bool, timeout: float, as_json: boo
     if as_json:
         print_json(found.model_dump(mode="json", exclude_none=True))
         return
-    click.echo(f"{found.name} ({found.store}), key {found.key_name}: {found.template.description}\n{found.file}\n")
+    version = f", version {found.version}" if found.version else ""
+    click.echo(f"{found.name} ({found.store}), key {found.key_name}{version}: {found.template.description}")
+    click.echo(f"{found.file}\n")
     print_table(
         ["operation", "object", "limit", "pages by", "may be left out"],
         (

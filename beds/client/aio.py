@@ -53,11 +53,12 @@ class AsyncClient:
         limit: int | None = None,
         cursor: str = "",
         actor: str = "",
+        expected_version: Any = None,
         idempotency_key: str | None = None,
         timeout: float = DEFAULT_TIMEOUT,
     ) -> Reply:
         """`Client.call`."""
-        call = Call(operation, template, data, using, limit, cursor, actor)
+        call = Call(operation, template, data, using, limit, cursor, actor, expected_version)
         return await drive(self._flows.call(call, timeout, idempotency_key), self._flows)
 
     async def fetch(
@@ -82,12 +83,14 @@ class AsyncClient:
         data: Any,
         *,
         actor: str = "",
+        expected_version: Any = None,
         idempotency_key: str | None = None,
         timeout: float = DEFAULT_TIMEOUT,
     ) -> Response:
         """`Client.write`."""
         return as_response(await self.call(check_write(operation), template, data, actor=actor,
-                                           idempotency_key=idempotency_key, timeout=timeout))  # fmt: skip
+                                           expected_version=expected_version, idempotency_key=idempotency_key,
+                                           timeout=timeout))  # fmt: skip
 
     async def submit(
         self,
@@ -99,11 +102,12 @@ class AsyncClient:
         limit: int | None = None,
         cursor: str = "",
         actor: str = "",
+        expected_version: Any = None,
         idempotency_key: str | None = None,
         timeout: float = DEFAULT_TIMEOUT,
     ) -> AsyncTicket:
         """`Client.submit`."""
-        call = Call(operation, template, data, using, limit, cursor, actor)
+        call = Call(operation, template, data, using, limit, cursor, actor, expected_version)
         return AsyncTicket(await drive(self._flows.submit(call, idempotency_key, timeout), self._flows), self._flows)
 
     async def submit_job(
@@ -263,20 +267,32 @@ class AsyncBoundTemplate:
         return await self._write(Operation.CREATE_MANY, payloads, idempotency_key, timeout)
 
     async def update_record(
-        self, payload: Mapping[str, Any], *, idempotency_key: str | None = None, timeout: float = DEFAULT_TIMEOUT
+        self,
+        payload: Mapping[str, Any],
+        *,
+        expected_version: Any = None,
+        idempotency_key: str | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
     ) -> Response:
         """`BoundTemplate.update_record`."""
-        return await self._write(Operation.UPDATE, payload, idempotency_key, timeout)
+        return await self._write(Operation.UPDATE, payload, idempotency_key, timeout, expected_version)
 
     async def delete_record(
-        self, record_id: Any, *, idempotency_key: str | None = None, timeout: float = DEFAULT_TIMEOUT
+        self,
+        record_id: Any,
+        *,
+        expected_version: Any = None,
+        idempotency_key: str | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
     ) -> Response:
         """`BoundTemplate.delete_record`."""
-        return await self._write(Operation.DELETE, record_id, idempotency_key, timeout)
+        return await self._write(Operation.DELETE, record_id, idempotency_key, timeout, expected_version)
 
-    async def _write(self, operation: Operation, data: Any, key: str | None, timeout: float) -> Response:
-        name = self.definition.name
-        return await self.client.write(operation, name, data, idempotency_key=key, timeout=timeout)
+    async def _write(
+        self, operation: Operation, data: Any, key: str | None, timeout: float, expected_version: Any = None
+    ) -> Response:
+        return await self.client.write(operation, self.definition.name, data, expected_version=expected_version,
+                                       idempotency_key=key, timeout=timeout)  # fmt: skip
 
     async def fetch_records(
         self,

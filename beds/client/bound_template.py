@@ -32,6 +32,7 @@ class Caller(Protocol):
         template: str,
         data: Any,
         *,
+        expected_version: Any = None,
         idempotency_key: str | None = None,
         timeout: float = DEFAULT_TIMEOUT,
     ) -> Response: ...
@@ -47,7 +48,7 @@ class BoundTemplate:
     def create_record(
         self, payload: Mapping[str, Any], *, idempotency_key: str | None = None, timeout: float = DEFAULT_TIMEOUT
     ) -> Response:
-        """Create one record. Key, timeout in seconds and errors are those of `Client.call`, here and below."""
+        """Create one record. The keyword arguments and errors are those of `Client.call`, here and below."""
         return self._write(Operation.CREATE, payload, idempotency_key, timeout)
 
     def create_records(
@@ -61,19 +62,32 @@ class BoundTemplate:
         return self._write(Operation.CREATE_MANY, payloads, idempotency_key, timeout)
 
     def update_record(
-        self, payload: Mapping[str, Any], *, idempotency_key: str | None = None, timeout: float = DEFAULT_TIMEOUT
+        self,
+        payload: Mapping[str, Any],
+        *,
+        expected_version: Any = None,
+        idempotency_key: str | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
     ) -> Response:
         """Change the given fields of the record whose key is in the payload."""
-        return self._write(Operation.UPDATE, payload, idempotency_key, timeout)
+        return self._write(Operation.UPDATE, payload, idempotency_key, timeout, expected_version)
 
     def delete_record(
-        self, record_id: Any, *, idempotency_key: str | None = None, timeout: float = DEFAULT_TIMEOUT
+        self,
+        record_id: Any,
+        *,
+        expected_version: Any = None,
+        idempotency_key: str | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
     ) -> Response:
         """Delete the record with this key."""
-        return self._write(Operation.DELETE, record_id, idempotency_key, timeout)
+        return self._write(Operation.DELETE, record_id, idempotency_key, timeout, expected_version)
 
-    def _write(self, operation: Operation, data: Any, key: str | None, timeout: float) -> Response:
-        return self.client.write(operation, self.definition.name, data, idempotency_key=key, timeout=timeout)
+    def _write(
+        self, operation: Operation, data: Any, key: str | None, timeout: float, expected_version: Any = None
+    ) -> Response:
+        return self.client.write(operation, self.definition.name, data, expected_version=expected_version,
+                                 idempotency_key=key, timeout=timeout)  # fmt: skip
 
     def fetch_records(
         self,

@@ -9,7 +9,7 @@ from typing import Any
 from beds.domain.event import Operation
 from beds.errors import TooLong, UnknownOperation, WrongType, nearest
 from beds.templates.fields import check_plain
-from beds.templates.template import Template
+from beds.templates.template import EXPECTED_VERSION, Template
 from beds.wire import codec
 
 MAX_NAME = 200
@@ -27,11 +27,14 @@ class Call:
     limit: int | None = None
     cursor: str = ""
     actor: str = ""
+    expected_version: Any = field(default=None, repr=False)
 
     @property
     def digest(self) -> str:
         """SHA-256 of the call in hexadecimal, without generated fields; equal calls have equal digests."""
-        return codec.digest([str(self.operation), self.template, self.data, self.using, self.limit, self.cursor])
+        compared = [] if self.expected_version is None else [self.expected_version]
+        asked = [str(self.operation), self.template, self.data, self.using, self.limit, self.cursor]
+        return codec.digest(asked + compared)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,9 @@ class JobCall:
 
 def body_of(template: Template, operation: Operation, call: Call) -> dict[str, Any]:
     """Validate a call's data, and return the event's body. Raises InvalidPayload or a subclass."""
+    expected_version = template.check_expected_version(operation, call.expected_version)
+    # An older worker refuses the name, so it is sent only where it is given.
+    compared = {} if expected_version is None else {EXPECTED_VERSION: expected_version}
     match operation:
         case Operation.FETCH:
             using, args, limit, cursor = template.check_fetch(call.using, call.data, call.limit, call.cursor)
@@ -64,9 +70,9 @@ def body_of(template: Template, operation: Operation, call: Call) -> dict[str, A
         case Operation.CREATE_MANY:
             return {"payloads": template.check_create_many(call.data)}
         case Operation.UPDATE:
-            return {"payload": template.check_update(call.data)}
+            return {"payload": template.check_update(call.data), **compared}
         case _:
-            return {"record_id": template.check_record_id(call.data)}
+            return {"record_id": template.check_record_id(call.data), **compared}
 
 
 def parse_operation(name: str) -> Operation:

@@ -78,6 +78,7 @@ class Client:
         limit: int | None = None,
         cursor: str = "",
         actor: str = "",
+        expected_version: Any = None,
         idempotency_key: str | None = None,
         timeout: float = DEFAULT_TIMEOUT,
     ) -> Reply:
@@ -91,6 +92,8 @@ class Client:
             limit: records of a page.
             cursor: `Page.cursor` of the page before.
             actor: on whose behalf the application acts; stored in the audit.
+            expected_version: the version that the record of an update or a delete must have, as a fetch returned it;
+                None for any.
             idempotency_key: a name of your own for this event, as in `submit`. A second call with the same key and
                 data gets the reply of the first, also while that is still executed, and after a `CallTimeout`. The
                 call becomes a ticket, so it costs a further round trip.
@@ -101,12 +104,13 @@ class Client:
 
         Raises:
             InvalidPayload: the data is invalid; nothing was sent.
+            PreconditionFailed: no record has the key and the expected version; nothing was changed.
             IdempotencyConflict: the key belongs to another event.
             CallTimeout: no reply in time. A write may still be executed.
             BrokerUnavailable, BrokerBlocked: RabbitMQ cannot be reached, or blocks publishing.
             BedsError: the error that the worker replied.
         """
-        call = Call(operation, template, data, using, limit, cursor, actor)
+        call = Call(operation, template, data, using, limit, cursor, actor, expected_version)
         return self._run(self.flows.call(call, timeout, idempotency_key))
 
     def fetch(
@@ -138,6 +142,7 @@ class Client:
         data: Any,
         *,
         actor: str = "",
+        expected_version: Any = None,
         idempotency_key: str | None = None,
         timeout: float = DEFAULT_TIMEOUT,
     ) -> Response:
@@ -147,7 +152,8 @@ class Client:
             WrongType: the operation is a fetch.
         """
         return as_response(self.call(check_write(operation), template, data, actor=actor,
-                                     idempotency_key=idempotency_key, timeout=timeout))  # fmt: skip
+                                     expected_version=expected_version, idempotency_key=idempotency_key,
+                                     timeout=timeout))  # fmt: skip
 
     def submit(
         self,
@@ -159,6 +165,7 @@ class Client:
         limit: int | None = None,
         cursor: str = "",
         actor: str = "",
+        expected_version: Any = None,
         idempotency_key: str | None = None,
         timeout: float = DEFAULT_TIMEOUT,
     ) -> Ticket:
@@ -173,7 +180,7 @@ class Client:
             IdempotencyConflict: the key belongs to another event.
             BrokerUnavailable, BrokerBlocked: RabbitMQ did not confirm by the deadline; the event may or may not exist.
         """
-        call = Call(operation, template, data, using, limit, cursor, actor)
+        call = Call(operation, template, data, using, limit, cursor, actor, expected_version)
         return Ticket(self._run(self.flows.submit(call, idempotency_key, timeout)), self)
 
     def submit_job(

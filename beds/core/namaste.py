@@ -63,9 +63,19 @@ class NamasteCore(ABC):
         """Fetch one page. Its cursor is empty when there are no more records."""
 
     @abstractmethod
-    def update_record(self, payload: Payload) -> Response:
-        """Change the given fields of the record whose key is in the payload. Raises NotFound."""
+    def update_record(self, payload: Payload, expected_version: Any = None) -> Response:
+        """Change the given fields of the record whose key is in the payload.
+
+        Args:
+            payload: the key, and the fields to change.
+            expected_version: the version that the record must have; None for any.
+
+        Raises:
+            NotFound: there is no such record.
+            PreconditionFailed: there is none with the expected version; nothing was changed.
+            UnknownField: the object does not compare versions.
+        """
 
     @abstractmethod
-    def delete_record(self, record_id: Any) -> Response:
-        """Delete a record by its key. Raises NotFound."""
+    def delete_record(self, record_id: Any, expected_version: Any = None) -> Response:
+        """Delete a record by its key. `expected_version` and the errors are those of `update_record`."""

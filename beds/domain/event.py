@@ -145,7 +145,8 @@ class Event:
     ) -> Event:
         """An operation on a template.
 
-        `body` has the verb's arguments: `payload`, `payloads`, `record_id`, or `using`, `args`, `limit`, `cursor`.
+        `body` has the verb's arguments: `payload`, `payloads`, `record_id`, `expected_version`, or `using`, `args`,
+        `limit`, `cursor`.
         """
         using = body.get("using")
         return cls(

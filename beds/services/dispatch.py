@@ -12,7 +12,7 @@ from beds.domain.event import Operation, Store
 from beds.domain.reply import Reply
 from beds.errors import MalformedEvent, StoreDenied, UnknownTemplate
 from beds.templates.registry import TemplateRegistry
-from beds.templates.template import Template
+from beds.templates.template import EXPECTED_VERSION, Template
 
 _BODY_KEYS: Mapping[Operation, frozenset[str]] = {
     Operation.CREATE: frozenset({"payload"}),
@@ -21,6 +21,7 @@ _BODY_KEYS: Mapping[Operation, frozenset[str]] = {
     Operation.DELETE: frozenset({"record_id"}),
     Operation.FETCH: frozenset({"using", "args", "limit", "cursor"}),
 }
+"""The arguments of each operation, beside `expected_version`: where it does not belong, it has an error of its own."""
 
 
 def _name(using: Any) -> str:
@@ -125,13 +126,14 @@ def execute(
     Raises:
         BedsError: one of its subclasses; nothing was written.
     """
-    if surplus := body.keys() - _BODY_KEYS[operation]:
+    if surplus := body.keys() - _BODY_KEYS[operation] - {EXPECTED_VERSION}:
         raise MalformedEvent(f"{operation} does not take {', '.join(sorted(surplus))}", detail={"field": min(surplus)})
     found = _template(factory.registry, template, store, operation)
     if operation is not Operation.FETCH:
         found.object_for(operation)
     if found.system:
         body = _own_records(found, operation, body, user, operator)
+    expected_version = found.check_expected_version(operation, body.get(EXPECTED_VERSION))
     match operation:
         case Operation.CREATE:
             payload = found.check_create(body.get("payload"))
@@ -141,10 +143,10 @@ def execute(
             return factory.adapter(found.name).create_records(payloads)
         case Operation.UPDATE:
             payload = found.check_update(body.get("payload"))
-            return factory.adapter(found.name).update_record(payload)
+            return factory.adapter(found.name).update_record(payload, expected_version)
         case Operation.DELETE:
             record_id = found.check_record_id(body.get("record_id"))
-            return factory.adapter(found.name).delete_record(record_id)
+            return factory.adapter(found.name).delete_record(record_id, expected_version)
         case Operation.FETCH:
             query = Query(
                 *found.check_fetch(body.get("using", ""), body.get("args"), body.get("limit"), body.get("cursor", ""))

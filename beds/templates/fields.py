@@ -47,6 +47,7 @@ _GENERATORS: Mapping[str, Callable[[], Any]] = {
     "uuid7": uuid7,
     "object_id": ObjectId.generate,
     "now": now,
+    "zero": int,
 }
 
 
@@ -74,7 +75,7 @@ class FieldSpec(BaseModel):
     """Digits after the point of a decimal."""
     precision: Literal["microsecond", "millisecond"] = "microsecond"
     """`millisecond` cuts a datetime to what MongoDB can store; otherwise MongoDB's adapter refuses finer values."""
-    generate: Literal["uuid7", "object_id", "now"] | None = None
+    generate: Literal["uuid7", "object_id", "now", "zero"] | None = None
     """The client generates the value when a create omits the field."""
     sensitive: bool = False
     """The field's values appear in no log, audit, lineage or error."""
@@ -91,9 +92,12 @@ class FieldSpec(BaseModel):
 
     @model_validator(mode="after")
     def _generator_fits(self) -> FieldSpec:
-        makes = {"uuid7": "uuid", "object_id": "object_id", "now": "datetime"}
+        makes = {"uuid7": "uuid", "object_id": "object_id", "now": "datetime", "zero": "integer"}
         if self.generate and makes[self.generate] != self.type:
-            raise ValueError(f"generate = {self.generate!r} makes a {makes[self.generate]}, the type is {self.type}")
+            made = makes[self.generate]
+            raise ValueError(f"generate = {self.generate!r} makes values of type {made}, the type is {self.type}")
+        if self.generate == "zero" and not (self.min or 0) <= 0 <= (self.max or 0):
+            raise ValueError("generate = 'zero' makes a value that lies outside min and max")
         return self
 
     @model_validator(mode="after")

@@ -30,6 +30,13 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,63}$")]
 DEFAULT_LIMIT = 100
 """Records of a page when neither the caller nor the template sets a limit."""
 MAX_LIMIT = 10_000
+EXPECTED_VERSION = "expected_version"
+"""The argument of an update or a delete that names the version that the record must have, and the reserved parameter
+of the object that compares it."""
+COMPARING = frozenset({Operation.UPDATE, Operation.DELETE})
+"""The operations that take an expected version."""
+_VERSION_TYPES = ("integer", "string", "datetime", "uuid", "bytes", "object_id")
+"""Types whose values both stores compare exactly."""
 
 
 class _Table(BaseModel):
@@ -82,6 +89,9 @@ class _Header(_Table):
     name: Name
     store: Store
     key: tuple[Name, ...]
+    version: Name | None = None
+    """The field that the objects change with each write of the record, so that an update or a delete can name the
+    version that it expects."""
     description: str = ""
     item: Name | None = None
     """The fetch that takes the key alone and returns that record, for one-record addresses of HTTP. When absent, the
@@ -136,6 +146,8 @@ class Template(_Table):
                 raise ValueError(f"fields.{key}: a part of a composite key is required = true, or has generate")
         if (item := self.template.item) is not None and item not in self.fetch:
             raise ValueError(f"template.item: there is no fetch {item!r}")
+        if self.version is not None:
+            self._check_version(self.version)
         for name, spec in self.fetch.items():
             for cursor_field in spec.cursor:
                 if cursor_field not in self.fields:
@@ -155,6 +167,15 @@ class Template(_Table):
             if spec.range and not spec.cursor:
                 raise ValueError(f"fetch.{name}.range needs a cursor: the fields by which the object is ordered")
         return self
+
+    def _check_version(self, name: str) -> None:
+        if name not in self.fields:
+            raise ValueError(f"template.version {name!r} is not one of the fields")
+        if name in self.keys:
+            raise ValueError(f"template.version {name!r} is a part of the key, which no write changes")
+        kind = self.fields[name].type
+        if kind not in _VERSION_TYPES:
+            raise ValueError(f"template.version {name!r} is of type {kind}; a version is {', '.join(_VERSION_TYPES)}")
 
     @cached_property
     def _required_or_generated(self) -> tuple[tuple[str, FieldSpec], ...]:
@@ -179,6 +200,21 @@ class Template(_Table):
         """The fetch of one record by its key; empty if there is none."""
         usual = f"by_{'_'.join(self.keys)}"
         return self.template.item or (usual if usual in self.fetch else "")
+
+    @property
+    def version(self) -> str | None:
+        """The field that the objects change with each write; None if the template names none."""
+        return self.template.version
+
+    @property
+    def expected_version(self) -> FieldSpec | None:
+        """The type of the reserved parameter `expected_version`: the version's.
+
+        None if the template has no version, or a field of the parameter's name, which takes precedence.
+        """
+        if self.version is None or EXPECTED_VERSION in self.fields:
+            return None
+        return self.fields[self.version]
 
     @property
     def key_name(self) -> str:
@@ -313,14 +349,50 @@ class Template(_Table):
         )
 
     def check_update(self, payload: Any) -> dict[str, Any]:
-        """Validate an update: the key and the changed fields. An omitted field stays unchanged."""
+        """Validate an update: the key and the changed fields. An omitted field stays unchanged.
+
+        The version is no field to change, because the object changes it.
+        """
         checked = self._check_fields(payload, "payload")
+        if self.version in checked:
+            raise UnknownField(
+                f"an update of {self.name} does not take the field {self.version}: the object changes this version",
+                detail={"field": self.version, "template": self.name},
+                hint=f"leave it out; {EXPECTED_VERSION} takes the version that the record must have",
+            )
         for key in self.keys:
             if checked.get(key) is None:
                 raise MissingField(f"an update needs the key field {key}", detail=_at(key))
         if len(checked) == len(self.keys):
             raise InvalidPayload("the update changes nothing", detail=_at("payload"), hint="give a field to change")
         return checked
+
+    def check_expected_version(self, operation: Operation, value: Any) -> Any:
+        """Validate the version that a record must have for an operation. None stays None: nothing is compared.
+
+        Raises:
+            UnknownField: the operation takes none, or the template has none.
+            InvalidPayload: or a subclass; it is no value of the version's field.
+        """
+        if value is None:
+            return None
+        if operation not in COMPARING:
+            known = " and ".join(sorted(COMPARING))
+            raise self._no_version(f"{operation} takes no {EXPECTED_VERSION}", f"only {known} compare the version")
+        if self.version is None:
+            raise self._no_version(
+                f"template {self.name} has no version",
+                f'add version = "<field>" to [template] of {self.file.name or "the template"}',
+            )
+        if self.expected_version is None:
+            raise self._no_version(
+                f"template {self.name} has a field {EXPECTED_VERSION}, which its objects take instead",
+                "give that field another name",
+            )
+        return self.expected_version.check(EXPECTED_VERSION, value)
+
+    def _no_version(self, problem: str, remedy: str) -> UnknownField:
+        return UnknownField(problem, detail={"field": EXPECTED_VERSION, "template": self.name}, hint=remedy)
 
     def check_record_id(self, record_id: Any) -> Any:
         """Validate the key of the record to delete: a value, or a composite key's values as a mapping or in order."""

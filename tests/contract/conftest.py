@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,10 +45,20 @@ class Subject:
         return reply
 
 
-@pytest.fixture(params=["memory-rel", "memory-rec", "mariadb", "mongo"])
+KINDS = ["memory-rel", "memory-rec", "mariadb", "mongo"]
+
+
+@pytest.fixture(params=KINDS)
 def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
+    with subject_of(request, rows="SampleRows", documents="SampleDocs") as found:
+        yield found
+
+
+@contextmanager
+def subject_of(request: pytest.FixtureRequest, *, rows: str, documents: str) -> Iterator[Subject]:
+    """The adapter of a fixture's kind, for the template of its store."""
     kind: str = request.param
-    template = "SampleDocs" if kind in ("memory-rec", "mongo") else "SampleRows"
+    template = documents if kind in ("memory-rec", "mongo") else rows
     project = request.getfixturevalue("project")
     registry = TemplateRegistry.from_folder(project / "schema")
     if kind.startswith("memory"):

@@ -39,11 +39,13 @@ from beds.errors import (
     ClientClosed,
     DuplicateKey,
     ForeignKeyViolation,
+    IdempotencyConflict,
     InvalidCursor,
     MalformedEvent,
     NotFound,
     OutOfRange,
     PermissionDenied,
+    PreconditionFailed,
     ResultTooLarge,
     StoreDenied,
     TooLong,
@@ -192,6 +194,50 @@ def test_many_calls_keep_their_order_and_their_errors(client: Client, key: str) 
         assert page[0]["whole"] % 90 == n
     with pytest.raises(DuplicateKey):
         client.call_many(calls[:1])
+
+
+@pytest.mark.parametrize("template", ["VersionedRows", "VersionedDocs"])
+def test_of_updates_at_once_that_expect_one_version_one_wins(client: Client, key: str, template: str) -> None:
+    bound = client.template(template)
+    bound.create_record({"id": key})
+    for turn in range(10):
+        (before,) = bound.fetch_records("by_id", {"id": key})
+        calls = [
+            Call("update_record", template, {"id": key, "text": f"{turn}-{n}"}, expected_version=before["revision"])
+            for n in range(6)
+        ]
+        outcomes = client.call_many(calls, return_errors=True, timeout=60)
+        (winner,) = [n for n, outcome in enumerate(outcomes) if isinstance(outcome, Response)]
+        assert sum(isinstance(outcome, PreconditionFailed) for outcome in outcomes) == 5, outcomes
+        (after,) = bound.fetch_records("by_id", {"id": key})
+        assert (after["text"], after["revision"]) == (f"{turn}-{winner}", before["revision"] + 1)
+
+
+@pytest.mark.parametrize("template", ["VersionedRows", "VersionedDocs"])
+def test_a_keyed_update_with_a_version_is_answered_as_at_first(client: Client, key: str, template: str) -> None:
+    bound = client.template(template)
+    bound.create_record({"id": key})
+    (record,) = bound.fetch_records("by_id", {"id": key})
+    version = record["revision"]
+
+    def update(text: str, expected_version: int, name: str) -> Any:
+        change = {"id": key, "text": text}
+        return bound.update_record(change, expected_version=expected_version, idempotency_key=f"{key} {name}")
+
+    first = update("mine", version, "first")
+    assert update("mine", version, "first") == first
+    with pytest.raises(PreconditionFailed) as refused:
+        update("theirs", version, "late")
+    assert refused.value.detail == {"template": template, "record_id": key, "field": "revision"}
+    with pytest.raises(PreconditionFailed):
+        update("early", version + 2, "early")
+    assert update("again", version + 1, "again").affected == 1
+    with pytest.raises(PreconditionFailed):  # it has the expected version by now
+        update("early", version + 2, "early")
+    with pytest.raises(IdempotencyConflict):
+        update("mine", version + 1, "first")
+    assert bound.fetch_records("by_id", {"id": key})[0]["text"] == "again"
+    assert bound.delete_record(key, expected_version=version + 2).affected == 1
 
 
 def test_a_ticket_comes_at_once_and_the_outcome_later(client: Client, key: str) -> None:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import pickle
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
+from click.testing import CliRunner
 
 import beds
+from beds.adapters.memory import MemoryAdapter
+from beds.cli import call as commands
 from beds.client.aio import AsyncBoundTemplate, AsyncClient, AsyncJobTicket, AsyncTicket
 from beds.client.bound_template import BoundTemplate
 from beds.client.call import Call
@@ -20,6 +26,7 @@ from beds.client.flows import Flows, Handle
 from beds.client.jobs import JobTicket
 from beds.client.steps import Flow, run
 from beds.client.tickets import Ticket
+from beds.core.namaste import Query
 from beds.domain.event import Event
 from beds.domain.reply import Page, Response, reply_from_wire
 from beds.domain.ticket import TicketState, TicketStatus
@@ -31,12 +38,15 @@ from beds.errors import (
     InternalError,
     MalformedEvent,
     MissingField,
+    PreconditionFailed,
     StoreDenied,
     StoreUnavailable,
+    UnknownField,
     UnknownTemplate,
     UnknownTicket,
     WrongType,
 )
+from beds.templates.template import load_template
 from beds.testing import MemoryClient, memory
 from beds.transport.pending import Pending
 from tests.conftest import ROOT
@@ -95,6 +105,135 @@ def test_a_call_with_a_key_is_executed_once(client: MemoryClient) -> None:
     assert airlines.delete_record("ZZ", idempotency_key="gone").affected == 1
     with pytest.raises(IdempotencyConflict):
         airlines.delete_record("YY", idempotency_key="gone")
+
+
+SNOW = {"airport": "JFK", "title": "Snow", "status": "open"}
+
+
+def test_two_people_change_one_record(client: MemoryClient) -> None:
+    notices, awaited = beds.template("Notices"), beds.aio.template("Notices")
+    key = UUID(notices.create_record(SNOW).record_id)
+
+    def version() -> int:
+        (notice,) = beds.fetch("Notices", "by_id", {"id": key})
+        found: int = notice["revision"]
+        return found
+
+    assert version() == 0
+    assert notices.update_record({"id": key, "severity": 1}, expected_version=0).affected == 1
+    late: list[Callable[[], Any]] = [
+        lambda: notices.update_record({"id": key, "severity": 2}, expected_version=0),
+        lambda: notices.delete_record(key, expected_version=0),
+        lambda: beds.write("update_record", "Notices", {"id": key, "severity": 2}, expected_version=0),
+        lambda: beds.call("delete_record", "Notices", key, expected_version=0),
+        lambda: beds.submit("delete_record", "Notices", key, expected_version=0).result(),
+        lambda: beds.call_many([Call("delete_record", "Notices", key, expected_version=0)]),
+        lambda: asyncio.run(awaited.update_record({"id": key, "severity": 2}, expected_version=0)),
+        lambda: asyncio.run(awaited.delete_record(key, expected_version=0)),
+        lambda: asyncio.run(beds.aio.call("delete_record", "Notices", key, expected_version=0)),
+        lambda: asyncio.run(beds.aio.write("delete_record", "Notices", key, expected_version=0)),
+    ]
+    for act in late:
+        with pytest.raises(PreconditionFailed) as caught:
+            act()
+        assert caught.value.detail == {"template": "Notices", "record_id": str(key), "field": "revision"}
+    assert version() == 1
+    assert asyncio.run(awaited.update_record({"id": key, "severity": 3}, expected_version=1)).affected == 1
+    assert notices.update_record({"id": key, "severity": 3}).affected == 1  # by somebody who compares nothing
+    assert notices.delete_record(key, expected_version=3).affected == 1
+
+
+def test_an_expected_version_is_part_of_the_event_and_of_its_key(client: MemoryClient) -> None:
+    sent: list[Mapping[str, Any]] = []
+    send = client.transport.send
+
+    def recorded(event: Event, deadline: float) -> Pending:
+        sent.append(event.arguments)
+        return send(event, deadline)
+
+    client.transport.send = recorded  # type: ignore[method-assign]
+    key = UUID(beds.write("create_record", "Notices", SNOW).record_id)
+    change = {"id": key, "severity": 1}
+    first = beds.write("update_record", "Notices", change, expected_version=0, idempotency_key="once")
+    assert beds.write("update_record", "Notices", change, expected_version=0, idempotency_key="once") == first
+    for other in (1, None):
+        with pytest.raises(IdempotencyConflict):
+            beds.write("update_record", "Notices", change, expected_version=other, idempotency_key="once")
+    beds.write("update_record", "Notices", change)
+    assert [event["expected_version"] for event in sent if "expected_version" in event] == [0]
+    assert set(sent[-1]) == {"template", "payload"}  # as older workers know it
+
+
+@pytest.mark.parametrize("value", ["0", True, 0.0, b"", {"$gt": -1}])
+def test_a_wrong_version_is_refused_before_it_is_sent(client: MemoryClient, value: Any) -> None:
+    client.transport.fail_next(InternalError("sent"))
+    with pytest.raises(WrongType) as caught:
+        beds.call("delete_record", "Notices", UUID(int=1), expected_version=value)
+    assert caught.value.detail["field"] == "expected_version"
+    for operation, template, data in (
+        ("create_record", "Notices", SNOW),
+        ("fetch_records", "Notices", {}),
+        ("delete_record", "Airlines", "ZZ"),
+    ):
+        with pytest.raises(UnknownField) as unknown:
+            beds.call(operation, template, data, expected_version=value)
+        assert unknown.value.detail["field"] == "expected_version"
+
+
+def test_a_call_without_a_version_has_the_digest_that_it_had() -> None:
+    """Idempotency keys of before keep their events."""
+    call = Call("update_record", "Notices", {"id": 1, "severity": 2})
+    assert call.digest == "c89ae4c366ba4684a84177ff5bb042183308e6bca7b64dd6903458f25da86f95"
+    assert Call("update_record", "Notices", {"id": 1, "severity": 2}, expected_version=None).digest == call.digest
+    compared = {Call("update_record", "Notices", call.data, expected_version=v).digest for v in (0, 1, "1", False)}
+    assert len(compared | {call.digest}) == 5
+
+
+@pytest.mark.parametrize("kind", ["integer", "string", "datetime", "uuid", "bytes", "object_id"])
+def test_each_write_in_memory_changes_the_version(tmp_path: Path, kind: str) -> None:
+    file = tmp_path / "things.toml"
+    file.write_text(
+        '[template]\nname = "T"\nstore = "rel"\nkey = "id"\nversion = "v"\n[create]\nobject = "c"\n'
+        '[update]\nobject = "u"\n[fetch.by_id]\nobject = "f"\n[fields.id]\ntype = "integer"\n'
+        f'[fields.n]\ntype = "integer"\n[fields.v]\ntype = "{kind}"\n'
+    )
+    adapter = MemoryAdapter(load_template(file))
+    adapter.create_record({"id": 1})
+    seen = []
+    for n in range(20):
+        (record,) = adapter.fetch_records(Query("by_id", {"id": 1}))
+        assert record["v"] not in seen
+        adapter.template.fields["v"].check("v", record["v"], nullable=False)
+        seen.append(record["v"])
+        assert adapter.update_record({"id": 1, "n": n}, record["v"]).affected == 1
+    with pytest.raises(PreconditionFailed):
+        adapter.update_record({"id": 1, "n": 0}, seen[0])
+
+
+@pytest.mark.parametrize("command", ["call", "submit"])
+def test_the_command_line_converts_the_expected_version(
+    client: MemoryClient, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setattr("beds.cli.call.Client", lambda _settings: contextlib.nullcontext(client))
+    monkeypatch.setattr("beds.cli.call.load_settings", lambda _config: None)
+    key = beds.write("create_record", "Notices", SNOW).record_id
+
+    def typed(*arguments: str) -> Any:
+        return CliRunner().invoke(
+            getattr(commands, command), ["Notices.update_record", f"id={key}", "severity=2", *arguments]
+        )
+
+    done = typed("--expected-version", "0")
+    assert done.exit_code == 0, done.output
+    (notice,) = beds.fetch("Notices", "by_id", {"id": UUID(key)})
+    assert (notice["severity"], notice["revision"]) == (2, 1)
+    assert isinstance(typed("--expected-version", "one").exception, WrongType)
+    nothing = typed("--expected-version", "null")
+    assert nothing.exit_code == 2
+    assert "would compare nothing" in nothing.output
+    typed("--expected-version", "0")
+    (notice,) = beds.fetch("Notices", "by_id", {"id": UUID(key)})
+    assert notice["revision"] == 1
 
 
 def test_the_awaited_client_does_the_same(client: MemoryClient) -> None:

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from beds.adapters.bound import _is_cut
 from beds.core.namaste import Query
 from beds.domain.event import Operation
-from beds.errors import ConfigurationError, InvalidPayload, SchemaMismatch, TemplateError
-from beds.templates.binding import bind
+from beds.errors import ConfigurationError, InvalidPayload, SchemaMismatch, TemplateError, UnknownField, WrongType
+from beds.templates.binding import bind, reserved_type
 from beds.templates.fields import FieldSpec
 from beds.templates.named_object import NamedObject, ObjectKind, Param
 from beds.templates.registry import TemplateRegistry
@@ -43,6 +43,15 @@ required = true
 type = "string"
 max_length = 10
 """
+VERSIONED = (
+    MINIMAL.replace('key = "id"', 'key = "id"\nversion = "revision"', 1)
+    + """
+[fields.revision]
+type = "integer"
+[update]
+object = "things_update"
+"""
+)
 
 
 def template(tmp_path: Path, text: str = MINIMAL) -> Template:
@@ -70,7 +79,7 @@ def procedure(name: str, *params: Param) -> NamedObject:
         ('cursor = ["id"]', "limit = 5000", "limit is above its max_limit"),
         ('object = "things_create"', 'object = "things; DROP"', "create.object"),
         ('store = "rel"', 'store = "rec"\n', None),
-        ("required = true", 'generate = "uuid7"', "makes a uuid"),
+        ("required = true", 'generate = "uuid7"', "makes values of type uuid"),
         ("[create]", "[creat]", "did you mean 'create'?"),
         ("[template]", "template", "cannot be read"),
         ("[template]", f"x = {'[' * 3000}\n[template]", "cannot be read"),
@@ -81,6 +90,12 @@ def procedure(name: str, *params: Param) -> NamedObject:
         ("max_length = 10", "digits = 2\nscale = 5", "scale is above digits"),
         ('cursor = ["id"]', 'optional = ["nope"]', "'nope' is no field and no argument"),
         ('cursor = ["id"]', "internal = true", "for BEDS's own templates"),
+        ('key = "id"', 'key = "id"\nversion = "nope"', "template.version 'nope' is not one of the fields"),
+        ('key = "id"', 'key = "id"\nversion = "id"', "template.version 'id' is a part of the key"),
+        ('key = "id"', 'key = "id"\nversion = "a b"', "template.version"),
+        ('key = "id"', 'key = "id"\nverson = "name"', "did you mean 'version'?"),
+        ("max_length = 10", 'generate = "zero"', "makes values of type integer, the type is string"),
+        ("required = true", 'generate = "zero"\nmin = 1', "outside min and max"),
     ],
 )
 def test_a_wrong_file_is_told_by_file_and_key(tmp_path: Path, old: str, new: str, words: str | None) -> None:
@@ -92,6 +107,97 @@ def test_a_wrong_file_is_told_by_file_and_key(tmp_path: Path, old: str, new: str
         template(tmp_path, text)
     assert words in str(caught.value)
     assert "things.toml" in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["integer", "string", "datetime", "uuid", "bytes", "object_id"])
+def test_a_version_is_of_a_type_that_both_stores_compare(tmp_path: Path, kind: str) -> None:
+    text = VERSIONED.replace('type = "integer"\n[update]', f'type = "{kind}"\n[update]')
+    things = template(tmp_path, text)
+    assert things.version == "revision"
+    assert things.expected_version is things.fields["revision"]
+    for wrong in ("number", "decimal", "boolean", "date", "object", "array"):
+        with pytest.raises(TemplateError, match=f"'revision' is of type {wrong}; a version is integer, string"):
+            template(tmp_path, text.replace(f'type = "{kind}"\n[update]', f'type = "{wrong}"\n[update]'))
+
+
+def test_a_zero_lies_between_the_fields_limits() -> None:
+    for more in ({}, {"min": 0}, {"max": 0}, {"min": -1, "max": 1}):
+        assert FieldSpec(type="integer", generate="zero", **more).make() == 0
+    for beyond in ({"min": 1}, {"max": -1}):
+        with pytest.raises(ValueError, match="outside min and max"):
+            FieldSpec(type="integer", generate="zero", **beyond)
+
+
+def test_an_expected_version_is_checked_by_the_versions_type(tmp_path: Path) -> None:
+    things = template(tmp_path, VERSIONED)
+    for operation in (Operation.UPDATE, Operation.DELETE):
+        assert things.check_expected_version(operation, 3) == 3
+        for wrong in ("3", True, 3.0, {"$gt": 0}):
+            with pytest.raises(WrongType) as caught:
+                things.check_expected_version(operation, wrong)
+            assert caught.value.detail["field"] == "expected_version"
+    for operation in Operation:
+        assert things.check_expected_version(operation, None) is None
+        assert template(tmp_path).check_expected_version(operation, None) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "operation", "remedy"),
+    [
+        (VERSIONED, Operation.CREATE, "only delete_record and update_record"),
+        (VERSIONED, Operation.CREATE_MANY, "only delete_record and update_record"),
+        (VERSIONED, Operation.FETCH, "only delete_record and update_record"),
+        (MINIMAL, Operation.UPDATE, 'version = "<field>" to [template] of things.toml'),
+        (VERSIONED + '[fields.expected_version]\ntype = "integer"\n', Operation.UPDATE, "another name"),
+    ],
+)
+def test_where_nothing_is_compared_no_version_is_taken(
+    tmp_path: Path, text: str, operation: Operation, remedy: str
+) -> None:
+    with pytest.raises(UnknownField) as caught:
+        template(tmp_path, text).check_expected_version(operation, 3)
+    assert caught.value.detail["field"] == "expected_version"
+    assert remedy in caught.value.hint
+
+
+def test_the_objects_change_the_version_and_nobody_else(tmp_path: Path) -> None:
+    things = template(tmp_path, VERSIONED)
+    with pytest.raises(UnknownField, match="expected_version") as caught:
+        things.check_update({"id": 1, "name": "a", "revision": 2})
+    assert caught.value.detail["field"] == "revision"
+    assert things.check_create({"id": 1, "revision": 2}) == {"id": 1, "revision": 2}
+    # A create need not take it: the column has a default.
+    bind(things, "create", procedure("things_create", param("id"), param("name", "string")))
+
+
+def test_the_parameter_of_the_expected_version_has_the_versions_type(tmp_path: Path) -> None:
+    things = template(tmp_path, VERSIONED)
+    for table in ("update", "delete"):
+        bind(things, table, procedure(f"things_{table}", param("id"), param("expected_version")))
+        bind(things, table, procedure(f"things_{table}", param("id")))
+        with pytest.raises(SchemaMismatch, match="parameter expected_version: is sql string, but BEDS fills it with"):
+            bind(things, table, procedure(f"things_{table}", param("id"), param("expected_version", "string")))
+
+
+def test_a_field_of_the_parameters_name_takes_precedence(tmp_path: Path) -> None:
+    things = template(tmp_path, VERSIONED + '[fields.expected_version]\ntype = "string"\n')
+    target = procedure("things_update", param("id"), param("expected_version", "string"))
+    assert bind(things, "update", target).target is target
+    assert reserved_type(things, Operation.UPDATE, things.refs()["update"][1], target.params[1]) is None
+
+
+def test_without_a_version_the_parameter_is_one_like_others(tmp_path: Path) -> None:
+    text = VERSIONED.replace('version = "revision"\n', "")
+    given = param("expected_version")
+    bind(template(tmp_path, text), "delete", procedure("things_delete", param("id"), given))
+    documents = template(tmp_path, text.replace('"rel"', '"rec"'))
+    for target, fits in ((given, False), (param("expected_version", optional=True), True)):
+        changing = NamedObject("things_update", ObjectKind.UPDATE, (param("id"), target))
+        if fits:
+            bind(documents, "update", changing)
+        else:
+            with pytest.raises(SchemaMismatch, match="parameter expected_version: is surplus"):
+                bind(documents, "update", changing)
 
 
 def test_a_documents_key_must_come_from_somewhere(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from beds.adapters.store import AlreadyDone, Health, IdempotencyRecord, Outcome,
 from beds.config.sections import RecDatabase
 from beds.domain.event import Operation
 from beds.errors import StoreError, StoreUnavailable
-from beds.templates.binding import BULK_NAMES, KEYS, Binding, bounded_field, spec_of
+from beds.templates.binding import BULK_NAMES, KEYS, Binding, field_behind, spec_of
 from beds.templates.named_object import NamedObject, ObjectKind, Param
 
 OBJECTS = "beds_objects"
@@ -207,7 +207,9 @@ class MongoSession:
                 converted[name] = value  # the DBA's own BSON: MinKey, MaxKey, …
             else:
                 declared = _declared(binding, param, name)
-                spec = spec_of(template, binding.ref, bounded_field(name)) or spec_of(template, binding.ref, name)
+                spec = spec_of(template, binding.ref, field_behind(template, name)) or spec_of(
+                    template, binding.ref, name
+                )
                 converted[name] = field_to_bson(spec, name, value, declared.get("bsonType"), declared)
         return converted
 
@@ -220,7 +222,7 @@ def _collection(target: NamedObject) -> str:
 def _declared(binding: Binding, param: Param | None, name: str) -> Mapping[str, Any]:
     """The BSON types of a parameter: its own if they name exactly one number type, else those of the stored field."""
     names = param.declared.split(" or ") if param is not None else []
-    field = bounded_field(name)
+    field = field_behind(binding.template, name)
     stored = "_id" if binding.template.keys == (field,) else field
     column = (binding.target.shape.get("properties") or {}).get(stored) or {}
     numbers = {"int", "long", "double", "decimal", "number"} & set(names)
