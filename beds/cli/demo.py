@@ -9,6 +9,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from beds.cli.http import print_address
 from beds.cli.output import print_json, print_records
 from beds.cli.up import bring_up
 from beds.client.client import Client
@@ -58,6 +59,8 @@ def demo(config: str | None, as_json: bool) -> None:
     else:
         _print_answers(counts, routes, flight, weather, notice)
         click.echo(f"\ndone in {seconds:.0f} s\n\n{_HOW_TO_GO_ON}")
+        if settings.services.app_server.is_local:
+            print_address(settings)
     if counts != COUNTS:
         raise StackError(
             f"the counts are {counts}, the source has {dict(COUNTS)}",

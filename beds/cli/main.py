@@ -41,6 +41,7 @@ _COMMANDS: Mapping[str, tuple[str, str]] = {
     "topology": ("beds.cli.topology:topology", "Declare and show exchanges and queues."),
     "amqp": ("beds.cli.amqp:amqp", "Print the users and rights that RabbitMQ needs."),
     "node": ("beds.cli.node:node", "Run this node's workers."),
+    "http": ("beds.cli.http:http", "Run the app server, and make keys for its callers."),
     "doctor": ("beds.cli.doctor:doctor", "Test the running system by probes."),
     "stack": ("beds.cli.stack:stack", "Start and stop a local RabbitMQ, MariaDB and MongoDB."),
     "demo": ("beds.cli.demo:demo", "Load the sample data through BEDS and ask it questions."),

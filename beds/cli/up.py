@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import click
 
+from beds.cli.http import print_address
 from beds.cli.stack import down as stack_down
 from beds.cli.stack import folder_for
 from beds.config import Settings, load_settings
@@ -56,7 +57,9 @@ def up(config: str | None, port_base: int | None) -> None:
     It may be repeated: servers and workers that run keep running. In production the servers exist already, the DBA runs
     `beds schema apply`, and `beds node run` starts a node.
     """
-    bring_up(config, click.echo, port_base)
+    settings, _ = bring_up(config, click.echo, port_base)
+    if settings.services.app_server.is_local:
+        print_address(settings)
     click.echo("next: beds template list; beds call TEMPLATE.OPERATION …; beds doctor; beds down")
 
 

@@ -91,6 +91,15 @@ class Http(Section):
     key: tuple[HttpKey, ...] = ()
     roles: dict[Text, HttpRole] = Field(default_factory=dict)
 
+    @property
+    def is_open_to_nobody(self) -> bool:
+        """True if no caller is configured. In development such a node makes a key of its own; see `local_key`."""
+        return not (self.key or self.jwt)
+
+    @property
+    def is_on_loopback(self) -> bool:
+        return self.listen.startswith(LOOPBACK)
+
     @model_validator(mode="after")
     def _names_are_known_once(self) -> Http:
         unknown = {role for key in self.key for role in key.roles} - self.roles.keys()
@@ -105,6 +114,9 @@ class Http(Section):
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise ValueError("tls_certificate and tls_key belong together")
         return self
+
+
+LOOPBACK = ("127.", "localhost", "[::1]")
 
 
 def host_and_port(address: str) -> tuple[str, int]:

@@ -113,6 +113,8 @@ class Amqp(Section):
     operator_url: AmqpUrl | None = None
     """For an operator's commands (`beds dead`, `logs`, `top`, `tickets`). Its user may publish with the key `operator`,
     and so read and change the tickets and records of all users. Omit it on nodes without operators."""
+    http_url: AmqpUrl | None = None
+    """For the app server of this node; `url` when absent. A user of its own may also start jobs, for example."""
     tls: Tls | None = None
     """For URLs that begin with `amqps://`."""
     queue_type: QueueType = "quorum"

@@ -49,7 +49,7 @@ class Node:
     def __init__(self, settings: Settings, client: Client | None = None) -> None:
         self.settings = settings
         self.http = settings.http
-        self.client = client or Client(settings)
+        self.client = client or Client(_as_app_server(settings))
         self.flows = self.client.flows
         self.templates = self.client.templates
         for name in sorted(RESERVED & self.templates.keys()):
@@ -105,6 +105,12 @@ class Node:
 
     async def stop(self) -> None:
         await asyncio.to_thread(self.client.close)
+
+
+def _as_app_server(settings: Settings) -> Settings:
+    """The settings of a client with the app server's own AMQP user."""
+    amqp = settings.amqp
+    return settings.model_copy(update={"amqp": amqp.model_copy(update={"url": amqp.http_url or amqp.url})})
 
 
 class Metrics:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 from typing import Any
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, unquote, urlencode
 
 from starlette.responses import Response, StreamingResponse
 
@@ -28,7 +29,7 @@ from beds.http.values import (
     read_records,
     record_from_json,
 )
-from beds.templates.template import Template
+from beds.templates.template import EXPECTED_VERSION, Template
 from beds.wire.reply import encoded_result
 
 CALLS_AT_ONCE = 100
@@ -74,15 +75,49 @@ async def on_record(node: Node, asked: Asked, template: Template, key: str) -> R
         for name in given.keys() & parts.keys():
             if given[name] != parts[name]:
                 raise Problem(422, "invalid_payload", f"The key {name} is that of the address.", field=name)
-        given = _with_bound(given, asked.caller.bound(template, "update"))
-        return await _write(node, asked, Call(Operation.UPDATE, template.name, {**given, **parts}))
+        changes = _with_bound({**given, **parts}, asked.caller.bound(template, "update"))
+        version = expected_version(asked, template)
+        call = Call(Operation.UPDATE, template.name, changes, expected_version=version)
+        return await _write(node, asked, call)
     asked.caller.check(template, "delete")
     parts = key_of(template, key)
     for name, value in asked.caller.bound(template, "delete").items():
         if parts[name] != value:
             raise not_found()
     data = parts if len(template.keys) > 1 else parts[template.keys[0]]
-    return await _write(node, asked, Call(Operation.DELETE, template.name, data))
+    version = expected_version(asked, template)
+    return await _write(node, asked, Call(Operation.DELETE, template.name, data, expected_version=version))
+
+
+def etag_of(template: Template, record: Mapping[str, Any]) -> dict[str, str]:
+    """The header `ETag` of a record in plain JSON: its version. None where it has none."""
+    version = record.get(template.version) if template.version else None
+    return {} if version is None else {"ETag": f'"{quote(str(version), safe="")}"'}
+
+
+def expected_version(asked: Asked, template: Template) -> Any:
+    """The version that `If-Match` names; None for `*`, or for a template without versions.
+
+    Raises:
+        Problem: 428 if the template has versions and the header is missing; 412 if it can match no record.
+    """
+    header = asked.request.headers.get("if-match")
+    spec = template.expected_version
+    if header is None:
+        if spec is not None:
+            raise Problem(428, "precondition_required", "Send If-Match with the ETag of the record, or *.",
+                          field="If-Match")  # fmt: skip
+        return None
+    header = header.strip()
+    if header == "*":
+        return None
+    failed = Problem(412, "precondition_failed", "The record has no such version; fetch it again.", field="If-Match")
+    if spec is None or not (len(header) > 2 and header[0] == header[-1] == '"' and "," not in header):
+        raise failed
+    try:
+        return spec.check("If-Match", from_text("If-Match", unquote(header[1:-1]), (spec.type,)), nullable=False)
+    except BedsError:
+        raise failed from None
 
 
 def key_of(template: Template, text: str) -> dict[str, Any]:
@@ -183,8 +218,7 @@ async def _pages(
         if not (following := next_cursor(template, call.using, cursor, reached)):
             return
         cursor = following
-        following_call = Call(call.operation, call.template, call.data, call.using, call.limit, cursor, call.actor)
-        page = await _page(node, asked, following_call)
+        page = await _page(node, asked, replace(call, cursor=cursor))
 
 
 async def _lines(pages: AsyncIterator[list[dict[str, Any]]]) -> AsyncIterator[bytes]:
@@ -207,7 +241,12 @@ async def _item(node: Node, asked: Asked, template: Template, key: str) -> Respo
     page = await _page(node, asked, Call(Operation.FETCH, template.name, args, using, actor=asked.caller.actor))
     if len(page["records"]) != 1:
         raise not_found()
-    return asked.reply(plain_record(page["records"][0]))
+    record = plain_record(page["records"][0])
+    etag = etag_of(template, record)
+    seen = [each.strip().removeprefix("W/") for each in asked.request.headers.get("if-none-match", "").split(",")]
+    if etag and (etag["ETag"] in seen or "*" in seen):
+        return asked.reply_empty(304, etag)
+    return asked.reply(record, headers=etag)
 
 
 async def _create(node: Node, asked: Asked, template: Template) -> Response:
@@ -231,7 +270,7 @@ async def _create_many(node: Node, asked: Asked, template: Template) -> Response
 
 
 async def _write(node: Node, asked: Asked, call: Call) -> Response:
-    call = Call(call.operation, call.template, call.data, actor=asked.caller.actor)
+    call = replace(call, actor=asked.caller.actor)
     if asked.preferences.respond_async:
         return await submit(node, asked, call)
     return write_reply(node, asked, call, await reply_to(node, asked, call))
@@ -245,7 +284,7 @@ def write_reply(node: Node, asked: Asked, call: Call, wire: Any) -> Response:
     if call.operation == Operation.DELETE:
         return asked.reply_empty(204)
     body = write_json(wire)
-    headers, status = {}, 200
+    headers, status = etag_of(template, body["record"]), 200
     if call.operation == Operation.CREATE:
         status = 201
         if template.item_fetch and body["record_id"] and not template.has_sensitive_key:
@@ -342,13 +381,14 @@ async def call_of(node: Node, caller: Caller, given: Any) -> Call:
         return Call(Operation.FETCH, name, _with_bound(read, bound), what, limit, cursor, caller.actor)
     operation = WRITES[what]
     if operation is Operation.DELETE:
-        _only(given, "key")
+        _only(given, "key", EXPECTED_VERSION)
         key = given.get("key")
         read_key = record_from_json(key, template.fields) if isinstance(key, dict) else _key_value(template, key)
         parts = template.key_values(template.check_record_id(read_key))
         if any(parts[field] != value for field, value in bound.items()):
             raise not_found()
-        return Call(operation, name, read_key, actor=caller.actor)
+        version = _version(template, given)
+        return Call(operation, name, read_key, actor=caller.actor, expected_version=version)
     if operation is Operation.CREATE_MANY:
         _only(given, "records")
         records = given.get("records")
@@ -357,9 +397,14 @@ async def call_of(node: Node, caller: Caller, given: Any) -> Call:
         rows = [record_from_json(row, template.fields, f"records[{i}]") for i, row in enumerate(records)]
         rows = [_with_bound(row, bound) if isinstance(row, dict) else row for row in rows]
         return Call(operation, name, rows, actor=caller.actor)
-    _only(given, "record")
+    _only(given, "record", *([EXPECTED_VERSION] if operation is Operation.UPDATE else []))
     record = record_from_json(given.get("record"), template.fields)
-    return Call(operation, name, _with_bound(record, bound) if isinstance(record, dict) else record, actor=caller.actor)
+    data = _with_bound(record, bound) if isinstance(record, dict) else record
+    return Call(operation, name, data, actor=caller.actor, expected_version=_version(template, given))
+
+
+def _version(template: Template, given: Mapping[str, Any]) -> Any:
+    return from_json(EXPECTED_VERSION, given.get(EXPECTED_VERSION), template.expected_version)
 
 
 def _key_value(template: Template, key: Any) -> Any:

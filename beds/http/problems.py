@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from beds.errors import BedsError
+from beds.errors import BedsError, PermissionDenied
 
 MEDIA_TYPE = "application/problem+json"
 _UNEXPLAINED: Mapping[int, str] = {
@@ -71,6 +71,8 @@ def problem_of(error: BedsError, *, is_write: bool = False) -> tuple[Problem, st
         is_write: whether the request writes, so that a missing reply leaves it open.
     """
     detail = _UNEXPLAINED.get(error.status) or error.message
+    if isinstance(error, PermissionDenied):
+        detail = "This node's own rights on RabbitMQ do not allow this."
     if error.status == 504 and is_write:
         detail += _MAY_HAPPEN
     field = error.detail.get("field")

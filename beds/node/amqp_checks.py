@@ -55,8 +55,11 @@ def amqp_checks(settings: Settings, *, runs_here: bool) -> Iterator[Check]:
 
 
 def client_checks(settings: Settings) -> Iterator[Check]:
-    """Check that the client's and the operator's user may publish, and nothing else."""
+    """Check that the users of clients, the app server and the operator may publish, and nothing else."""
     yield from _connected("RabbitMQ, as client", settings, settings.amqp.client_url, "url", _client)
+    if settings.services.app_server.is_local and settings.amqp.http_url is not None:
+        url = settings.amqp.http_url.get_secret_value()
+        yield from _connected("RabbitMQ, as app server", settings, url, "http_url", _client)
     if settings.amqp.operator_url is not None:
         url = settings.amqp.operator_url.get_secret_value()
         yield from _connected("RabbitMQ, as operator", settings, url, "operator_url", _operator)

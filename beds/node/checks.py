@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import psutil
 
 from beds.config import Settings
+from beds.config.http import host_and_port
 from beds.domain.event import Store
 from beds.errors import BedsError
 from beds.node.amqp_checks import amqp_checks
@@ -44,6 +45,8 @@ def startup_checks(settings: Settings, *, runs_here: bool = False) -> Iterator[C
     yield _secrets(settings)
     yield _disk(settings)
     yield _memory(settings, runs_here)
+    if settings.services.app_server.is_local:
+        yield from _http(settings, runs_here)
     if settings.services.flower.is_local:
         yield _flower(settings, runs_here)
     if settings.services.admin.is_local and settings.metrics.prometheus:
@@ -107,6 +110,32 @@ def _memory(settings: Settings, runs_here: bool) -> Check:
             "lower instances in [brokers], or give the machine more",
         )
     return ok("memory", f"{available / 1e6:,.0f} MB are available for {slots} slots")
+
+
+def _http(settings: Settings, runs_here: bool) -> Iterator[Check]:
+    """Check the app server: its packages, its callers, its ports, and that it has nothing of a database."""
+    http = settings.http
+    if missing := [
+        name for name in ("starlette", "uvicorn", "msgspec", "jwt") if importlib.util.find_spec(name) is None
+    ]:
+        yield failed("http", f"{missing[0]} is not installed", "pip install 'beds[http]'")
+        return
+    if http.is_open_to_nobody and (settings.node.is_production or not http.is_on_loopback):
+        yield failed("http callers", "nobody may call: there is no [[http.key]] and no [[http.jwt]]",
+                     "`beds http key NAME` makes a key")  # fmt: skip
+    else:
+        callers = "a key of its own" if http.is_open_to_nobody else f"{len(http.key)} keys, {len(http.jwt)} issuers"
+        yield ok("http callers", callers)
+    if not http.is_on_loopback and http.tls_certificate is None and not http.trusted_proxies:
+        yield failed("http encryption", f"{http.listen} takes keys and tokens in the clear",
+                     "set [http] tls_certificate and tls_key, or name the proxy in trusted_proxies")  # fmt: skip
+    if not local_pools(settings.services) and (settings.databases.rec or settings.databases.rel):
+        yield failed("http rights", "this node runs no worker, and knows the address of a database",
+                     "remove [databases] from its beds.toml and BEDS_DATABASES__… from its environment")  # fmt: skip
+    for name, address, key in (("http", http.listen, "listen"), ("http admin", http.admin, "admin")):
+        if address is not None:
+            host, port = host_and_port(address)
+            yield _port(name, host, port, runs_here, f"[http] {key}")
 
 
 def _flower(settings: Settings, runs_here: bool) -> Check:

@@ -1,4 +1,4 @@
-"""One process that a node keeps running: a Celery worker with its slots, or Flower."""
+"""One process that a node keeps running: a Celery worker with its slots, the app server, or Flower."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 
 from beds.config import Settings
+from beds.config.http import host_and_port
 from beds.config.settings import CONFIG_VARIABLE
 from beds.node.systemd import VARIABLES
 from beds.wire.routes import brokers_of, local_pools
@@ -27,8 +28,8 @@ LASTING_SECONDS = 60.0
 REFUSED_SECONDS = 30.0
 """Delay before a process that refused to start is started again, since the cause may be repaired by then."""
 ASK_SECONDS = 1.0
-"""Time for which the result of a probe of Flower counts."""
-FLOWER = "flower"
+"""Time for which the result of a probe of a port counts."""
+FLOWER, HTTP = "flower", "http"
 CELERY = (sys.executable, "-m", "celery", "-A", "beds")
 
 
@@ -36,7 +37,7 @@ class Pool(ABC):
     """A process that is restarted whenever it ends.
 
     Args:
-        name: its queues, as `-Q` takes them, or `flower`.
+        name: its queues, as `-Q` takes them, or `http`, or `flower`.
         settings: of the node.
     """
 
@@ -148,13 +149,18 @@ class WorkerPool(Pool):
         return [*CELERY, "worker", "-Q", self.name, "-n", self.worker_name, "-l", settings.logging.level]
 
 
-class FlowerPool(Pool):
-    """Flower, which is ready as soon as its port is open."""
+class PortPool(Pool):
+    """A process that executes no events, and is ready as soon as its port is open."""
 
-    def __init__(self, settings: Settings) -> None:
-        super().__init__(FLOWER, settings)
+    def __init__(self, name: str, settings: Settings) -> None:
+        super().__init__(name, settings)
         self._answered = False
         self._ask_again = 0.0
+
+    @property
+    @abstractmethod
+    def address(self) -> tuple[str, int]:
+        """Where it listens."""
 
     @property
     def slots(self) -> int:
@@ -168,15 +174,39 @@ class FlowerPool(Pool):
         """True if its port is open. Called several times a second, so a probe's result counts for `ASK_SECONDS`."""
         if time.monotonic() < self._ask_again:
             return self._answered
-        address = self._settings.flower.address
-        host = "127.0.0.1" if address == "0.0.0.0" else address
+        host, port = self.address
         try:
-            socket.create_connection((host, self._settings.flower.port), timeout=0.5).close()
+            socket.create_connection(("127.0.0.1" if host == "0.0.0.0" else host, port), timeout=0.5).close()
             self._answered = True
         except OSError:
             self._answered = False
         self._ask_again = time.monotonic() + ASK_SECONDS
         return self._answered
+
+
+class HttpPool(PortPool):
+    """The app server: HTTP and WebSocket for clients outside."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(HTTP, settings)
+
+    @property
+    def address(self) -> tuple[str, int]:
+        return host_and_port(self._settings.http.listen)
+
+    def _command(self) -> Sequence[str]:
+        return [sys.executable, "-m", "beds.http"]
+
+
+class FlowerPool(PortPool):
+    """Flower, the monitor."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(FLOWER, settings)
+
+    @property
+    def address(self) -> tuple[str, int]:
+        return self._settings.flower.address, self._settings.flower.port
 
     def _command(self) -> Sequence[str]:
         flower = self._settings.flower
@@ -190,6 +220,8 @@ class FlowerPool(Pool):
 def pools_of(settings: Settings) -> list[Pool]:
     """The pools that this node keeps running."""
     pools: list[Pool] = [WorkerPool(",".join(queues), settings) for queues in local_pools(settings.services)]
+    if settings.services.app_server.is_local:
+        pools.append(HttpPool(settings))
     if settings.services.flower.is_local and settings.flower.basic_auth.get_secret_value():
         pools.append(FlowerPool(settings))  # only with a password: else any web page could shut a pool down through it
     return pools

@@ -13,8 +13,8 @@ from beds.errors import StackError
 from beds.node.daemon import port_is_free
 
 DEFAULT_BASE = 23000
-"""First of the ports: MariaDB +306, MongoDB +17, RabbitMQ +672 … +674, epmd +369, Prometheus +464. All stay below
-32768, where Linux's ephemeral ports begin, since a reconnect loop could otherwise connect to itself."""
+"""First of the ports: MariaDB +306, MongoDB +17, RabbitMQ +672 … +674, epmd +369, Prometheus +464, HTTP +80 and +81.
+All stay below 32768, where Linux's ephemeral ports begin, since a reconnect loop could otherwise connect to itself."""
 LOWEST_BASE, HIGHEST_BASE = 1024, 32768 - 700
 DATABASE = "beds"
 VHOST = "beds"
@@ -23,6 +23,7 @@ USERS = (
     "amqp_worker",
     "amqp_app",
     "amqp_operator",
+    "amqp_http",
     "flower",
     "rel_dba",
     "rel_broker",
@@ -32,11 +33,11 @@ USERS = (
 )
 
 
-OFFSETS = (306, 17, 672, 673, 674, 369, 464)
+OFFSETS = (306, 17, 672, 673, 674, 369, 464, 80, 81)
 """Offsets of the ports from their base."""
 
 
-_LATER = ("amqp_operator", "flower")
+_LATER = ("amqp_operator", "amqp_http", "flower")
 """Users that earlier versions did not have."""
 
 
@@ -101,6 +102,7 @@ class Plan:
             "BEDS_AMQP__URL": self.amqp_url("app"),
             "BEDS_AMQP__WORKER_URL": self.amqp_url("worker"),
             "BEDS_AMQP__OPERATOR_URL": self.amqp_url("operator"),
+            "BEDS_AMQP__HTTP_URL": self.amqp_url("http"),
             "BEDS_FLOWER__PORT": str(self.flower_port),
             "BEDS_FLOWER__BASIC_AUTH": f"beds:{self.passwords['flower']}",
             "BEDS_DATABASES__REC__URI": self.mongo_uri("broker"),
@@ -109,6 +111,8 @@ class Plan:
             "BEDS_DATABASES__REL__USER": "beds_broker",
             "BEDS_DATABASES__REL__PASSWORD": self.passwords["rel_broker"],
             "BEDS_METRICS__PROMETHEUS": f"127.0.0.1:{self.base + 464}",
+            "BEDS_HTTP__LISTEN": f"127.0.0.1:{self.base + 80}",
+            "BEDS_HTTP__ADMIN": f"127.0.0.1:{self.base + 81}",
             "BEDS_SCHEMA__DBA__REC__URI": self.mongo_uri("dba"),
             "BEDS_SCHEMA__DBA__REC__DATABASE": DATABASE,
             **{f"BEDS_SCHEMA__DBA__REL__{k}": v for k, v in rel.items()},

@@ -75,8 +75,10 @@ class RabbitMQ(Server):
         )
 
     def _definitions(self) -> dict[str, object]:
-        url = {role: SecretStr(self.plan.amqp_url(role)) for role in ("app", "worker", "operator")}
-        users = users_of(Amqp(url=url["app"], worker_url=url["worker"], operator_url=url["operator"]))
+        url = {role: SecretStr(self.plan.amqp_url(role)) for role in ("app", "worker", "operator", "http")}
+        users = users_of(
+            Amqp(url=url["app"], worker_url=url["worker"], operator_url=url["operator"], http_url=url["http"])
+        )
         return definitions(VHOST, [*users, User.of(self.plan.amqp_url("admin"), ADMINISTRATOR, "administrator")])
 
     def start(self) -> None:

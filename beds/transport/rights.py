@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 from beds.config.sections import Amqp, Flower
 from beds.domain.event import CALGON
 from beds.errors import ConfigurationError, nearest
-from beds.wire.routes import CRUD_QUEUES, EVENT_QUEUES, EVENTS, LEVELS, LOGS
+from beds.wire.routes import CRUD_QUEUES, EVENT_QUEUES, EVENTS, JOB_QUEUES, LEVELS, LOGS
 
 NOTHING = "^$"
 CELERYS = r"celery|reply\.celery\.|.+\.celery\.pidbox$"
@@ -92,7 +92,8 @@ class User:
 
 
 def users_of(amqp: Amqp, keys: Sequence[str] = ()) -> list[User]:
-    """The users that beds.toml names: the client's, the workers', and the operator's where it names one.
+    """The users that beds.toml names: the client's, the workers', and where it names them the app server's and the
+    operator's.
 
     Args:
         amqp: the URLs.
@@ -109,15 +110,24 @@ def users_of(amqp: Amqp, keys: Sequence[str] = ()) -> list[User]:
             f"clients and workers share the AMQP user {client.name}, which then has the workers' rights",
             hint="give workers a user of their own in [amqp] worker_url",
         )
+    found = [client, worker]
+    if amqp.http_url is not None:
+        http = User.of(amqp.http_url.get_secret_value(), client_for((*DEFAULT_KEYS, *JOB_QUEUES)))
+        if http.name == worker.name:
+            raise ConfigurationError(
+                f"the app server and workers share the AMQP user {http.name}, which then has the workers' rights",
+                hint="give the app server a user of its own in [amqp] http_url",
+            )
+        found += [http] if http.name != client.name else []
     if amqp.operator_url is None:
-        return [client, worker]
+        return found
     operator = User.of(amqp.operator_url.get_secret_value(), client_for(EVENT_QUEUES))
-    if operator.name in (client.name, worker.name):
+    if operator.name in [user.name for user in found]:
         raise ConfigurationError(
             f"the operator's AMQP user {operator.name} is that of others, who then have an operator's rights",
             hint="give operators a user of their own in [amqp] operator_url",
         )
-    return [client, worker, operator]
+    return [*found, operator]
 
 
 def monitor_of(flower: Flower) -> list[User]:

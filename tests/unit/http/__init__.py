@@ -1,0 +1,1 @@
+"""The app-server node over the in-memory client."""
