@@ -16,6 +16,10 @@ ALGORITHMS = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES25
 """Signatures of tokens. None of them uses a shared secret, so that a public key can never be taken for one."""
 
 
+OPS = "ops"
+"""The role of operators: it sees and steers the whole system on the page `/ui/`, and may read BEDS's own records."""
+
+
 class HttpJwt(Section):
     """An identity provider whose tokens are accepted."""
 

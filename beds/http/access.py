@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from beds.config.http import Http, HttpRole
+from beds.config.http import OPS, Http, HttpRole
 from beds.domain.event import Operation
 from beds.errors import ConfigurationError, nearest
 from beds.http.problems import Problem, forbidden, not_found
@@ -15,8 +15,6 @@ from beds.templates.registry import TemplateRegistry
 from beds.templates.template import Template
 from beds.templates.text import value_of
 
-OPS = "ops"
-"""The role that the templates of BEDS itself need."""
 WRITES: Mapping[str, Operation] = {
     "create": Operation.CREATE,
     "create_many": Operation.CREATE_MANY,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 import threading
 import time
@@ -18,10 +20,11 @@ from beds.config import Settings, load_settings
 from beds.domain.lineage import is_traceparent
 from beds.domain.trace import trace_context
 from beds.errors import BedsError
-from beds.http import openapi, pages
+from beds.http import openapi, pages, ui
 from beds.http.access import Caller, names_of
 from beds.http.node import Node
 from beds.http.operations import batch, on_record, on_template
+from beds.http.operator import Operator
 from beds.http.problems import MEDIA_TYPE, Problem, encode_problem, not_found, problem_of
 from beds.http.requests import EVENT_ID, Asked, segments_of
 from beds.http.tickets import on_jobs, on_lineage, on_ticket
@@ -45,6 +48,8 @@ class Application:
 
     def __init__(self, settings: Settings, client: Client | None = None) -> None:
         self.node = Node(settings, client)
+        has_operator = client is None and settings.amqp.operator_url is not None
+        self._operator = Operator(settings) if has_operator else None
         self._conversations: set[Conversation] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -63,6 +68,8 @@ class Application:
                 await send({"type": "lifespan.startup.complete"})
             else:
                 await self.node.stop()
+                if self._operator is not None:
+                    await asyncio.to_thread(self._operator.close)
                 await send({"type": "lifespan.shutdown.complete"})
                 return
 
@@ -90,8 +97,9 @@ class Application:
                 response = self._preflight(request)
             elif (page := pages.find(request)) is not None:
                 response, name = page, "page"
+            elif (segments := segments_of(self._path(scope)))[:2] == ("", "ui"):
+                response, name = await self._page(request, segments[2:]), "page"
             else:
-                segments = segments_of(self._path(scope))
                 caller = await self.node.sign_in.caller(request.headers.get("authorization"))
                 trace = request.headers.get("traceparent")
                 with (
@@ -115,6 +123,20 @@ class Application:
             logger.exception("a request failed")
             response = self._problem(request, Problem(500, "internal", "This is a fault of the service."), asked)
         await response(scope, receive, sending)
+
+    async def _page(self, request: Request, segments: tuple[str, ...]) -> Response:
+        """A page for people, whose key or token is in a cookie."""
+        caller: Caller | None = None
+        if token := request.cookies.get(ui.COOKIE):
+            with contextlib.suppress(Problem):  # the page asks to sign in again
+                caller = await self.node.sign_in.caller(f"Bearer {token}")
+        page = ui.Page(self.node, self._operator, request, caller)
+        try:
+            return await page.respond(segments)
+        except Problem as problem:
+            return page.problem(problem)
+        except BedsError as error:
+            return page.problem(problem_of(error)[0])
 
     def _path(self, scope: Scope) -> bytes:
         """The raw path without the prefix under which the application is mounted."""

@@ -75,7 +75,7 @@ async def on_record(node: Node, asked: Asked, template: Template, key: str) -> R
         for name in given.keys() & parts.keys():
             if given[name] != parts[name]:
                 raise Problem(422, "invalid_payload", f"The key {name} is that of the address.", field=name)
-        changes = _with_bound({**given, **parts}, asked.caller.bound(template, "update"))
+        changes = with_bound({**given, **parts}, asked.caller.bound(template, "update"))
         version = expected_version(asked, template)
         call = Call(Operation.UPDATE, template.name, changes, expected_version=version)
         return await _write(node, asked, call)
@@ -172,12 +172,12 @@ async def _fetch_call(node: Node, asked: Asked, template: Template, using: str) 
     limit = query.get("limit")
     if limit is not None and not limit.isdecimal():
         raise Problem(422, "wrong_type", "limit takes a number of records.", field="limit")
-    args = _with_bound(args, asked.caller.bound(template, using))
+    args = with_bound(args, asked.caller.bound(template, using))
     cursor, size = query.get("cursor", ""), int(limit) if limit else None
     return Call(Operation.FETCH, template.name, args, using, size, cursor, asked.caller.actor)
 
 
-def _with_bound(given: Mapping[str, Any], bound: Mapping[str, Any]) -> dict[str, Any]:
+def with_bound(given: Mapping[str, Any], bound: Mapping[str, Any]) -> dict[str, Any]:
     """The caller's values and those that its role fills. Raises Problem: the caller gives one of these itself."""
     for name in given.keys() & bound.keys():
         if given[name] != bound[name]:
@@ -237,7 +237,7 @@ async def _item(node: Node, asked: Asked, template: Template, key: str) -> Respo
     if not using:
         raise not_found()
     asked.caller.check(template, using)
-    args = _with_bound(key_of(template, key), asked.caller.bound(template, using))
+    args = with_bound(key_of(template, key), asked.caller.bound(template, using))
     page = await _page(node, asked, Call(Operation.FETCH, template.name, args, using, actor=asked.caller.actor))
     if len(page["records"]) != 1:
         raise not_found()
@@ -254,7 +254,7 @@ async def _create(node: Node, asked: Asked, template: Template) -> Response:
     given = record_from_json(await asked.json(), template.fields)
     if not isinstance(given, dict):
         raise Problem(422, "wrong_type", "The body takes an object with named fields.")
-    given = _with_bound(given, asked.caller.bound(template, "create"))
+    given = with_bound(given, asked.caller.bound(template, "create"))
     return await _write(node, asked, Call(Operation.CREATE, template.name, given))
 
 
@@ -265,7 +265,7 @@ async def _create_many(node: Node, asked: Asked, template: Template) -> Response
         raise Problem(415, "unsupported_media_type", f"Send {', '.join(kinds)}.", headers={"Accept": ", ".join(kinds)})
     records = read_records(await asked.body(), asked.media_type, template.fields)
     if bound := asked.caller.bound(template, "create_many"):
-        records = [_with_bound(record, bound) if isinstance(record, dict) else record for record in records]
+        records = [with_bound(record, bound) if isinstance(record, dict) else record for record in records]
     return await _write(node, asked, Call(Operation.CREATE_MANY, template.name, records))
 
 
@@ -378,7 +378,7 @@ async def call_of(node: Node, caller: Caller, given: Any) -> Call:
         types = await node.signatures.types_of(template, what, args)
         read = {arg: _argument(template, what, arg, value, types) for arg, value in args.items()}
         limit, cursor = given.get("limit"), given.get("cursor") or ""
-        return Call(Operation.FETCH, name, _with_bound(read, bound), what, limit, cursor, caller.actor)
+        return Call(Operation.FETCH, name, with_bound(read, bound), what, limit, cursor, caller.actor)
     operation = WRITES[what]
     if operation is Operation.DELETE:
         _only(given, "key", EXPECTED_VERSION)
@@ -395,11 +395,11 @@ async def call_of(node: Node, caller: Caller, given: Any) -> Call:
         if not isinstance(records, list):
             raise Problem(422, "wrong_type", "records takes a list.", field="records")
         rows = [record_from_json(row, template.fields, f"records[{i}]") for i, row in enumerate(records)]
-        rows = [_with_bound(row, bound) if isinstance(row, dict) else row for row in rows]
+        rows = [with_bound(row, bound) if isinstance(row, dict) else row for row in rows]
         return Call(operation, name, rows, actor=caller.actor)
     _only(given, "record", *([EXPECTED_VERSION] if operation is Operation.UPDATE else []))
     record = record_from_json(given.get("record"), template.fields)
-    data = _with_bound(record, bound) if isinstance(record, dict) else record
+    data = with_bound(record, bound) if isinstance(record, dict) else record
     return Call(operation, name, data, actor=caller.actor, expected_version=_version(template, given))
 
 
