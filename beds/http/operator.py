@@ -54,7 +54,9 @@ class Operator:
             with connect_to(self._settings.amqp, self._settings.amqp.client_url, patience=TIMEOUT) as connection:
                 found["queues"] = queue_rates(self._client, connection, WINDOW_SECONDS, TIMEOUT)
             found["jobs"] = running_jobs(self._client, TIMEOUT)
-            found["dead"] = list(self._client.fetch("msDead", "waiting", limit=DEAD_SHOWN, timeout=TIMEOUT))
+            found["dead"] = list(
+                self._client.fetch("msDead", "waiting", {"state": "dead"}, limit=DEAD_SHOWN, timeout=TIMEOUT)
+            )
             found["logs"] = self.logs(logging.WARNING)
         except BedsError as error:
             found["problem"] = f"{error.code}: {error.message}"
@@ -67,11 +69,14 @@ class Operator:
     async def dead_order(self, verb: str, dead_id: str, by: str) -> dict[str, Any]:
         """Replay or discard a dead event."""
         found: dict[str, Any] = await drive(self.flows.ask(verb, {"ids": [dead_id], "by": by}, TIMEOUT), self.flows)
+        self._seen_at = float("-inf")
         return found
 
     async def job_order(self, verb: str, guid: str, by: str) -> Any:
         """Pause, resume or cancel a job."""
-        return await drive(self.flows.ask(verb, {"guid": guid, "by": by}, TIMEOUT), self.flows)
+        report = await drive(self.flows.ask(verb, {"guid": guid, "by": by}, TIMEOUT), self.flows)
+        self._seen_at = float("-inf")
+        return report
 
     async def status(self, guid: str) -> TicketStatus:
         """The status of anybody's ticket."""

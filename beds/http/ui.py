@@ -102,8 +102,10 @@ class Page:
             raise Problem(405, "method_not_allowed", "This address takes GET and POST.", headers={"Allow": "GET, POST"})
         if segments == ("sign-in",) and method == "POST":
             return await self._sign_in()
+        if segments == ("sign-in",):
+            return self._html("sign_in.html", problem="", title="Sign in")
         if self.caller is None:
-            return self._html("sign_in.html", 401, problem="", title="Sign in")
+            return self._redirect("/ui/sign-in")
         if method == "POST":
             return await self._order(segments)
         match segments:
