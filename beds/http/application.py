@@ -22,13 +22,20 @@ from beds.domain.trace import trace_context
 from beds.errors import BedsError
 from beds.http import openapi, pages, ui
 from beds.http.access import Caller, names_of
-from beds.http.node import Node
+from beds.http.node import RESERVED, Node
 from beds.http.operations import batch, on_record, on_template
 from beds.http.operator import Operator
 from beds.http.problems import MEDIA_TYPE, Problem, encode_problem, not_found, problem_of
 from beds.http.requests import EVENT_ID, Asked, segments_of
 from beds.http.tickets import on_jobs, on_lineage, on_ticket
 from beds.http.websocket import Conversation, authorization_of, refuse
+
+try:
+    from beds.http.mcp_tools import McpTools
+except ModuleNotFoundError as missing:  # the package `mcp` is an extra of its own
+    if (missing.name or "").startswith("beds"):
+        raise
+    McpTools = None  # type: ignore[assignment,misc]
 
 PREFIX = "/v1"
 READS = frozenset({"GET", "HEAD"})
@@ -50,6 +57,7 @@ class Application:
         self.node = Node(settings, client)
         has_operator = client is None and settings.amqp.operator_url is not None
         self._operator = Operator(settings) if has_operator else None
+        self._tools = McpTools(self.node) if McpTools is not None else None
         self._conversations: set[Conversation] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -61,17 +69,20 @@ class Application:
             await self._lifespan(receive, send)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
-        while True:
-            message = await receive()
-            if message["type"] == "lifespan.startup":
-                await self.node.start()
-                await send({"type": "lifespan.startup.complete"})
-            else:
-                await self.node.stop()
-                if self._operator is not None:
-                    await asyncio.to_thread(self._operator.close)
-                await send({"type": "lifespan.shutdown.complete"})
-                return
+        await receive()
+        async with contextlib.AsyncExitStack() as running:
+            await self.node.start()
+            running.push_async_callback(self._stop)
+            if self._tools is not None:
+                await running.enter_async_context(self._tools.running())
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _stop(self) -> None:
+        await self.node.stop()
+        if self._operator is not None:
+            await asyncio.to_thread(self._operator.close)
 
     def drain(self) -> None:
         """Close all WebSocket connections, so that their clients connect to another node."""
@@ -108,7 +119,10 @@ class Application:
                 ):
                     asked = Asked(request, caller, self.node.http, segments, {**headers, **self._cors(request)})
                     name = self._name(segments, request.method)
-                    await (await self._answer(asked))(scope, receive, sending)
+                    if segments == ("", "mcp") and self._tools is not None:
+                        await self._tools.handle(caller, scope, receive, sending)
+                    else:
+                        await (await self._answer(asked))(scope, receive, sending)
                     return
         except Problem as refusal:
             response = self._problem(request, refusal, asked)
@@ -150,7 +164,7 @@ class Application:
             return "other"
         name, _, what = segments[2].partition(":")
         if name not in self.node.templates:
-            return name if name in ("tickets", "jobs", "lineage") else "other"
+            return name if name in RESERVED else "other"
         known = what if what in self.node.templates[name].fetch or what == "batch" else ""
         return f"{name}:{known}" if known else f"{name} {method}" if method in _METHODS else "other"
 

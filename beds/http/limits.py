@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 from beds.config.http import HttpRole
 from beds.http.access import Caller
 from beds.http.problems import Problem
 
+PAUSE_SECONDS = 0.02
+"""Pause of a waiting request before it tries again."""
 CALLERS = 10_000
 """Callers whose requests are counted at once; the one that has been quiet longest is forgotten."""
 
@@ -55,29 +59,43 @@ class Limits:
         Raises:
             Problem: 429 if the caller sends too many, 503 if all of them together do.
         """
+        bucket, headers = self._enter(caller)
+        try:
+            yield headers
+        finally:
+            self._leave(bucket)
+
+    @asynccontextmanager
+    async def awaited(self, caller: Caller) -> AsyncIterator[None]:
+        """As `admitted`, but wait for room. For a connection that reads nothing meanwhile, so its client is slowed."""
+        while True:
+            try:
+                bucket, _ = self._enter(caller)
+                break
+            except Problem:
+                await asyncio.sleep(PAUSE_SECONDS)
+        try:
+            yield
+        finally:
+            self._leave(bucket)
+
+    def _enter(self, caller: Caller) -> tuple[_Bucket, dict[str, str]]:
         limits = caller.limits
         bucket = self._bucket(caller.actor, limits)
-        policy = f'"caller";q={limits.burst};w={limits.burst / limits.rate:.0f}'
-        wait = bucket.take(limits)
-        if wait or bucket.at_work >= limits.concurrency:
-            headers = {
-                "Retry-After": str(max(1, round(wait + 0.5))),
-                "RateLimit-Policy": policy,
-                "RateLimit": f'"caller";r={int(bucket.tokens)};t={max(1, round(wait + 0.5))}',
-            }
-            what = "requests a second" if wait else f"than {limits.concurrency} requests at the same time"
-            raise Problem(429, "too_many_requests", f"You send too many {what}." if wait else f"You send more {what}.",
-                          headers=headers, retryable=True)  # fmt: skip
+        if bucket.at_work >= limits.concurrency:
+            raise _too_many(f"You send more than {limits.concurrency} requests at the same time.", limits, bucket, 0.0)
         if self.in_flight >= self._max_in_flight:
             raise Problem(503, "overloaded", "This node has as many requests as it can carry; try again.",
                           headers={"Retry-After": "1"}, retryable=True)  # fmt: skip
+        if wait := bucket.take(limits):
+            raise _too_many("You send too many requests a second.", limits, bucket, wait)
         bucket.at_work += 1
         self.in_flight += 1
-        try:
-            yield {"RateLimit-Policy": policy, "RateLimit": f'"caller";r={int(bucket.tokens)}'}
-        finally:
-            bucket.at_work -= 1
-            self.in_flight -= 1
+        return bucket, {"RateLimit-Policy": _policy(limits), "RateLimit": f'"caller";r={int(bucket.tokens)}'}
+
+    def _leave(self, bucket: _Bucket) -> None:
+        bucket.at_work -= 1
+        self.in_flight -= 1
 
     def _bucket(self, actor: str, limits: HttpRole) -> _Bucket:
         found = self._buckets.get(actor)
@@ -93,3 +111,17 @@ class Limits:
             if not bucket.at_work:
                 del self._buckets[actor]
                 return
+
+
+def _policy(limits: HttpRole) -> str:
+    return f'"caller";q={limits.burst};w={limits.burst / limits.rate:.0f}'
+
+
+def _too_many(detail: str, limits: HttpRole, bucket: _Bucket, wait: float) -> Problem:
+    seconds = max(1, math.ceil(wait))
+    headers = {
+        "Retry-After": str(seconds),
+        "RateLimit-Policy": _policy(limits),
+        "RateLimit": f'"caller";r={int(bucket.tokens)};t={seconds}',
+    }
+    return Problem(429, "too_many_requests", detail, headers=headers, retryable=True)
