@@ -17,6 +17,7 @@ from starlette.websockets import WebSocket
 
 from beds.client.client import Client
 from beds.config import Settings, load_settings
+from beds.config.local_key import with_local_key
 from beds.domain.lineage import is_traceparent
 from beds.domain.trace import trace_context
 from beds.errors import BedsError
@@ -27,6 +28,7 @@ from beds.http.operations import batch, on_record, on_template
 from beds.http.operator import Operator
 from beds.http.problems import MEDIA_TYPE, Problem, encode_problem, not_found, problem_of
 from beds.http.requests import EVENT_ID, Asked, segments_of
+from beds.http.streams import EventStream
 from beds.http.tickets import on_jobs, on_lineage, on_ticket
 from beds.http.websocket import Conversation, authorization_of, refuse
 
@@ -40,7 +42,7 @@ except ModuleNotFoundError as missing:  # the package `mcp` is an extra of its o
 PREFIX = "/v1"
 READS = frozenset({"GET", "HEAD"})
 _EXPOSED = "Link, Location, Retry-After, Preference-Applied, RateLimit, RateLimit-Policy, Beds-Event-Id, ETag"
-_ALLOWED = "Authorization, Content-Type, Idempotency-Key, Prefer, If-Match, If-None-Match, traceparent"
+_ALLOWED = "Authorization, Content-Type, Idempotency-Key, Prefer, If-Match, If-None-Match, traceparent, Last-Event-ID"
 
 logger = logging.getLogger("beds.http")
 
@@ -110,8 +112,12 @@ class Application:
                 response, name = page, "page"
             elif (segments := segments_of(self._path(scope)))[:2] == ("", "ui"):
                 response, name = await self._page(request, segments[2:]), "page"
+                if isinstance(response, EventStream) and (caller := await self._signed_in(request)) is not None:
+                    with self.node.limits.streaming(caller), self.node.metrics.streams.track_inprogress():
+                        await response(scope, receive, sending)
+                    return
             else:
-                caller = await self.node.sign_in.caller(request.headers.get("authorization"))
+                caller = await self.node.sign_in.caller(_authorization(request))
                 trace = request.headers.get("traceparent")
                 with (
                     self.node.limits.admitted(caller) as headers,
@@ -121,9 +127,14 @@ class Application:
                     name = self._name(segments, request.method)
                     if segments == ("", "mcp") and self._tools is not None:
                         await self._tools.handle(caller, scope, receive, sending)
-                    else:
-                        await (await self._answer(asked))(scope, receive, sending)
-                    return
+                        return
+                    response = await self._answer(asked)
+                    if not isinstance(response, EventStream):
+                        await response(scope, receive, sending)
+                        return
+                with self.node.limits.streaming(caller), self.node.metrics.streams.track_inprogress():
+                    await response(scope, receive, sending)
+                return
         except Problem as refusal:
             response = self._problem(request, refusal, asked)
         except BedsError as error:
@@ -140,17 +151,20 @@ class Application:
 
     async def _page(self, request: Request, segments: tuple[str, ...]) -> Response:
         """A page for people, whose key or token is in a cookie."""
-        caller: Caller | None = None
-        if token := request.cookies.get(ui.COOKIE):
-            with contextlib.suppress(Problem):  # the page asks to sign in again
-                caller = await self.node.sign_in.caller(f"Bearer {token}")
-        page = ui.Page(self.node, self._operator, request, caller)
+        page = ui.Page(self.node, self._operator, request, await self._signed_in(request))
         try:
             return await page.respond(segments)
         except Problem as problem:
             return page.problem(problem)
         except BedsError as error:
             return page.problem(problem_of(error)[0])
+
+    async def _signed_in(self, request: Request) -> Caller | None:
+        """The caller of the cookie; None without one, or if it is accepted no more."""
+        if token := request.cookies.get(ui.COOKIE):
+            with contextlib.suppress(Problem):
+                return await self.node.sign_in.caller(f"Bearer {token}")
+        return None
 
     def _path(self, scope: Scope) -> bytes:
         """The raw path without the prefix under which the application is mounted."""
@@ -274,6 +288,17 @@ class Application:
             raise Problem(403, "forbidden", "Pages of this origin may not connect.")
 
 
+def _authorization(request: Request) -> str | None:
+    """The header `Authorization`. For a request that changes nothing the page's cookie will do: EventSource sends none.
+
+    The cookie is `SameSite=Strict`, so no other site can send it.
+    """
+    if (header := request.headers.get("authorization")) is None and request.method in READS:
+        token = request.cookies.get(ui.COOKIE)
+        return f"Bearer {token}" if token else None
+    return header
+
+
 _METHODS = frozenset({"GET", "HEAD", "POST", "PATCH", "DELETE"})
 _default: Application | None = None
 _default_lock = threading.Lock()
@@ -284,5 +309,6 @@ def default_app() -> Application:
     global _default
     with _default_lock:
         if _default is None:
-            _default = Application(load_settings())
+            settings = load_settings()
+            _default = Application(settings.model_copy(update={"http": with_local_key(settings)}))
         return _default

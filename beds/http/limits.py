@@ -22,12 +22,13 @@ CALLERS = 10_000
 class _Bucket:
     """A token bucket, and the requests at work, of one caller."""
 
-    __slots__ = ("at", "at_work", "tokens")
+    __slots__ = ("at", "at_work", "streams", "tokens")
 
     def __init__(self, limits: HttpRole) -> None:
         self.tokens = float(limits.burst)
         self.at = time.monotonic()
         self.at_work = 0
+        self.streams = 0
 
     def take(self, limits: HttpRole) -> float:
         """Take one token. Returns the seconds until there is one, if there is none now."""
@@ -79,6 +80,19 @@ class Limits:
         finally:
             self._leave(bucket)
 
+    @contextmanager
+    def streaming(self, caller: Caller) -> Iterator[None]:
+        """Count an event stream while it lasts. Raises Problem (429): the caller has as many as it may."""
+        limits = caller.limits
+        bucket = self._bucket(caller.actor, limits)
+        if bucket.streams >= limits.streams:
+            raise _too_many(f"You have {limits.streams} event streams open.", limits, bucket, 0.0)
+        bucket.streams += 1
+        try:
+            yield
+        finally:
+            bucket.streams -= 1
+
     def _enter(self, caller: Caller) -> tuple[_Bucket, dict[str, str]]:
         limits = caller.limits
         bucket = self._bucket(caller.actor, limits)
@@ -108,7 +122,7 @@ class Limits:
 
     def _forget_one(self) -> None:
         for actor, bucket in self._buckets.items():
-            if not bucket.at_work:
+            if not (bucket.at_work or bucket.streams):
                 del self._buckets[actor]
                 return
 

@@ -288,7 +288,7 @@ def write_reply(node: Node, asked: Asked, call: Call, wire: Any) -> Response:
     if call.operation == Operation.CREATE:
         status = 201
         if template.item_fetch and body["record_id"] and not template.has_sensitive_key:
-            headers["Location"] = address_of(template, body["record_id"])
+            headers["Location"] = asked.root + address_of(template, body["record_id"])
     if asked.preferences.minimal:
         headers["Preference-Applied"] = "return=minimal"
         return asked.reply_empty(204 if status == 200 else status, headers)
@@ -309,35 +309,39 @@ async def submit(node: Node, asked: Asked, call: Call) -> Response:
             if call.operation == Operation.FETCH:
                 return asked.reply(page_json(page_of(wire)))
             return write_reply(node, asked, call, wire)
-    headers = {"Location": f"/v1/tickets/{ticket.guid}", **asked.preferences.applied}
+    headers = {"Location": f"{asked.root}/v1/tickets/{ticket.guid}", **asked.preferences.applied}
     return asked.reply({"ticket": ticket.guid, "event_id": ticket.event_id}, 202, headers)
 
 
 async def batch(node: Node, asked: Asked) -> Response:
     """`POST /v1:batch`: several calls, each of which succeeds or fails by itself."""
     asked.allow("POST")
+    if "idempotency-key" in asked.request.headers:
+        raise Problem(422, "unknown_field", "Give each call an idempotency_key of its own.", field="Idempotency-Key")
     given = await asked.json()
     if not isinstance(given, list) or not 0 < len(given) <= CALLS_AT_ONCE:
         raise Problem(422, "wrong_type", f"The body takes a list of 1 to {CALLS_AT_ONCE} calls.")
     outcomes: list[Any] = [None] * len(given)
-    calls: list[tuple[int, Call]] = []
+    calls: list[tuple[int, Call, str | None]] = []
     for index, each in enumerate(given):
         try:
-            calls.append((index, await call_of(node, asked.caller, each)))
+            key = each.pop("idempotency_key", None) if isinstance(each, dict) else None
+            calls.append((index, await call_of(node, asked.caller, each), key))
         except Problem as problem:
             outcomes[index] = {"status": problem.status, "body": body_of(problem)}
         except BedsError as error:
             outcomes[index] = _failed(error, is_write=False)
-    replies = await asyncio.gather(*(_outcome(node, call) for _, call in calls))
-    for (index, _), reply in zip(calls, replies, strict=True):
+    replies = await asyncio.gather(*(_outcome(node, call, key) for _, call, key in calls))
+    for (index, _, _), reply in zip(calls, replies, strict=True):
         outcomes[index] = reply
     return asked.reply(outcomes, 200)
 
 
-async def _outcome(node: Node, call: Call) -> dict[str, Any]:
+async def _outcome(node: Node, call: Call, key: str | None) -> dict[str, Any]:
     """Status and body of one call."""
+    key = key if call.operation != Operation.FETCH else None
     try:
-        wire = encoded_result(await node.run(node.flows.encoded_reply(call, node.http.timeout)))
+        wire = encoded_result(await node.run(node.flows.encoded_reply(call, node.http.timeout, key)))
         return {"status": 201 if call.operation == Operation.CREATE else 200, "body": result_json(wire)}
     except BedsError as error:
         return _failed(error, is_write=call.operation != Operation.FETCH)

@@ -17,7 +17,7 @@ from beds.http.node import Node
 from beds.http.problems import Problem, forbidden, not_found
 from beds.http.representations import instant, result_json, ticket_json
 from beds.http.requests import EVENT_ID, Asked
-from beds.http.streams import events_of_ticket, sent_events
+from beds.http.streams import events_of_ticket, sent_events, version_of
 from beds.http.values import plain, plain_record, record_from_json
 from beds.templates.rules import JobRule
 from beds.wire import codec
@@ -48,9 +48,10 @@ async def on_ticket(node: Node, asked: Asked, guid: str, rest: tuple[str, ...]) 
             asked.allow("GET")
             status = await node.run(node.flows.status(handle.guid, node.http.timeout, handle.actor))
             asked.headers[EVENT_ID] = status.event_id
-            return sent_events(
-                asked, events_of_ticket(node, handle, status, asked.request.headers.get("last-event-id"))
-            )
+            seen = asked.request.headers.get("last-event-id")
+            if status.ready and seen == version_of(status):
+                return asked.reply_empty(204)  # an EventSource connects no more after this status
+            return sent_events(asked, events_of_ticket(node, handle, status, seen))
     raise not_found()
 
 
@@ -138,7 +139,7 @@ async def _start(node: Node, asked: Asked, name: str) -> Response:
     ticket = await node.run(node.flows.submit_job(call, asked.idempotency_key, node.http.timeout))
     asked.headers[EVENT_ID] = ticket.event_id
     body = {"job": ticket.guid, "ticket": ticket.guid, "event_id": ticket.event_id}
-    return asked.reply(body, 202, {"Location": f"/v1/jobs/{ticket.guid}"})
+    return asked.reply(body, 202, {"Location": f"{asked.root}/v1/jobs/{ticket.guid}"})
 
 
 async def on_lineage(node: Node, asked: Asked, event: str) -> Response:

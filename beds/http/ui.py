@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl, quote
 
 import jinja2
 from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response, StreamingResponse
+from starlette.responses import RedirectResponse, Response
 
 from beds.client.lineage import Node as LineageNode
 from beds.config.http import OPS
@@ -30,6 +30,7 @@ from beds.http.pages import HEADERS
 from beds.http.problems import Problem, forbidden, not_found, problem_of
 from beds.http.representations import result_json, ticket_json
 from beds.http.requests import Asked
+from beds.http.streams import EventStream
 from beds.http.values import encode
 from beds.templates.template import Template
 from beds.wire.reply import encoded_result
@@ -77,6 +78,7 @@ class Page:
         self.operator = operator
         self.request = request
         self.caller = caller
+        self.root = str(request.scope.get("root_path", "")).rstrip("/")
 
     @property
     def _me(self) -> Caller:
@@ -189,30 +191,25 @@ class Page:
     async def _live_page(self, file: str, parts: Parts, **values: Any) -> Response:
         """A page whose parts are sent again when they change, to a request with `?stream`."""
         if "stream" in self.request.query_params:
-            headers = {**HEADERS, "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-            return StreamingResponse(self._changes(parts), headers=headers, media_type="text/event-stream")
+            return EventStream(self._changes(parts), HEADERS)
         return self._html(file, parts=await parts(), stream=f"{self.request.url.path}?stream", **values)
 
     async def _changes(self, parts: Parts) -> AsyncIterator[bytes]:
-        self.node.metrics.streams.inc()
         sent: dict[str, str] = {}
         end = asyncio.get_running_loop().time() + LONGEST_SECONDS
-        try:
-            while asyncio.get_running_loop().time() < end:
-                try:
-                    current = await parts()
-                except (BedsError, Problem) as error:
-                    current = {"problem": self._fragment("problem.html", problem=_words(error))}
-                else:
-                    current = {"problem": "", **current}
-                if changed := {name: html for name, html in current.items() if sent.get(name) != html}:
-                    sent |= changed
-                    yield b"event: parts\ndata: " + encode(changed) + b"\n\n"
-                else:
-                    yield b": beat\n\n"
-                await asyncio.sleep(LIVE_SECONDS)
-        finally:
-            self.node.metrics.streams.dec()
+        while asyncio.get_running_loop().time() < end:
+            try:
+                current = await parts()
+            except (BedsError, Problem) as error:
+                current = {"problem": self._fragment("problem.html", problem=_words(error))}
+            else:
+                current = {"problem": "", **current}
+            if changed := {name: html for name, html in current.items() if sent.get(name) != html}:
+                sent |= changed
+                yield b"event: parts\ndata: " + encode(changed) + b"\n\n"
+            else:
+                yield b": beat\n\n"
+            await asyncio.sleep(LIVE_SECONDS)
 
     async def _live_parts(self) -> dict[str, str]:
         if self._ops is None:
@@ -288,20 +285,19 @@ class Page:
         return self._html("error.html", problem.status, title="Not possible", problem=_words(problem))
 
     def _fragment(self, file: str, **values: Any) -> str:
-        return _environment.get_template(file).render(ops=self._ops is not None, **values)
+        return _environment.get_template(file).render(ops=self._ops is not None, root=self.root, **values)
 
     def _html(self, file: str, status: int = 200, **values: Any) -> Response:
         actor = self.caller.actor if self.caller else ""
-        text = _environment.get_template(file).render(actor=actor, **{"stream": "", **values})
+        text = _environment.get_template(file).render(actor=actor, root=self.root, **{"stream": "", **values})
         headers = {**HEADERS, "Cache-Control": "no-store"}
         headers["Content-Security-Policy"] = headers["Content-Security-Policy"].replace(
             "form-action 'none'", "form-action 'self'"
         )
         return Response(text, status, headers, media_type="text/html")
 
-    @staticmethod
-    def _redirect(address: str) -> RedirectResponse:
-        return RedirectResponse(address, 303, HEADERS)
+    def _redirect(self, address: str) -> RedirectResponse:
+        return RedirectResponse(self.root + address, 303, HEADERS)
 
 
 def _words(error: BedsError | Problem) -> str:

@@ -32,7 +32,7 @@ UNREAD_BYTES = 4 * 1024 * 1024
 """Messages that may wait for a slow reader, before the connection is closed."""
 CHECK_SECONDS = 60.0
 """Interval at which the token is verified again."""
-UNAUTHORIZED, FORBIDDEN, TRY_AGAIN, RESTART = 4401, 4403, 1013, 1012
+UNAUTHORIZED, FORBIDDEN, UNKNOWN, TRY_AGAIN, RESTART = 4401, 4403, 4404, 1013, 1012
 
 logger = logging.getLogger("beds.http")
 
@@ -221,5 +221,5 @@ class Conversation:
 async def refuse(websocket: WebSocket, problem: Problem) -> None:
     """Close a connection that may not be opened, with a code that a browser can read."""
     await websocket.accept()
-    code = UNAUTHORIZED if problem.status == 401 else FORBIDDEN if problem.status == 403 else TRY_AGAIN
+    code = {401: UNAUTHORIZED, 403: FORBIDDEN, 404: UNKNOWN}.get(problem.status, TRY_AGAIN)
     await websocket.close(code, msgspec.json.encode(problem.code).decode().strip('"'))
