@@ -112,7 +112,7 @@ def running_http(
         )
     node = HttpNode(process, port, log)
     try:
-        wait_for(lambda: process.poll() is not None or is_live(port + 1), START_SECONDS, "the app server")
+        wait_for(lambda: process.poll() is not None or is_live(port), START_SECONDS, "the app server")
         assert process.poll() is None, log.read_text()
         yield node
     finally:
@@ -126,7 +126,12 @@ def running_http(
 
 
 def is_live(port: int) -> bool:
+    """Whether both ports answer."""
     try:
-        return httpx.get(f"http://127.0.0.1:{port}/livez", timeout=5, trust_env=False).status_code == 200
+        get = httpx.Client(timeout=5, trust_env=False).get
+        return (
+            get(f"http://127.0.0.1:{port}/v1").status_code == 401
+            and get(f"http://127.0.0.1:{port + 1}/livez").is_success
+        )
     except httpx.TransportError:
         return False

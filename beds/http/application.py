@@ -23,13 +23,15 @@ from beds.domain.trace import trace_context
 from beds.errors import BedsError
 from beds.http import openapi, pages, ui
 from beds.http.access import Caller, names_of
+from beds.http.jobs import on_jobs
+from beds.http.lineage import on_lineage
 from beds.http.node import RESERVED, Node
 from beds.http.operations import batch, on_record, on_template
 from beds.http.operator import Operator
 from beds.http.problems import MEDIA_TYPE, Problem, encode_problem, not_found, problem_of
 from beds.http.requests import EVENT_ID, Asked, segments_of
 from beds.http.streams import EventStream
-from beds.http.tickets import on_jobs, on_lineage, on_ticket
+from beds.http.tickets import on_ticket
 from beds.http.websocket import Conversation, authorization_of, refuse
 
 try:
@@ -73,7 +75,7 @@ class Application:
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
         async with contextlib.AsyncExitStack() as running:
-            await self.node.start()
+            self.node.start()
             running.push_async_callback(self._stop)
             if self._tools is not None:
                 await running.enter_async_context(self._tools.running())

@@ -85,7 +85,8 @@ def test_a_keyed_write_happens_once_through_a_kill_behind_the_node(
         server = stack.server(what)
         process = server.daemon.process()
         assert process is not None
-        os.kill(process.pid, signal.SIGKILL)
+        process.kill()
+        process.wait(30)
         server.down()
         server.up()
     writers.wait()
