@@ -128,10 +128,8 @@ def running_http(
 def is_live(port: int) -> bool:
     """Whether both ports answer."""
     try:
-        get = httpx.Client(timeout=5, trust_env=False).get
-        return (
-            get(f"http://127.0.0.1:{port}/v1").status_code == 401
-            and get(f"http://127.0.0.1:{port + 1}/livez").is_success
-        )
+        with httpx.Client(timeout=5, trust_env=False) as web:
+            is_open = web.get(f"http://127.0.0.1:{port}/v1").status_code == 401
+            return is_open and web.get(f"http://127.0.0.1:{port + 1}/livez").is_success
     except httpx.TransportError:
         return False

@@ -129,8 +129,8 @@ def test_a_download_that_breaks_off_never_looks_complete(project: Path, own_vhos
         text = str(uuid7())
         with own.client() as web:
             wait_for(lambda: web.get("/v1/SampleDocs/none").status_code == 404, 60, "the worker")
-            for _ in range(6):
-                rows = [{"id": str(uuid7()), "text": text, "extra": {"a": "x" * 3000}} for _ in range(200)]
+            for _ in range(16):  # 14 MB: more than the sockets' buffers hold
+                rows = [{"id": str(uuid7()), "text": text, "extra": {"a": "x" * 9000}} for _ in range(100)]
                 assert web.post("/v1/SampleDocs:batch", json=rows).status_code == 200
             headers = {"Accept": "application/x-ndjson", "Authorization": f"Bearer {ALL}"}
             with (
