@@ -136,13 +136,9 @@ def _paths_of(caller: Caller, template: Template, known: Description | None) -> 
                 "parameters": [*arguments, *_paging(spec, template), _parameter("Prefer")],
                 "responses": {
                     "200": {
-                        "description": "A page",
+                        "description": f"A page; with Accept: {NDJSON} or {CSV}, all pages from this one on",
                         "headers": {"Link": {"schema": {"type": "string"}, "description": "the next page"}},
-                        "content": {
-                            "application/json": {"schema": {"$ref": f"#/components/schemas/{name}Page"}},
-                            NDJSON: {"schema": {"type": "string"}},
-                            CSV: {"schema": {"type": "string"}},
-                        },
+                        "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}Page"}}},
                     },
                     "202": _ACCEPTED,
                     "default": _PROBLEM,
