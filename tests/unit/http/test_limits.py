@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -19,6 +20,8 @@ from tests.unit.http.conftest import ALL, NARROW, ROLES, application, as_caller,
 NOTICE = {"airport": "JFK", "title": "Snow", "status": "open"}
 OPERATIONS = "/v1/Airlines:all"
 MEGABYTE = 1 << 20
+BULK_SECONDS = 10.0
+"""Far above what refusing a body takes, and below what reading one of 8 MiB value by value took."""
 
 
 def limited(**limits: Any) -> TestClient:
@@ -143,6 +146,27 @@ def test_what_a_job_takes_is_checked_before_it_starts(web: TestClient) -> None:
 
 
 # --- sizes -----------------------------------------------------------------------------------------------------------
+
+_ROOM = 8 * MEGABYTE - 1000
+BULKS = {
+    "numbers": ("application/json", b"[" + b"1," * (_ROOM // 2) + b"1]"),
+    "objects": ("application/json", b"[" + b"{}," * (_ROOM // 3) + b"{}]"),
+    "lists in a field": ("application/json", b'[{"tags":[' + b"[]," * (_ROOM // 3) + b"1]}]"),
+    "names": ("application/json", b"[{" + b",".join(b'"%d":1' % n for n in range(300_000)) + b"}]"),
+    "lines": ("application/x-ndjson", b"1\n" * (_ROOM // 2)),
+    "empty lines": ("application/x-ndjson", b"\n" * _ROOM),
+    "wide lines": ("application/x-ndjson", (b'{"tags":[' + b"1," * 2000 + b"1]}\n") * 1000),
+    "rows": ("text/csv", b"title\n" + b"1\n" * (_ROOM // 2)),
+}
+
+
+@pytest.mark.parametrize("what", BULKS)
+def test_a_body_of_millions_of_values_is_refused_and_holds_up_nobody(web: TestClient, what: str) -> None:
+    kind, body = BULKS[what]
+    started = time.monotonic()
+    refused = web.post("/v1/Notices:batch", content=body, headers={"Content-Type": kind})
+    assert (refused.status_code, refused.json()["code"]) == (413, "body_too_large"), refused.text
+    assert time.monotonic() - started < BULK_SECONDS
 
 
 def test_bodies_that_are_too_large_or_of_another_form(web: TestClient) -> None:
