@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import permutations
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -114,6 +115,9 @@ class Http(Section):
         for what, names in (("key.name", [k.name for k in self.key]), ("jwt.issuer", [j.issuer for j in self.jwt])):
             if len(set(names)) < len(names):
                 raise ValueError(f"{what}: a name stands twice")
+        for one, other in permutations([provider.issuer for provider in self.jwt], 2):
+            if other.startswith(f"{one}:"):  # a subject of the one could have the name of a subject of the other
+                raise ValueError(f"jwt.issuer: {other} begins with {one}, so their subjects have no different names")
         hashes = [each for key in self.key for each in key.sha256]
         if len(set(hashes)) < len(hashes):
             raise ValueError("key.sha256: two keys are the same")

@@ -80,9 +80,18 @@ async def _start(node: Node, asked: Asked, name: str) -> Response:
     args = record_from_json(given.get("args") or {}, {**source.fields, **source.fetch[rule.job.read].args})
     if not isinstance(args, dict):
         raise Problem(422, "wrong_type", "args takes an object.", field="args")
-    restore, verify = given.get("restore") or "", given.get("verify") or ""
-    call = JobCall(name, args, given.get("dry_run") is True, restore, verify, asked.caller.actor)
+    restore, verify = (_guid(given, name) for name in ("restore", "verify"))
+    if not isinstance(dry_run := given.get("dry_run", False), bool):
+        raise Problem(422, "wrong_type", "dry_run takes true or false.", field="dry_run")
+    call = JobCall(name, args, dry_run, restore, verify, asked.caller.actor)
     ticket = await node.run(node.flows.submit_job(call, asked.idempotency_key, node.http.timeout))
     asked.headers[EVENT_ID] = ticket.event_id
     body = {"job": ticket.guid, "ticket": ticket.guid, "event_id": ticket.event_id}
     return asked.reply(body, 202, {"Location": f"{asked.root}/v1/jobs/{ticket.guid}"})
+
+
+def _guid(given: Mapping[str, Any], name: str) -> str:
+    guid = given.get(name) or ""
+    if not isinstance(guid, str):
+        raise Problem(422, "wrong_type", f"{name} takes the id of a job.", field=name)
+    return guid

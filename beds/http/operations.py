@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -35,6 +36,7 @@ from beds.wire.reply import encoded_result
 CALLS_AT_ONCE = 100
 """Calls in one `/v1:batch`."""
 PAGING = frozenset({"limit", "cursor", "using"})
+_NUMBER = re.compile(r"[0-9]{1,9}")
 
 
 async def on_template(node: Node, asked: Asked, template: Template, what: str) -> Response:
@@ -170,7 +172,7 @@ async def _fetch_call(node: Node, asked: Asked, template: Template, using: str) 
         known = types.get(name)
         args[name] = from_text(name, text, known.types if known else (), sensitive=bool(known and known.sensitive))
     limit = query.get("limit")
-    if limit is not None and not limit.isdecimal():
+    if limit is not None and not _NUMBER.fullmatch(limit):
         raise Problem(422, "wrong_type", "limit takes a number of records.", field="limit")
     args = with_bound(args, asked.caller.bound(template, using))
     cursor, size = query.get("cursor", ""), int(limit) if limit else None

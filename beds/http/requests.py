@@ -46,7 +46,7 @@ class Preferences:
             if found := _PREFERENCE.fullmatch(part.partition(";")[0]):
                 given.setdefault(found[1].lower(), found[2] or "")
         wait = given.get("wait", "")
-        seconds = min(float(wait), MAX_WAIT_SECONDS) if wait.isdigit() else None
+        seconds = min(float(wait), MAX_WAIT_SECONDS) if wait.isdecimal() else None
         return cls("respond-async" in given, seconds, given.get("return") == "minimal")
 
     @property
@@ -138,7 +138,7 @@ class Asked:
         announced = self.request.headers.get("content-length", "")
         too_large = Problem(413, "body_too_large", f"The body may have {limit:,} bytes.",
                             headers={"Connection": "close"})  # fmt: skip
-        if announced.isdigit() and int(announced) > limit:
+        if announced.isdecimal() and float(announced) > limit:
             raise too_large
         parts, size = [], 0
         try:

@@ -9,6 +9,7 @@ import hmac
 import json
 import logging
 import time
+import urllib.error
 import urllib.request
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -28,6 +29,7 @@ TOKEN_SECONDS = 300.0
 TOKEN_CHARACTERS = 16_384
 ACTOR_CHARACTERS = 200
 FETCH_SECONDS = 5.0
+KEYS_BYTES = 1 << 20
 REFRESH_SECONDS = 600.0
 """Age at which a provider's keys are fetched again."""
 AGAIN_SECONDS = 10.0
@@ -53,15 +55,17 @@ class _Keys:
         self._read_at = float("-inf")
         self._tried_at = float("-inf")
         self._stamp: Any = None
-        self._lock = asyncio.Lock()
+        self._reading: asyncio.Task[None] | None = None
 
     async def find(self, kid: str | None) -> jwt.PyJWK | None:
         """The key with this id; the only key if the token names none."""
-        now = time.monotonic()
-        if self._is_stale(now) or (self._named(kid) is None and now - self._tried_at >= AGAIN_SECONDS):
-            async with self._lock:
-                if self._tried_at < now:
-                    await self._read()
+        now, known = time.monotonic(), self._named(kid)
+        is_due = self._is_stale(now) or (known is None and now - self._tried_at >= AGAIN_SECONDS)
+        if is_due and self._reading is None:
+            self._reading = asyncio.create_task(self._read())
+        # A slow provider delays no token whose key is known. A file is read at once, so that a key ends with it.
+        if self._reading is not None and (known is None or self._provider.jwks_file is not None):
+            await asyncio.wait([self._reading])
         return self._named(kid)
 
     def _named(self, kid: str | None) -> jwt.PyJWK | None:
@@ -83,7 +87,7 @@ class _Keys:
                 self._stamp = file.stat().st_mtime_ns
                 text = file.read_bytes()
             else:
-                text = await asyncio.to_thread(self._fetch)
+                text = await asyncio.wait_for(asyncio.to_thread(self._fetch), FETCH_SECONDS)
             keys = {}
             for entry in json.loads(text)["keys"]:
                 with contextlib.suppress(jwt.PyJWKError, jwt.InvalidKeyError):  # of a kind that is not used here
@@ -92,11 +96,22 @@ class _Keys:
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             # The keys so far stay in use: a provider that is away locks nobody out.
             logger.warning("the keys of %s cannot be read: %s", self._provider.issuer, type(error).__name__)
+        finally:
+            self._reading = None
 
     def _fetch(self) -> bytes:
         assert self._provider.jwks_url is not None
-        with urllib.request.urlopen(self._provider.jwks_url, timeout=FETCH_SECONDS) as reply:
-            found: bytes = reply.read(1 << 20)
+        try:
+            reply = urllib.request.urlopen(self._provider.jwks_url, timeout=FETCH_SECONDS)
+        except urllib.error.HTTPError as error:
+            error.close()  # it is a response, with a connection
+            raise
+        with reply:
+            found, end = b"", time.monotonic() + FETCH_SECONDS
+            while part := reply.read1(KEYS_BYTES):
+                found += part
+                if len(found) > KEYS_BYTES or time.monotonic() > end:
+                    raise ValueError("too large or too slow")
             return found
 
 
@@ -137,7 +152,9 @@ class SignIn:
             raise _refused("the subject is no printable name of a usual length")
         roles = claims.get(provider.roles_claim, ())
         names = roles.split() if isinstance(roles, str) else roles if isinstance(roles, list) else ()
-        until = min(float(claims["exp"]) + provider.leeway, time.time() + TOKEN_SECONDS)
+        until = time.time() + TOKEN_SECONDS
+        if int(claims["exp"]) < until:
+            until = min(until, int(claims["exp"]) + provider.leeway)
         return self._remember(digest, until, self._caller(actor, names, claims))
 
     def _key(self, digest: str) -> HttpKey | None:
@@ -184,7 +201,7 @@ class SignIn:
                 leeway=provider.leeway,
                 options=required,
             )
-        except (jwt.PyJWTError, ValueError, TypeError) as error:
+        except (jwt.PyJWTError, ValueError, TypeError, OverflowError) as error:
             raise _refused(type(error).__name__) from None
         if not isinstance(claims["sub"], str) or not claims["sub"]:
             raise _refused("its subject is no text")

@@ -7,7 +7,7 @@ import io
 import re
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from typing import Any
 
 import msgspec
@@ -16,6 +16,7 @@ from beds.errors import BedsError, WrongType
 from beds.http.problems import Problem
 from beds.templates.fields import MAX_DEPTH, FieldSpec
 from beds.templates.text import value_of
+from beds.wire.codec import MAX_VALUES
 
 LARGEST = 2**53
 """Integers beyond it are written as text, since JavaScript would round them."""
@@ -27,11 +28,39 @@ _RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,6})?([Zz]|[+-]
 
 
 def read_json(body: bytes) -> Any:
-    """A request's body. Raises Problem (400)."""
+    """A request's body. Raises Problem (400, 413)."""
+    found = _decode(body)
+    _counted(found, MAX_VALUES)
+    return found
+
+
+def _decode(body: bytes) -> Any:
     try:
         return _decoder.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError, InvalidOperation):
         raise Problem(400, "unreadable", "The body is not JSON in UTF-8.") from None
+
+
+def _counted(value: Any, most: int) -> int:
+    """The number of values in a value. No event holds more than `MAX_VALUES`, and reading millions would block others.
+
+    Raises:
+        Problem (413): there are more than `most`.
+    """
+    count, left = 1, [value]
+    while left and count <= most:
+        inner = left.pop()
+        if isinstance(inner, (dict, list)):
+            count += len(inner)
+            if count <= most:
+                left.extend(inner.values() if isinstance(inner, dict) else inner)
+    if count > most:
+        raise _too_many()
+    return count
+
+
+def _too_many() -> Problem:
+    return Problem(413, "body_too_large", f"The body may have {MAX_VALUES:,} values; send it in parts.")
 
 
 def from_text(name: str, text: str, types: Iterable[str], *, sensitive: bool = False) -> Any:
@@ -133,8 +162,7 @@ def encode(value: Any) -> bytes:
 def read_records(body: bytes, media_type: str, fields: Mapping[str, FieldSpec]) -> list[Any]:
     """The records of a bulk request: a JSON list, NDJSON, or CSV with a header. Raises Problem, WrongType."""
     if media_type in ("application/x-ndjson", "application/jsonl"):
-        lines = [(number, line) for number, line in enumerate(body.split(b"\n"), 1) if line.strip()]
-        return [record_from_json(_line(number, line), fields, f"line {number}") for number, line in lines]
+        return _json_lines(body, fields)
     if media_type == "text/csv":
         return _csv_records(body, fields)
     found = read_json(body)
@@ -143,9 +171,22 @@ def read_records(body: bytes, media_type: str, fields: Mapping[str, FieldSpec]) 
     return [record_from_json(record, fields, f"records[{index}]") for index, record in enumerate(found)]
 
 
+def _json_lines(body: bytes, fields: Mapping[str, FieldSpec]) -> list[Any]:
+    left = MAX_VALUES
+    if body.count(b"\n") > left:
+        raise _too_many()
+    found = []
+    for number, line in enumerate(body.split(b"\n"), 1):
+        if line.strip():
+            record = _line(number, line)
+            left -= _counted(record, left)
+            found.append(record_from_json(record, fields, f"line {number}"))
+    return found
+
+
 def _line(number: int, line: bytes) -> Any:
     try:
-        return read_json(line)
+        return _decode(line)
     except Problem:
         raise Problem(400, "unreadable", f"Line {number} is not JSON in UTF-8; nothing was written.") from None
 
@@ -154,8 +195,11 @@ def _csv_records(body: bytes, fields: Mapping[str, FieldSpec]) -> list[dict[str,
     """An empty cell leaves its field out."""
     try:
         reader = csv.DictReader(io.StringIO(body.decode("utf-8-sig"), newline=""), strict=True)
-        found = []
+        found, left = [], MAX_VALUES
         for row in reader:
+            left -= 1 + len(row)
+            if left < 0:
+                raise _too_many()
             if None in row or None in row.values():
                 raise Problem(400, "unreadable", f"Line {reader.line_num} has another number of cells than the header.")
             record = {}

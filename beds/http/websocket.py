@@ -8,7 +8,6 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-import msgspec
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from beds.domain.event import Operation
@@ -19,7 +18,7 @@ from beds.http.operations import call_of
 from beds.http.problems import Problem, body_of, problem_of
 from beds.http.representations import result_json, ticket_json
 from beds.http.streams import changes_of
-from beds.http.values import encode, read_json
+from beds.http.values import LARGEST, encode, read_json
 from beds.wire.reply import encoded_result
 
 PROTOCOL = "beds"
@@ -32,7 +31,10 @@ UNREAD_BYTES = 4 * 1024 * 1024
 """Messages that may wait for a slow reader, before the connection is closed."""
 CHECK_SECONDS = 60.0
 """Interval at which the token is verified again."""
-UNAUTHORIZED, FORBIDDEN, UNKNOWN, TRY_AGAIN, RESTART = 4401, 4403, 4404, 1013, 1012
+ID_CHARACTERS = 100
+UNAUTHORIZED, TRY_AGAIN, RESTART = 4401, 1013, 1012
+_REFUSALS = {400: 4400, 401: UNAUTHORIZED, 403: 4403, 404: 4404}
+"""Codes of closed connections that no repetition opens, by the status of the problem."""
 
 logger = logging.getLogger("beds.http")
 
@@ -70,8 +72,7 @@ class Conversation:
 
     async def run(self) -> None:
         """Serve the connection until it ends."""
-        offered = self._websocket.scope.get("subprotocols", ())
-        await self._websocket.accept(PROTOCOL if PROTOCOL in offered else None)
+        await self._websocket.accept(protocol_of(self._websocket))
         self._node.metrics.sockets.inc()
         parts = [asyncio.create_task(part()) for part in (self._read, self._write, self._verify)]
         parts.append(asyncio.create_task(self._wait_end()))
@@ -79,9 +80,10 @@ class Conversation:
             await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._node.metrics.sockets.dec()
-            for task in (*parts, *self._tasks, *self._subscriptions.values()):
+            tasks = [*parts, *self._tasks, *self._subscriptions.values()]
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(*parts, *self._tasks, *self._subscriptions.values(), return_exceptions=True)
+            await asyncio.wait(tasks)
             if self._ends.is_set() and self._websocket.application_state is not WebSocketState.DISCONNECTED:
                 with contextlib.suppress(RuntimeError, OSError, TimeoutError):
                     async with asyncio.timeout(2):
@@ -147,7 +149,7 @@ class Conversation:
             if not isinstance(message, dict):
                 raise Problem(422, "wrong_type", "A message is an object.")
             number = message.pop("id", None)
-            if not isinstance(number, (str, int)) or (isinstance(number, str) and len(number) > 100):
+            if not _is_id(number):
                 number = None
                 raise Problem(422, "missing_field", "A message has an id, a number or a text.", field="id")
             operation = message.pop("op", "call")
@@ -218,8 +220,19 @@ class Conversation:
         self._subscriptions[name] = asyncio.create_task(follow())
 
 
+def _is_id(value: Any) -> bool:
+    """Whether a value identifies a message: a short text, or a number that JSON carries exactly."""
+    if isinstance(value, str):
+        return len(value) <= ID_CHARACTERS
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST
+
+
+def protocol_of(websocket: WebSocket) -> str | None:
+    """The protocol to accept. A browser that offers some opens no connection without one of them."""
+    return PROTOCOL if PROTOCOL in websocket.scope.get("subprotocols", ()) else None
+
+
 async def refuse(websocket: WebSocket, problem: Problem) -> None:
     """Close a connection that may not be opened, with a code that a browser can read."""
-    await websocket.accept()
-    code = {401: UNAUTHORIZED, 403: FORBIDDEN, 404: UNKNOWN}.get(problem.status, TRY_AGAIN)
-    await websocket.close(code, msgspec.json.encode(problem.code).decode().strip('"'))
+    await websocket.accept(protocol_of(websocket))
+    await websocket.close(_REFUSALS.get(problem.status, TRY_AGAIN), problem.code)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime, time
-from decimal import InvalidOperation
 from typing import Any
 from uuid import UUID
 
@@ -70,7 +69,7 @@ def value_of(name: str, text: str, type_name: str, *, sensitive: bool = False) -
     """
     try:
         return _READERS[type_name](text)
-    except (ValueError, KeyError, InvalidOperation, RecursionError, BedsError):
+    except (ValueError, KeyError, ArithmeticError, RecursionError, BedsError):
         shown = "the given text" if sensitive else repr(text[:40])
         raise WrongType(
             f"field {name} takes {type_name}, which {shown} is not",
