@@ -47,6 +47,10 @@ class _Bucket:
         self._tokens -= 1
         return max(0.0, -self._tokens / limits.rate)
 
+    def give_back(self) -> None:
+        """Undo `reserve`."""
+        self._tokens += 1
+
     def _refill(self, limits: HttpRole) -> None:
         now = time.monotonic()
         self._tokens = min(float(limits.burst), self._tokens + (now - self._at) * limits.rate)
@@ -80,20 +84,24 @@ class Limits:
             self._leave(bucket)
 
     @asynccontextmanager
-    async def awaited(self, caller: Caller) -> AsyncIterator[None]:
-        """As `admitted`, but wait for room. For a connection that reads nothing meanwhile, so its client is slowed."""
+    async def awaited(self, caller: Caller, patience: float) -> AsyncIterator[None]:
+        """As `admitted`, but wait for room. For a connection that reads nothing meanwhile, so its client is slowed.
+
+        Raises:
+            Problem: as `admitted`; there is no room within `patience` seconds.
+        """
         limits = caller.limits
         bucket = self._bucket(caller.actor, limits)
-        await asyncio.sleep(bucket.reserve(limits))
-        while (queue := self._full(bucket, limits)) is not None:
-            turn = asyncio.get_running_loop().create_future()
-            queue.append(turn)
-            try:
-                await turn
-            except asyncio.CancelledError:
-                if turn.done() and not turn.cancelled():
-                    _wake(queue)  # this turn is another's
-                raise
+        if (wait := bucket.reserve(limits)) > patience:
+            bucket.give_back()
+            raise _too_many("You send too many requests a second.", limits, bucket, wait)
+        await asyncio.sleep(wait)
+        try:
+            async with asyncio.timeout(patience - wait):
+                while (queue := self._full(bucket, limits)) is not None:
+                    await _turn_in(queue)
+        except TimeoutError:
+            raise self._refusal(bucket, limits) from None
         self._begin(bucket)
         try:
             yield
@@ -116,12 +124,8 @@ class Limits:
     def _enter(self, caller: Caller) -> tuple[_Bucket, dict[str, str]]:
         limits = caller.limits
         bucket = self._bucket(caller.actor, limits)
-        full = self._full(bucket, limits)
-        if full is bucket.waiting:
-            raise _too_many(f"You send more than {limits.concurrency} requests at the same time.", limits, bucket, 0.0)
-        if full is not None:
-            raise Problem(503, "overloaded", "This node has as many requests as it can carry; try again.",
-                          headers={"Retry-After": "1"}, retryable=True)  # fmt: skip
+        if self._full(bucket, limits) is not None:
+            raise self._refusal(bucket, limits)
         if wait := bucket.take(limits):
             raise _too_many("You send too many requests a second.", limits, bucket, wait)
         self._begin(bucket)
@@ -132,6 +136,13 @@ class Limits:
         if bucket.at_work >= limits.concurrency:
             return bucket.waiting
         return self._waiting if self.in_flight >= self._max_in_flight else None
+
+    def _refusal(self, bucket: _Bucket, limits: HttpRole) -> Problem:
+        """Why there is no room."""
+        if bucket.at_work >= limits.concurrency:
+            return _too_many(f"You send more than {limits.concurrency} requests at the same time.", limits, bucket, 0.0)
+        return Problem(503, "overloaded", "This node has as many requests as it can carry; try again.",
+                       headers={"Retry-After": "1"}, retryable=True)  # fmt: skip
 
     def _begin(self, bucket: _Bucket) -> None:
         bucket.at_work += 1
@@ -157,6 +168,18 @@ class Limits:
             if not (bucket.at_work or bucket.streams or bucket.waiting):
                 del self._buckets[actor]
                 return
+
+
+async def _turn_in(queue: deque[asyncio.Future[None]]) -> None:
+    """Wait in a queue. A turn that comes too late is the next one's."""
+    turn = asyncio.get_running_loop().create_future()
+    queue.append(turn)
+    try:
+        await turn
+    except asyncio.CancelledError:
+        if turn.done() and not turn.cancelled():
+            _wake(queue)
+        raise
 
 
 def _wake(queue: deque[asyncio.Future[None]]) -> None:
