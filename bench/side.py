@@ -64,9 +64,11 @@ def worker(app: str, queue: str, *options: str, env: Mapping[str, str] | None = 
 
 
 @contextmanager
-def module(*arguments: str, log: str, env: Mapping[str, str] | None = None) -> Iterator[psutil.Process]:
+def module(
+    *arguments: str, log: str, env: Mapping[str, str] | None = None, python: str = sys.executable
+) -> Iterator[psutil.Process]:
     """A process that runs a Python module, with its output in .beds/run, until the end of the block."""
-    command = [sys.executable, "-m", *arguments]
+    command = [python, "-m", *arguments]
     with (ROOT / ".beds" / "run" / f"{log}.log").open("ab") as output:
         process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **(env or {})}, stdout=output, stderr=output)
     try:

@@ -17,6 +17,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from beds.client.client import Client
 from beds.config import Settings
 from beds.config.http import host_and_port
 from beds.http.application import Application
@@ -89,9 +90,14 @@ class _Server(uvicorn.Server):
         yield
 
 
-def serve(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT. Then let requests at work end, and close WebSockets with 1012."""
-    application = Application(settings)
+def serve(settings: Settings, client: Client | None = None) -> None:
+    """Serve until SIGTERM or SIGINT. Then let requests at work end, and close WebSockets with 1012.
+
+    Args:
+        settings: beds.toml.
+        client: publishes the events; one of its own when absent.
+    """
+    application = Application(settings, client)
     http = settings.http
     protocol = type(
         "Protocol",
