@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -38,6 +38,10 @@ class Caller:
     actor: str
     roles: Mapping[str, HttpRole]
     claims: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    _allowed: dict[tuple[str, str], tuple[HttpRole, ...]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    _seen: dict[str, bool] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @cached_property
     def limits(self) -> HttpRole:
@@ -57,10 +61,13 @@ class Caller:
         spec = template.fetch.get(what)
         if template.system and (spec is None or spec.owner is None or spec.internal):
             return False  # BEDS alone writes there, and only an operator's connection reads the records of all users
-        return any(True for _ in self._allowing(template, what))
+        return bool(self._allowing(template, what))
 
     def may_see(self, template: Template) -> bool:
-        return any(self.may(template, name) for name in names_of(template))
+        seen = self._seen.get(template.name)
+        if seen is None:
+            seen = self._seen[template.name] = any(self.may(template, name) for name in names_of(template))
+        return seen
 
     def may_run(self, rule: str) -> bool:
         """Whether the caller may start a job by this rule."""
@@ -93,7 +100,7 @@ class Caller:
 
     def bindings(self, template: Template, what: str) -> Mapping[str, str]:
         """Where the values come from that `bound` fills, by argument or field."""
-        roles = list(self._allowing(template, what))
+        roles = self._allowing(template, what)
         return {} if not roles or any(not role.bind for role in roles) else roles[0].bind
 
     def _value(self, template: Template, what: str, name: str, source: str) -> Any:
@@ -108,7 +115,16 @@ class Caller:
             spec = template.fetch[what].args.get(name) or spec
         return value_of(name, value, spec.type) if spec is not None and isinstance(value, str) else value
 
-    def _allowing(self, template: Template, what: str) -> Iterable[HttpRole]:
+    def _allowing(self, template: Template, what: str) -> tuple[HttpRole, ...]:
+        """The caller's roles that allow something; found once for each operation that exists."""
+        found = self._allowed.get((template.name, what))
+        if found is None:
+            found = tuple(self._find_allowing(template, what))
+            if what in WRITES or what in template.fetch:  # any other name is the caller's choice, and never kept
+                self._allowed[template.name, what] = found
+        return found
+
+    def _find_allowing(self, template: Template, what: str) -> Iterator[HttpRole]:
         wanted = {f"{template.name}:{what}", f"{template.name}:*"}
         if what not in WRITES:
             wanted.add(f"{template.name}:{READ}")
