@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
-from urllib.parse import unquote_to_bytes
+from urllib.parse import parse_qsl, unquote_to_bytes
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -21,6 +21,7 @@ from beds.http.values import encode, read_json
 JSON, NDJSON, CSV = "application/json", "application/x-ndjson", "text/csv"
 EVENT_ID = "Beds-Event-Id"
 _PREFERENCE = re.compile(r'\s*([A-Za-z-]+)\s*(?:=\s*"?([^",;]*)"?)?\s*')
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 MAX_WAIT_SECONDS = 60.0
 """The longest `Prefer: wait`."""
 
@@ -85,7 +86,8 @@ class Asked:
 
     @cached_property
     def preferences(self) -> Preferences:
-        return Preferences.read(",".join(self.request.headers.getlist("prefer")))
+        given = self.request.headers.getlist("prefer")
+        return Preferences.read(",".join(given)) if given else Preferences()
 
     @property
     def idempotency_key(self) -> str | None:
@@ -99,7 +101,7 @@ class Asked:
     def query(self) -> dict[str, str]:
         """The parameters of the address. Raises Problem: one stands twice."""
         found: dict[str, str] = {}
-        for name, value in self.request.query_params.multi_items():
+        for name, value in parse_qsl(self.request.scope["query_string"].decode("latin-1"), keep_blank_values=True):
             if name in found:
                 raise Problem(400, "unreadable", f"The parameter {name[:40]} stands twice.", field=name[:40])
             found[name] = value
@@ -118,6 +120,8 @@ class Asked:
     def accepts(self, *kinds: str) -> str:
         """The first of the media types that the caller accepts. Raises Problem (406)."""
         accept = self.request.headers.get("accept", "*/*")
+        if accept in ("*/*", kinds[0]):
+            return kinds[0]
         wanted: list[tuple[float, str]] = []
         for part in accept.split(","):
             kind, *parameters = (piece.strip() for piece in part.split(";"))
@@ -176,13 +180,10 @@ def segments_of(path: bytes) -> tuple[str, ...]:
     Raises:
         Problem (400): a segment is not UTF-8, or holds a control character.
     """
-    found = []
-    for part in path.split(b"/"):
-        try:
-            text = unquote_to_bytes(part).decode()
-        except UnicodeDecodeError:
-            raise Problem(400, "unreadable", "The address is not UTF-8.") from None
-        if any(ord(letter) < 32 or ord(letter) == 127 for letter in text):
-            raise Problem(400, "unreadable", "The address holds a control character.")
-        found.append(text)
-    return tuple(found)
+    try:
+        found = tuple((unquote_to_bytes(part) if b"%" in part else part).decode() for part in path.split(b"/"))
+    except UnicodeDecodeError:
+        raise Problem(400, "unreadable", "The address is not UTF-8.") from None
+    if any(map(_CONTROL.search, found)):
+        raise Problem(400, "unreadable", "The address holds a control character.")
+    return found
