@@ -26,6 +26,7 @@ from beds.domain.identity import ObjectId
 from beds.errors import BodyTooLarge, InvalidCursor, InvalidPayload, MalformedEvent, OutOfRange, WrongType
 
 _PLAIN = (str, int, float, bool, type(None))
+_PLAIN_KINDS = frozenset(_PLAIN)
 
 
 MAX_VALUES = 100_000
@@ -97,17 +98,19 @@ def encode(value: Any) -> Any:
         WrongType: a type that the codec does not support.
     """
     kind = type(value)
-    if kind in _PLAIN:
+    if kind in _PLAIN_KINDS:
         return value
-    if isinstance(value, Mapping):
+    if kind is dict or isinstance(value, Mapping):
+        is_data = False
         for key in value:
             if not isinstance(key, str):
                 raise WrongType(
                     f"a key of type {type(key).__name__} cannot be sent", detail={"got": type(key).__name__}
                 )
-        if any(key.startswith(("$", "__")) for key in value):
+            is_data = is_data or key.startswith(("$", "__"))
+        if is_data:
             return {"$pairs": [[key, encode(inner)] for key, inner in value.items()]}
-        return {key: encode(inner) for key, inner in value.items()}
+        return {key: inner if type(inner) in _PLAIN_KINDS else encode(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
         return [encode(inner) for inner in value]
     for cls, tag, encoder in _ENCODERS:

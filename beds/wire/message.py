@@ -13,6 +13,10 @@ from beds.wire import codec
 from beds.wire.header import HEADER, EventHeader
 from beds.wire.reply import REPLY_TO
 
+_EMBED = b',{"callbacks":null,"errbacks":null,"chain":null,"chord":null}]'
+"""The third part of a Celery body, after the positional and the named arguments."""
+_HOST = socket.gethostname()
+
 
 def with_encoded_body(event: Event, max_body_bytes: int) -> Event:
     """The event with its encoded and checked body, which can then be published any number of times.
@@ -28,7 +32,7 @@ def with_encoded_body(event: Event, max_body_bytes: int) -> Event:
     if event.body:
         return event
     write = codec.dumps_plain if event.is_plain else codec.dumps
-    body = write([[], event.arguments, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}])
+    body = b"[[]," + write(event.arguments) + _EMBED
     codec.check_size(body, max_body_bytes, f"this {event.task}")
     codec.check_values(body, f"this {event.task}")
     return replace(event, body=body)
@@ -69,4 +73,4 @@ def to_message(event: Event, user: str) -> amqp.Message:
 
 
 def _origin() -> str:
-    return f"{os.getpid()}@{socket.gethostname()}"
+    return f"{os.getpid()}@{_HOST}"
