@@ -148,6 +148,9 @@ os.register_at_fork(before=_senders_lock.acquire, after_in_parent=_senders_lock.
 
 
 def _sender(transport: Transport) -> _Sender:
+    found = _senders.get(transport)
+    if found is not None and found.pid == os.getpid():
+        return found
     with _senders_lock:
         found = _senders.get(transport)
         if found is None or found.pid != os.getpid():

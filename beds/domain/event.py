@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import cache
 from typing import Any
 
 from beds.domain.job import Job, JobKind
@@ -34,11 +35,13 @@ class Store(StrEnum):
     REL = "rel"
 
 
+@cache
 def queue_for(store: Store, operation: Operation) -> str:
     """The queue, and the routing key, of an operation: `rec.write`, `rel.read`, …"""
     return f"{store}.{'read' if operation.is_read else 'write'}"
 
 
+@cache
 def task_for(store: Store, operation: Operation) -> str:
     """The Celery task that executes an operation: `rec.create_record`, …"""
     return f"{store}.{operation}"
