@@ -85,7 +85,7 @@ class Http(Section):
     max_body_bytes: Annotated[int, Field(ge=1024, le=2**30)] = 8 * 1024 * 1024
     """The largest body of a request. A single event is limited by `[amqp] max_body_bytes`."""
     max_connections: Annotated[int, Field(ge=1, le=100_000)] = 2000
-    max_in_flight: Annotated[int, Field(ge=1, le=100_000)] = 512
+    max_in_flight: Annotated[int, Field(ge=1, le=100_000)] = 256
     """Requests that are executed at the same time; more are refused at once with 503."""
     cors_origins: tuple[Annotated[str, Field(pattern=r"^https?://[^/\s*]+$")], ...] = ()
     """Web pages of other origins that may call."""
