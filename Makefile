@@ -4,9 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3.11
 
-.PHONY: help setup demo test check bench bench-quick faults kills cluster flower clean
+.PHONY: help setup demo http test check bench bench-quick faults kills cluster flower clean
 help:
 	@echo "make demo    set up, start the servers and workers, load the sample data, ask questions"
+	@echo "make http    the app server and its page on the local stack, and a key for them"
 	@echo "make test    set up, check, run all tests on real servers of their own"
 	@echo "make bench   operations, logs, the ledger and dead events beside their peers, on the local stack"
 	@echo "make bench-quick  operations beside their peers, with fewer calls (about three minutes)"
@@ -27,6 +28,9 @@ $(VENV)/.complete: pyproject.toml tools/setup.sh
 demo: setup
 	$(BIN)/beds demo
 
+http: setup
+	$(BIN)/beds up
+
 check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -43,6 +47,7 @@ bench: setup
 	$(BIN)/python -m bench.ledger
 	$(BIN)/python -m bench.dead
 	$(BIN)/python -m bench.scaling
+	$(BIN)/python -m bench.http
 
 bench-quick: setup
 	$(BIN)/python -m bench.operations --quick

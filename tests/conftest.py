@@ -167,7 +167,9 @@ def vhost_of_its_own(settings: Settings, stack: Stack) -> Iterator[OwnVhost]:
     operator_url = settings.amqp.operator_url.get_secret_value().removesuffix("beds") + "own"
     client_url = settings.amqp.client_url.removesuffix("beds") + "own"
     worker_url = settings.amqp.broker_url.removesuffix("beds") + "own"
-    urls = {"url": client_url, "worker_url": worker_url, "operator_url": operator_url}
+    assert settings.amqp.http_url is not None
+    http_url = settings.amqp.http_url.get_secret_value().removesuffix("beds") + "own"
+    urls = {"url": client_url, "worker_url": worker_url, "operator_url": operator_url, "http_url": http_url}
     amqp = settings.amqp.model_copy(update={name: SecretStr(url) for name, url in urls.items()})
     yield OwnVhost(
         settings.model_copy(update={"amqp": amqp}),

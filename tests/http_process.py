@@ -112,7 +112,7 @@ def running_http(
         )
     node = HttpNode(process, port, log)
     try:
-        wait_for(lambda: process.poll() is not None or serves(port), START_SECONDS, "the app server")
+        wait_for(lambda: process.poll() is not None or is_live(port), START_SECONDS, "the app server")
         assert process.poll() is None, log.read_text()
         yield node
     finally:
@@ -125,8 +125,11 @@ def running_http(
                 process.wait()
 
 
-def serves(port: int) -> bool:
+def is_live(port: int) -> bool:
+    """Whether both ports answer."""
     try:
-        return httpx.get(f"http://127.0.0.1:{port}/v1", timeout=5, trust_env=False).status_code == 401
+        with httpx.Client(timeout=5, trust_env=False) as web:
+            is_open = web.get(f"http://127.0.0.1:{port}/v1").status_code == 401
+            return is_open and web.get(f"http://127.0.0.1:{port + 1}/livez").is_success
     except httpx.TransportError:
         return False

@@ -16,9 +16,9 @@ from beds.config.settings import CONFIG_VARIABLE
 def print_address(settings: Settings) -> None:
     """Print where the app server of this node is, and the key that opens it."""
     address = f"{'https' if settings.http.tls_certificate else 'http'}://{settings.http.listen}"
-    click.echo(f"HTTP:      {address}/v1        the interface: {address}/docs")
+    click.echo(f"the page: {address}/ui/    HTTP: {address}/v1    its reference: {address}/docs")
     if (key := local_key(settings)) is not None:
-        click.echo(f"  curl -H 'Authorization: Bearer {key}' {address}/v1   (the key is also in {key_file(settings)})")
+        click.echo(f"  its key, also in {key_file(settings)}: {key}")
 
 
 @click.group(invoke_without_command=True)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import click
@@ -18,44 +15,8 @@ from rich.text import Text
 from beds.cli.clients import records_client
 from beds.cli.output import print_json, table_console
 from beds.client.client import Client
-from beds.domain.event import OPERATOR, Operation
-from beds.domain.job import Job
-from beds.domain.reply import Page
-from beds.domain.trace import OK
-from beds.errors import BedsError
-from beds.services.metrics import BOUNDS_MS, RECORDS_MOVED, percentile
+from beds.client.overview import PERCENTS, queue_rates, running_jobs
 from beds.transport.connection import connect_to
-from beds.transport.topology import Depth, depths
-from beds.wire.routes import DEAD, EVENT_QUEUES, LOG_QUEUES
-
-PERCENTS = (50, 95, 99)
-
-
-@dataclass
-class Row:
-    """The figures of one queue over the window; only the depth unless `is_measured`."""
-
-    depth: Depth | None
-    is_measured: bool = False
-    count: int = 0
-    errors: int = 0
-    busy_ms: float = 0.0
-    records: int = 0
-    buckets: list[int] = field(default_factory=lambda: [0] * (len(BOUNDS_MS) + 1))
-
-    def to_wire(self, window: float) -> dict[str, Any]:
-        measured = {
-            "per_second": round(self.count / window, 2),
-            "errors": self.errors,
-            **{f"p{p}_ms": percentile(self.buckets, p) for p in PERCENTS},
-            "busy": round(self.busy_ms / 1000 / window, 3),
-            "records_per_second": round(self.records / window, 1),
-        }
-        return {
-            "waiting": self.depth.messages if self.depth else None,
-            "consumers": self.depth.consumers if self.depth else 0,
-            **(measured if self.is_measured else dict.fromkeys(measured)),
-        }
 
 
 @click.command()
@@ -81,16 +42,15 @@ def _watch(client: Client, connection: Connection, window: float, timeout: float
     with connection:
 
         def look() -> dict[str, dict[str, Any]]:
-            rows = _rows(client, connection, window, timeout)
-            return {name: row.to_wire(window) for name, row in rows.items()}
+            return queue_rates(client, connection, window, timeout)
 
         def show() -> Group:
-            jobs = _jobs(client, timeout)
+            jobs = running_jobs(client, timeout)
             queues = _table(look(), window)
             return Group(queues, Text(), _jobs_table(jobs)) if jobs else Group(queues)
 
         if as_json:
-            print_json({"window_seconds": window, "queues": look(), "jobs": _jobs(client, timeout)})
+            print_json({"window_seconds": window, "queues": look(), "jobs": running_jobs(client, timeout)})
             return
         console = table_console()
         if once:
@@ -100,31 +60,6 @@ def _watch(client: Client, connection: Connection, window: float, timeout: float
             while True:
                 time.sleep(2)
                 live.update(show(), refresh=True)
-
-
-def _jobs(client: Client, timeout: float) -> list[dict[str, Any]]:
-    """The jobs that have not ended; those of all users for an operator, whose requests a worker answers."""
-    if not client.is_operator:
-        return []
-    try:
-        page = client.fetch("msJobs", "unended", {}, limit=100, timeout=timeout)
-    except BedsError:
-        return []  # the queues above show that no worker answers
-    found = [Job.of(record) for record in page]
-    moment = datetime.now(UTC)
-    return [
-        {
-            "guid": job.guid,
-            "job": job.rule,
-            "state": str(job.state),
-            "done": job.tally.read,
-            "total": job.total,
-            "records_per_second": job.progress().rate,
-            "lanes": sum(not lane.ended and not lane.folded for lane in job.lanes),
-            "lag_seconds": round((moment - job.changed_at).total_seconds(), 1) if job.changed_at else None,
-        }
-        for job in found
-    ]
 
 
 def _jobs_table(jobs: list[dict[str, Any]]) -> Table:
@@ -144,29 +79,6 @@ def _jobs_table(jobs: list[dict[str, Any]]) -> Table:
             _shown(job["lag_seconds"], ".1f"),
         )
     return table
-
-
-def _rows(client: Client, connection: Connection, window: float, timeout: float) -> dict[str, Row]:
-    found = depths((*EVENT_QUEUES, *LOG_QUEUES, DEAD), connection)
-    rows: dict[str, Row] = defaultdict(lambda: Row(None), {name: Row(depth) for name, depth in found.items()})
-    since = datetime.now(UTC) - timedelta(seconds=window)
-    if not client.is_operator or not (asked := found[OPERATOR]) or not asked.consumers:
-        return dict(rows)  # only an operator may read the rates
-    for row in rows.values():
-        row.is_measured = True
-    page = client.call(Operation.FETCH, "msMetrics", {"since": since}, using="recent", timeout=timeout)
-    assert isinstance(page, Page)
-    for record in page:
-        row = rows[record["meta"]["queue"]]
-        row.is_measured = True
-        if record["meta"]["operation"] == RECORDS_MOVED:
-            row.records += record["count"]
-            continue
-        row.count += record["count"]
-        row.errors += record["count"] if record["meta"]["outcome"] != OK else 0
-        row.busy_ms += record["total_ms"]
-        row.buckets = [have + more for have, more in zip(row.buckets, record["buckets"], strict=True)]
-    return dict(rows)
 
 
 def _table(rows: dict[str, dict[str, Any]], window: float) -> Table:

@@ -17,6 +17,10 @@ ALGORITHMS = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES25
 """Signatures of tokens. None of them uses a shared secret, so that a public key can never be taken for one."""
 
 
+OPS = "ops"
+"""The role of operators: it sees and steers the whole system on the page `/ui/`, and may read BEDS's own records."""
+
+
 class HttpJwt(Section):
     """An identity provider whose tokens are accepted."""
 
@@ -64,14 +68,16 @@ class HttpRole(Section):
     """Requests that one caller may send at once."""
     concurrency: Annotated[int, Field(ge=1)] = 64
     """Requests of one caller that are executed at the same time."""
+    streams: Annotated[int, Field(ge=1)] = 64
+    """Event streams that one caller may have open."""
 
 
 class Http(Section):
     """The app-server node: HTTP and WebSocket for clients outside."""
 
     listen: Address = "127.0.0.1:8080"
-    admin: Address | None = "127.0.0.1:8081"
-    """For `/livez`, `/readyz` and `/metrics`, which are not for clients; no such port when null."""
+    admin: Address | Literal[""] = "127.0.0.1:8081"
+    """For `/livez`, `/readyz` and `/metrics`, which are not for clients; no such port when empty."""
     timeout: Annotated[float, Field(gt=0, le=600)] = 10.0
     """Seconds for one operation; a longer one becomes a ticket by `Prefer: respond-async`."""
     body_timeout: Annotated[float, Field(gt=0, le=600)] = 30.0

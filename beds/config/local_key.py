@@ -6,12 +6,12 @@ import hashlib
 import secrets
 from pathlib import Path
 
-from beds.config.http import Http, HttpKey, HttpRole
+from beds.config.http import OPS, Http, HttpKey, HttpRole
 from beds.config.settings import Settings
 from beds.errors import ConfigurationError
 
 LOCAL = "local"
-"""The name of the key and of its role, which may do everything that clients may."""
+"""The name of the key and of its role, which may do everything that clients may. The key also has the role `ops`."""
 
 
 def key_file(settings: Settings) -> Path:
@@ -52,8 +52,8 @@ def with_local_key(settings: Settings) -> Http:
             )
         return http
     role = HttpRole(allow=("*",), rate=10_000, burst=20_000, concurrency=1000)
-    own = HttpKey(name=LOCAL, sha256=(sha256_of(key),), roles=(LOCAL,))
-    return http.model_copy(update={"key": (own,), "roles": {**http.roles, LOCAL: role}})
+    own = HttpKey(name=LOCAL, sha256=(sha256_of(key),), roles=(LOCAL, OPS))
+    return http.model_copy(update={"key": (own,), "roles": {OPS: HttpRole(), **http.roles, LOCAL: role}})
 
 
 def new_key() -> str:

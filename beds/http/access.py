@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from beds.config.http import Http, HttpRole
+from beds.config.http import OPS, Http, HttpRole
 from beds.domain.event import Operation
 from beds.errors import ConfigurationError, nearest
 from beds.http.problems import Problem, forbidden, not_found
@@ -15,8 +15,6 @@ from beds.templates.registry import TemplateRegistry
 from beds.templates.template import Template
 from beds.templates.text import value_of
 
-OPS = "ops"
-"""The role that the templates of BEDS itself need."""
 WRITES: Mapping[str, Operation] = {
     "create": Operation.CREATE,
     "create_many": Operation.CREATE_MANY,
@@ -51,10 +49,14 @@ class Caller:
             rate=max(role.rate for role in roles),
             burst=max(role.burst for role in roles),
             concurrency=max(role.concurrency for role in roles),
+            streams=max(role.streams for role in roles),
         )
 
     def may(self, template: Template, what: str) -> bool:
         """Whether the caller may execute an operation (`create`, …) or a fetch of a template."""
+        spec = template.fetch.get(what)
+        if template.system and (spec is None or spec.owner is None or spec.internal):
+            return False  # BEDS alone writes there, and only an operator's connection reads the records of all users
         return any(True for _ in self._allowing(template, what))
 
     def may_see(self, template: Template) -> bool:
@@ -83,14 +85,16 @@ class Caller:
         Raises:
             Problem: the caller's token lacks the claim, or the operation cannot be limited in this way.
         """
-        roles = list(self._allowing(template, what))
-        if not roles or any(not role.bind for role in roles):
-            return {}
-        sources = roles[0].bind
+        sources = self.bindings(template, what)
         if what in ("update", "delete") and not sources.keys() <= set(template.keys):
             # The object finds the record by its key alone, so it could be another caller's.
             raise forbidden(f"execute {template.name}:{what}: its records are not found by {', '.join(sources)}")
         return {name: self._value(template, what, name, source) for name, source in sources.items()}
+
+    def bindings(self, template: Template, what: str) -> Mapping[str, str]:
+        """Where the values come from that `bound` fills, by argument or field."""
+        roles = list(self._allowing(template, what))
+        return {} if not roles or any(not role.bind for role in roles) else roles[0].bind
 
     def _value(self, template: Template, what: str, name: str, source: str) -> Any:
         kind, _, given = source.partition(":")

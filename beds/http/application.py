@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 import threading
 import time
@@ -15,22 +17,34 @@ from starlette.websockets import WebSocket
 
 from beds.client.client import Client
 from beds.config import Settings, load_settings
+from beds.config.local_key import with_local_key
 from beds.domain.lineage import is_traceparent
 from beds.domain.trace import trace_context
 from beds.errors import BedsError
-from beds.http import openapi, pages
+from beds.http import openapi, pages, ui
 from beds.http.access import Caller, names_of
-from beds.http.node import Node
+from beds.http.jobs import on_jobs
+from beds.http.lineage import on_lineage
+from beds.http.node import RESERVED, Node
 from beds.http.operations import batch, on_record, on_template
+from beds.http.operator import Operator
 from beds.http.problems import MEDIA_TYPE, Problem, encode_problem, not_found, problem_of
 from beds.http.requests import EVENT_ID, Asked, segments_of
-from beds.http.tickets import on_jobs, on_lineage, on_ticket
+from beds.http.streams import EventStream
+from beds.http.tickets import on_ticket
 from beds.http.websocket import Conversation, authorization_of, refuse
+
+try:
+    from beds.http.mcp_tools import McpTools
+except ModuleNotFoundError as missing:  # the package `mcp` is an extra of its own
+    if (missing.name or "").startswith("beds"):
+        raise
+    McpTools = None  # type: ignore[assignment,misc]
 
 PREFIX = "/v1"
 READS = frozenset({"GET", "HEAD"})
 _EXPOSED = "Link, Location, Retry-After, Preference-Applied, RateLimit, RateLimit-Policy, Beds-Event-Id, ETag"
-_ALLOWED = "Authorization, Content-Type, Idempotency-Key, Prefer, If-Match, If-None-Match, traceparent"
+_ALLOWED = "Authorization, Content-Type, Idempotency-Key, Prefer, If-Match, If-None-Match, traceparent, Last-Event-ID"
 
 logger = logging.getLogger("beds.http")
 
@@ -49,6 +63,9 @@ class Application:
 
     def __init__(self, settings: Settings, client: Client | None = None) -> None:
         self.node = Node(settings, client)
+        has_operator = client is None and settings.amqp.operator_url is not None
+        self._operator = Operator(settings) if has_operator else None
+        self._tools = McpTools(self.node) if McpTools is not None else None
         self._conversations: set[Conversation] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -60,15 +77,20 @@ class Application:
             await self._lifespan(receive, send)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
-        while True:
-            message = await receive()
-            if message["type"] == "lifespan.startup":
-                await self.node.start()
-                await send({"type": "lifespan.startup.complete"})
-            else:
-                await self.node.stop()
-                await send({"type": "lifespan.shutdown.complete"})
-                return
+        await receive()
+        async with contextlib.AsyncExitStack() as running:
+            self.node.start()
+            running.push_async_callback(self._stop)
+            if self._tools is not None:
+                await running.enter_async_context(self._tools.running())
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _stop(self) -> None:
+        await self.node.stop()
+        if self._operator is not None:
+            await asyncio.to_thread(self._operator.close)
 
     def drain(self) -> None:
         """Close all WebSocket connections, so that their clients connect to another node."""
@@ -94,9 +116,14 @@ class Application:
                 response = self._preflight(request)
             elif (page := pages.find(request)) is not None:
                 response, name = page, "page"
+            elif (segments := segments_of(self._path(scope)))[:2] == ("", "ui"):
+                response, name = await self._page(request, segments[2:]), "page"
+                if isinstance(response, EventStream) and (caller := await self._signed_in(request)) is not None:
+                    with self.node.limits.streaming(caller), self.node.metrics.streams.track_inprogress():
+                        await response(scope, receive, sending)
+                    return
             else:
-                segments = segments_of(self._path(scope))
-                caller = await self.node.sign_in.caller(request.headers.get("authorization"))
+                caller = await self.node.sign_in.caller(_authorization(request))
                 trace = request.headers.get("traceparent")
                 with (
                     self.node.limits.admitted(caller) as headers,
@@ -104,8 +131,16 @@ class Application:
                 ):
                     asked = Asked(request, caller, self.node.http, segments, {**headers, **self._cors(request)})
                     name = self._name(segments, request.method)
-                    await (await self._answer(asked))(scope, receive, sending)
-                    return
+                    if segments == ("", "mcp") and self._tools is not None:
+                        await self._tools.handle(caller, scope, receive, sending)
+                        return
+                    response = await self._answer(asked)
+                    if not isinstance(response, EventStream):
+                        await response(scope, receive, sending)
+                        return
+                with self.node.limits.streaming(caller), self.node.metrics.streams.track_inprogress():
+                    await response(scope, receive, sending)
+                return
         except Problem as refusal:
             response = self._problem(request, refusal, asked)
         except BedsError as error:
@@ -122,6 +157,23 @@ class Application:
             response = self._problem(request, Problem(500, "internal", "This is a fault of the service."), asked)
         await response(scope, receive, sending)
 
+    async def _page(self, request: Request, segments: tuple[str, ...]) -> Response:
+        """A page for people, whose key or token is in a cookie."""
+        page = ui.Page(self.node, self._operator, request, await self._signed_in(request))
+        try:
+            return await page.respond(segments)
+        except Problem as problem:
+            return page.problem(problem)
+        except BedsError as error:
+            return page.problem(problem_of(error)[0])
+
+    async def _signed_in(self, request: Request) -> Caller | None:
+        """The caller of the cookie; None without one, or if it is accepted no more."""
+        if token := request.cookies.get(ui.COOKIE):
+            with contextlib.suppress(Problem):
+                return await self.node.sign_in.caller(f"Bearer {token}")
+        return None
+
     def _path(self, scope: Scope) -> bytes:
         """The raw path without the prefix under which the application is mounted."""
         raw: bytes = scope.get("raw_path") or scope["path"].encode()
@@ -134,7 +186,7 @@ class Application:
             return "other"
         name, _, what = segments[2].partition(":")
         if name not in self.node.templates:
-            return name if name in ("tickets", "jobs", "lineage") else "other"
+            return name if name in RESERVED else "other"
         known = what if what in self.node.templates[name].fetch or what == "batch" else ""
         return f"{name}:{known}" if known else f"{name} {method}" if method in _METHODS else "other"
 
@@ -244,6 +296,17 @@ class Application:
             raise Problem(403, "forbidden", "Pages of this origin may not connect.")
 
 
+def _authorization(request: Request) -> str | None:
+    """The header `Authorization`. For a request that changes nothing the page's cookie will do: EventSource sends none.
+
+    The cookie is `SameSite=Strict`, so no other site can send it.
+    """
+    if (header := request.headers.get("authorization")) is None and request.method in READS:
+        token = request.cookies.get(ui.COOKIE)
+        return f"Bearer {token}" if token else None
+    return header
+
+
 _METHODS = frozenset({"GET", "HEAD", "POST", "PATCH", "DELETE"})
 _default: Application | None = None
 _default_lock = threading.Lock()
@@ -254,5 +317,6 @@ def default_app() -> Application:
     global _default
     with _default_lock:
         if _default is None:
-            _default = Application(load_settings())
+            settings = load_settings()
+            _default = Application(settings.model_copy(update={"http": with_local_key(settings)}))
         return _default

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 import time
-from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 from beds.config.http import HttpRole
 from beds.http.access import Caller
@@ -18,22 +20,37 @@ CALLERS = 10_000
 class _Bucket:
     """A token bucket, and the requests at work, of one caller."""
 
-    __slots__ = ("at", "at_work", "tokens")
+    __slots__ = ("_at", "_tokens", "at_work", "streams", "waiting")
 
     def __init__(self, limits: HttpRole) -> None:
-        self.tokens = float(limits.burst)
-        self.at = time.monotonic()
+        self._tokens = float(limits.burst)
+        self._at = time.monotonic()
         self.at_work = 0
+        self.streams = 0
+        self.waiting: deque[asyncio.Future[None]] = deque()
+
+    @property
+    def tokens(self) -> int:
+        return max(0, int(self._tokens))
 
     def take(self, limits: HttpRole) -> float:
-        """Take one token. Returns the seconds until there is one, if there is none now."""
-        now = time.monotonic()
-        self.tokens = min(float(limits.burst), self.tokens + (now - self.at) * limits.rate)
-        self.at = now
-        if self.tokens < 1:
-            return (1 - self.tokens) / limits.rate
-        self.tokens -= 1
+        """Take one token. Returns the seconds until there is one, if there is none now; then none is taken."""
+        self._refill(limits)
+        if self._tokens < 1:
+            return (1 - self._tokens) / limits.rate
+        self._tokens -= 1
         return 0.0
+
+    def reserve(self, limits: HttpRole) -> float:
+        """Take the next token, and return the seconds until it is there."""
+        self._refill(limits)
+        self._tokens -= 1
+        return max(0.0, -self._tokens / limits.rate)
+
+    def _refill(self, limits: HttpRole) -> None:
+        now = time.monotonic()
+        self._tokens = min(float(limits.burst), self._tokens + (now - self._at) * limits.rate)
+        self._at = now
 
 
 class Limits:
@@ -46,6 +63,7 @@ class Limits:
     def __init__(self, max_in_flight: int) -> None:
         self._max_in_flight = max_in_flight
         self._buckets: OrderedDict[str, _Bucket] = OrderedDict()
+        self._waiting: deque[asyncio.Future[None]] = deque()
         self.in_flight = 0
 
     @contextmanager
@@ -55,29 +73,75 @@ class Limits:
         Raises:
             Problem: 429 if the caller sends too many, 503 if all of them together do.
         """
+        bucket, headers = self._enter(caller)
+        try:
+            yield headers
+        finally:
+            self._leave(bucket)
+
+    @asynccontextmanager
+    async def awaited(self, caller: Caller) -> AsyncIterator[None]:
+        """As `admitted`, but wait for room. For a connection that reads nothing meanwhile, so its client is slowed."""
         limits = caller.limits
         bucket = self._bucket(caller.actor, limits)
-        policy = f'"caller";q={limits.burst};w={limits.burst / limits.rate:.0f}'
-        wait = bucket.take(limits)
-        if wait or bucket.at_work >= limits.concurrency:
-            headers = {
-                "Retry-After": str(max(1, round(wait + 0.5))),
-                "RateLimit-Policy": policy,
-                "RateLimit": f'"caller";r={int(bucket.tokens)};t={max(1, round(wait + 0.5))}',
-            }
-            what = "requests a second" if wait else f"than {limits.concurrency} requests at the same time"
-            raise Problem(429, "too_many_requests", f"You send too many {what}." if wait else f"You send more {what}.",
-                          headers=headers, retryable=True)  # fmt: skip
-        if self.in_flight >= self._max_in_flight:
+        await asyncio.sleep(bucket.reserve(limits))
+        while (queue := self._full(bucket, limits)) is not None:
+            turn = asyncio.get_running_loop().create_future()
+            queue.append(turn)
+            try:
+                await turn
+            except asyncio.CancelledError:
+                if turn.done() and not turn.cancelled():
+                    _wake(queue)  # this turn is another's
+                raise
+        self._begin(bucket)
+        try:
+            yield
+        finally:
+            self._leave(bucket)
+
+    @contextmanager
+    def streaming(self, caller: Caller) -> Iterator[None]:
+        """Count an event stream while it lasts. Raises Problem (429): the caller has as many as it may."""
+        limits = caller.limits
+        bucket = self._bucket(caller.actor, limits)
+        if bucket.streams >= limits.streams:
+            raise _too_many(f"You have {limits.streams} event streams open.", limits, bucket, 0.0)
+        bucket.streams += 1
+        try:
+            yield
+        finally:
+            bucket.streams -= 1
+
+    def _enter(self, caller: Caller) -> tuple[_Bucket, dict[str, str]]:
+        limits = caller.limits
+        bucket = self._bucket(caller.actor, limits)
+        full = self._full(bucket, limits)
+        if full is bucket.waiting:
+            raise _too_many(f"You send more than {limits.concurrency} requests at the same time.", limits, bucket, 0.0)
+        if full is not None:
             raise Problem(503, "overloaded", "This node has as many requests as it can carry; try again.",
                           headers={"Retry-After": "1"}, retryable=True)  # fmt: skip
+        if wait := bucket.take(limits):
+            raise _too_many("You send too many requests a second.", limits, bucket, wait)
+        self._begin(bucket)
+        return bucket, {"RateLimit-Policy": _policy(limits), "RateLimit": f'"caller";r={bucket.tokens}'}
+
+    def _full(self, bucket: _Bucket, limits: HttpRole) -> deque[asyncio.Future[None]] | None:
+        """Where to wait for room: with the caller's own requests, or with all; None if there is room."""
+        if bucket.at_work >= limits.concurrency:
+            return bucket.waiting
+        return self._waiting if self.in_flight >= self._max_in_flight else None
+
+    def _begin(self, bucket: _Bucket) -> None:
         bucket.at_work += 1
         self.in_flight += 1
-        try:
-            yield {"RateLimit-Policy": policy, "RateLimit": f'"caller";r={int(bucket.tokens)}'}
-        finally:
-            bucket.at_work -= 1
-            self.in_flight -= 1
+
+    def _leave(self, bucket: _Bucket) -> None:
+        bucket.at_work -= 1
+        self.in_flight -= 1
+        _wake(bucket.waiting)
+        _wake(self._waiting)
 
     def _bucket(self, actor: str, limits: HttpRole) -> _Bucket:
         found = self._buckets.get(actor)
@@ -90,6 +154,29 @@ class Limits:
 
     def _forget_one(self) -> None:
         for actor, bucket in self._buckets.items():
-            if not bucket.at_work:
+            if not (bucket.at_work or bucket.streams or bucket.waiting):
                 del self._buckets[actor]
                 return
+
+
+def _wake(queue: deque[asyncio.Future[None]]) -> None:
+    """Give the next one in a queue its turn."""
+    while queue:
+        turn = queue.popleft()
+        if not turn.done():
+            turn.set_result(None)
+            return
+
+
+def _policy(limits: HttpRole) -> str:
+    return f'"caller";q={limits.burst};w={limits.burst / limits.rate:.0f}'
+
+
+def _too_many(detail: str, limits: HttpRole, bucket: _Bucket, wait: float) -> Problem:
+    seconds = max(1, math.ceil(wait))
+    headers = {
+        "Retry-After": str(seconds),
+        "RateLimit-Policy": _policy(limits),
+        "RateLimit": f'"caller";r={bucket.tokens};t={seconds}',
+    }
+    return Problem(429, "too_many_requests", detail, headers=headers, retryable=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -98,12 +97,13 @@ class Node:
             return error.code
         return ""
 
-    async def start(self) -> None:
-        """Connect, so that the first request does not wait. A failure is not fatal: the client connects again."""
-        with contextlib.suppress(BedsError):
-            await self.not_ready()
+    def start(self) -> None:
+        """Connect in the background, so that the first request does not wait."""
+        self._starting = asyncio.create_task(self.not_ready())
 
     async def stop(self) -> None:
+        """Close the connection."""
+        self._starting.cancel()
         await asyncio.to_thread(self.client.close)
 
 

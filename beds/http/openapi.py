@@ -67,7 +67,7 @@ def schema_of(spec: FieldSpec, *, nullable: bool) -> Json:
     """A field as a JSON schema."""
     if spec.type == "integer":
         is_small = spec.min is not None and spec.max is not None and -LARGEST <= spec.min <= spec.max <= LARGEST
-        found: Json = {"type": "integer"} if is_small else {"type": ["integer", "string"], "format": "int64"}
+        found: Json = {"type": "integer"} if is_small else {"type": ["integer", "string"], "pattern": "^-?[0-9]{1,20}$"}
     else:
         found = dict(_TYPES[spec.type])
     if spec.values is not None:
@@ -133,36 +133,40 @@ def _paths_of(caller: Caller, template: Template, known: Description | None) -> 
                 "operationId": f"{name}_{using}",
                 "tags": [name],
                 "summary": (described.description if described else "") or f"{using} of {name}",
-                "parameters": [*arguments, *_paging(spec, template)],
+                "parameters": [*arguments, *_paging(spec, template), _parameter("Prefer")],
                 "responses": {
                     "200": {
-                        "description": "A page",
+                        "description": f"A page; with Accept: {NDJSON} or {CSV}, all pages from this one on",
                         "headers": {"Link": {"schema": {"type": "string"}, "description": "the next page"}},
-                        "content": {
-                            "application/json": {"schema": {"$ref": f"#/components/schemas/{name}Page"}},
-                            NDJSON: {"schema": {"type": "string"}},
-                            CSV: {"schema": {"type": "string"}},
-                        },
+                        "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}Page"}}},
                     },
                     "202": _ACCEPTED,
                     "default": _PROBLEM,
                 },
             }
         }
+    is_versioned = template.expected_version is not None
     record = {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}}
-    key: Json = {"name": "key", "in": "path", "required": True, "schema": {"type": "string"}}
+    text = {"type": "string", "minLength": 1, "pattern": "^[^\\x00-\\x1f\\x7f]+$"}
+    key: Json = {"name": "key", "in": "path", "required": True, "schema": text}
     item: Json = {}
     if template.item_fetch and caller.may(template, template.item_fetch):
         item["get"] = {
             "operationId": f"{name}_item",
             "tags": [name],
             "summary": f"One record of {name}",
-            "responses": {"200": {"description": "The record", "content": record}, "default": _PROBLEM},
+            "responses": {
+                "200": {"description": "The record", "content": record},
+                "304": {"description": "It has the version of If-None-Match"},
+                "default": _PROBLEM,
+            },
         }
     if template.update and caller.may(template, "update"):
-        item["patch"] = _write(f"{name}_update", name, f"Change a record of {name}", f"{name}Changes", "200")
+        summary = f"Change a record of {name}"
+        item["patch"] = _write(f"{name}_update", name, summary, f"{name}Changes", "200", is_versioned=is_versioned)
     if template.delete and caller.may(template, "delete"):
-        item["delete"] = _write(f"{name}_delete", name, f"Delete a record of {name}", "", "204")
+        summary = f"Delete a record of {name}"
+        item["delete"] = _write(f"{name}_delete", name, summary, "", "204", is_versioned=is_versioned)
     if item:
         found[f"/v1/{name}/{{key}}"] = {"parameters": [key], **item}
     if template.create and caller.may(template, "create"):
@@ -184,7 +188,11 @@ def _paths_of(caller: Caller, template: Template, known: Description | None) -> 
     return found
 
 
-def _write(operation: str, tag: str, summary: str, schema: str, status: str) -> Json:
+def _parameter(name: str) -> Json:
+    return {"$ref": f"#/components/parameters/{name}"}
+
+
+def _write(operation: str, tag: str, summary: str, schema: str, status: str, *, is_versioned: bool = False) -> Json:
     body = {"application/json": {"schema": {"$ref": "#/components/schemas/Written"}}}
     done: Json = {"description": "Done"} if status == "204" else {"description": "Done", "content": body}
     responses: Json = {status: done, "202": _ACCEPTED, "default": _PROBLEM}
@@ -194,9 +202,11 @@ def _write(operation: str, tag: str, summary: str, schema: str, status: str) -> 
         "operationId": operation,
         "tags": [tag],
         "summary": summary,
-        "parameters": [{"$ref": f"#/components/parameters/{name}"} for name in ("IdempotencyKey", "Prefer")],
+        "parameters": [_parameter("IdempotencyKey"), _parameter("Prefer")],
         "responses": responses,
     }
+    if is_versioned:
+        found["parameters"].append(_parameter("IfMatch"))
     if schema:
         content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
         found["requestBody"] = {"required": True, "content": content}
@@ -208,7 +218,7 @@ def _arguments(
 ) -> Iterable[Json]:
     """The arguments of a fetch that the caller gives itself."""
     described = known.operations.get(f"fetch.{using}") if known else None
-    bound = {name for role in caller.roles.values() for name in role.bind}
+    bound = caller.bindings(template, using)
     arguments = described.args if described else ()
     for argument in arguments:
         own = spec.args.get(argument.name) or template.fields.get(argument.name)
@@ -299,6 +309,13 @@ _PARAMETERS: dict[str, Json] = {
         "schema": {"type": "string", "minLength": 1, "maxLength": 200, "pattern": "^[!-~]+$"},
         "description": "Sent again with the same body: the first response, and no second effect.",
     },
+    "IfMatch": {
+        "name": "If-Match",
+        "in": "header",
+        "required": True,
+        "schema": {"type": "string"},
+        "description": "The ETag of the record as it was read, or `*`.",
+    },
     "Prefer": {
         "name": "Prefer",
         "in": "header",
@@ -324,8 +341,58 @@ def _get(summary: str, schema: Json, *parameters: str, media: str = "application
 
 
 _TICKET: Json = {"$ref": "#/components/schemas/Ticket"}
+_PAGE: Json = {
+    "type": "object",
+    "required": ["records", "cursor", "complete"],
+    "properties": {
+        "records": {"type": "array", "items": {"type": "object"}},
+        "cursor": {"type": ["string", "null"]},
+        "complete": {"type": "boolean"},
+    },
+}
+_CALL: Json = {
+    "type": "object",
+    "required": ["template", "operation"],
+    "properties": {
+        "template": {"type": "string"},
+        "operation": {"type": "string", "description": "create, create_many, update, delete, or a fetch"},
+        "record": {"type": "object"},
+        "records": {"type": "array", "items": {"type": "object"}},
+        "key": {},
+        "args": {"type": "object"},
+        "limit": {"type": "integer", "minimum": 1},
+        "cursor": {"type": "string"},
+        "expected_version": {},
+        "idempotency_key": {"type": "string", "minLength": 1, "maxLength": 200},
+    },
+    "additionalProperties": False,
+}
+_OUTCOME: Json = {
+    "type": "object",
+    "required": ["status", "body"],
+    "properties": {"status": {"type": "integer"}, "body": {}},
+}
 _ACCEPTED_TICKET: Json = {"description": "It has not ended", "content": {"application/json": {"schema": _TICKET}}}
 _COMMON: dict[str, Json] = {
+    "/v1:batch": {
+        "post": {
+            "summary": "Several calls, each of which succeeds or fails by itself",
+            "tags": ["many at once"],
+            "requestBody": {
+                "required": True,
+                "content": {
+                    "application/json": {"schema": {"type": "array", "items": _CALL, "minItems": 1, "maxItems": 100}}
+                },
+            },
+            "responses": {
+                "200": {
+                    "description": "The outcome of each call",
+                    "content": {"application/json": {"schema": {"type": "array", "items": _OUTCOME}}},
+                },
+                "default": _PROBLEM,
+            },
+        }
+    },
     "/v1/tickets/{ticket}": {
         "get": _get("The state of a ticket", _TICKET, "ticket"),
         "delete": _get("Cancel a ticket", _TICKET, "ticket"),
@@ -335,6 +402,33 @@ _COMMON: dict[str, Json] = {
         "get": _get("Each change of a ticket", {"type": "string"}, "ticket", media="text/event-stream")
     },
     "/v1/jobs": {"get": _get("The jobs that you may start", {"type": "object"})},
-    "/v1/jobs/{job}": {"get": _get("The report of a job", {"type": "object"}, "job")},
+    "/v1/jobs/{job}": {
+        "get": _get("The report of a job", {"type": "object"}, "job"),
+        "delete": _get("Cancel a job", _TICKET, "job"),
+        "post": {
+            **_get("Start a job, by the name of its rule", {"type": "object"}, "job"),
+            "requestBody": {
+                "content": {
+                    "application/json": {
+                        "schema": {
+                            "type": "object",
+                            "properties": {
+                                "args": {"type": "object"},
+                                "dry_run": {"type": "boolean"},
+                                "restore": {"type": "string"},
+                                "verify": {"type": "string"},
+                            },
+                            "additionalProperties": False,
+                        }
+                    }
+                }
+            },
+        },
+    },
+    "/v1/jobs/{job}:pause": {"post": _get("Pause a job", {"type": "object"}, "job")},
+    "/v1/jobs/{job}:resume": {"post": _get("Resume a job", {"type": "object"}, "job")},
+    "/v1/jobs/{job}/rejects": {"get": _get("The records that a job refused", _PAGE, "job")},
+    "/v1/jobs/{job}/pages": {"get": _get("The result of an aggregation", _PAGE, "job")},
+    "/v1/jobs/{job}/files": {"get": _get("The files that a job wrote", _PAGE, "job")},
     "/v1/lineage/{event}": {"get": _get("All that an event set off", {"type": "object"}, "event")},
 }

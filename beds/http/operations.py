@@ -77,7 +77,7 @@ async def on_record(node: Node, asked: Asked, template: Template, key: str) -> R
         for name in given.keys() & parts.keys():
             if given[name] != parts[name]:
                 raise Problem(422, "invalid_payload", f"The key {name} is that of the address.", field=name)
-        changes = _with_bound({**given, **parts}, asked.caller.bound(template, "update"))
+        changes = with_bound({**given, **parts}, asked.caller.bound(template, "update"))
         version = expected_version(asked, template)
         call = Call(Operation.UPDATE, template.name, changes, expected_version=version)
         return await _write(node, asked, call)
@@ -174,12 +174,12 @@ async def _fetch_call(node: Node, asked: Asked, template: Template, using: str) 
     limit = query.get("limit")
     if limit is not None and not _NUMBER.fullmatch(limit):
         raise Problem(422, "wrong_type", "limit takes a number of records.", field="limit")
-    args = _with_bound(args, asked.caller.bound(template, using))
+    args = with_bound(args, asked.caller.bound(template, using))
     cursor, size = query.get("cursor", ""), int(limit) if limit else None
     return Call(Operation.FETCH, template.name, args, using, size, cursor, asked.caller.actor)
 
 
-def _with_bound(given: Mapping[str, Any], bound: Mapping[str, Any]) -> dict[str, Any]:
+def with_bound(given: Mapping[str, Any], bound: Mapping[str, Any]) -> dict[str, Any]:
     """The caller's values and those that its role fills. Raises Problem: the caller gives one of these itself."""
     for name in given.keys() & bound.keys():
         if given[name] != bound[name]:
@@ -239,7 +239,7 @@ async def _item(node: Node, asked: Asked, template: Template, key: str) -> Respo
     if not using:
         raise not_found()
     asked.caller.check(template, using)
-    args = _with_bound(key_of(template, key), asked.caller.bound(template, using))
+    args = with_bound(key_of(template, key), asked.caller.bound(template, using))
     page = await _page(node, asked, Call(Operation.FETCH, template.name, args, using, actor=asked.caller.actor))
     if len(page["records"]) != 1:
         raise not_found()
@@ -256,7 +256,7 @@ async def _create(node: Node, asked: Asked, template: Template) -> Response:
     given = record_from_json(await asked.json(), template.fields)
     if not isinstance(given, dict):
         raise Problem(422, "wrong_type", "The body takes an object with named fields.")
-    given = _with_bound(given, asked.caller.bound(template, "create"))
+    given = with_bound(given, asked.caller.bound(template, "create"))
     return await _write(node, asked, Call(Operation.CREATE, template.name, given))
 
 
@@ -267,7 +267,7 @@ async def _create_many(node: Node, asked: Asked, template: Template) -> Response
         raise Problem(415, "unsupported_media_type", f"Send {', '.join(kinds)}.", headers={"Accept": ", ".join(kinds)})
     records = read_records(await asked.body(), asked.media_type, template.fields)
     if bound := asked.caller.bound(template, "create_many"):
-        records = [_with_bound(record, bound) if isinstance(record, dict) else record for record in records]
+        records = [with_bound(record, bound) if isinstance(record, dict) else record for record in records]
     return await _write(node, asked, Call(Operation.CREATE_MANY, template.name, records))
 
 
@@ -290,7 +290,7 @@ def write_reply(node: Node, asked: Asked, call: Call, wire: Any) -> Response:
     if call.operation == Operation.CREATE:
         status = 201
         if template.item_fetch and body["record_id"] and not template.has_sensitive_key:
-            headers["Location"] = address_of(template, body["record_id"])
+            headers["Location"] = asked.root + address_of(template, body["record_id"])
     if asked.preferences.minimal:
         headers["Preference-Applied"] = "return=minimal"
         return asked.reply_empty(204 if status == 200 else status, headers)
@@ -311,35 +311,39 @@ async def submit(node: Node, asked: Asked, call: Call) -> Response:
             if call.operation == Operation.FETCH:
                 return asked.reply(page_json(page_of(wire)))
             return write_reply(node, asked, call, wire)
-    headers = {"Location": f"/v1/tickets/{ticket.guid}", **asked.preferences.applied}
+    headers = {"Location": f"{asked.root}/v1/tickets/{ticket.guid}", **asked.preferences.applied}
     return asked.reply({"ticket": ticket.guid, "event_id": ticket.event_id}, 202, headers)
 
 
 async def batch(node: Node, asked: Asked) -> Response:
     """`POST /v1:batch`: several calls, each of which succeeds or fails by itself."""
     asked.allow("POST")
+    if "idempotency-key" in asked.request.headers:
+        raise Problem(422, "unknown_field", "Give each call an idempotency_key of its own.", field="Idempotency-Key")
     given = await asked.json()
     if not isinstance(given, list) or not 0 < len(given) <= CALLS_AT_ONCE:
         raise Problem(422, "wrong_type", f"The body takes a list of 1 to {CALLS_AT_ONCE} calls.")
     outcomes: list[Any] = [None] * len(given)
-    calls: list[tuple[int, Call]] = []
+    calls: list[tuple[int, Call, str | None]] = []
     for index, each in enumerate(given):
         try:
-            calls.append((index, await call_of(node, asked.caller, each)))
+            key = each.pop("idempotency_key", None) if isinstance(each, dict) else None
+            calls.append((index, await call_of(node, asked.caller, each), key))
         except Problem as problem:
             outcomes[index] = {"status": problem.status, "body": body_of(problem)}
         except BedsError as error:
             outcomes[index] = _failed(error, is_write=False)
-    replies = await asyncio.gather(*(_outcome(node, call) for _, call in calls))
-    for (index, _), reply in zip(calls, replies, strict=True):
+    replies = await asyncio.gather(*(_outcome(node, call, key) for _, call, key in calls))
+    for (index, _, _), reply in zip(calls, replies, strict=True):
         outcomes[index] = reply
     return asked.reply(outcomes, 200)
 
 
-async def _outcome(node: Node, call: Call) -> dict[str, Any]:
+async def _outcome(node: Node, call: Call, key: str | None) -> dict[str, Any]:
     """Status and body of one call."""
+    key = key if call.operation != Operation.FETCH else None
     try:
-        wire = encoded_result(await node.run(node.flows.encoded_reply(call, node.http.timeout)))
+        wire = encoded_result(await node.run(node.flows.encoded_reply(call, node.http.timeout, key)))
         return {"status": 201 if call.operation == Operation.CREATE else 200, "body": result_json(wire)}
     except BedsError as error:
         return _failed(error, is_write=call.operation != Operation.FETCH)
@@ -380,7 +384,7 @@ async def call_of(node: Node, caller: Caller, given: Any) -> Call:
         types = await node.signatures.types_of(template, what, args)
         read = {arg: _argument(template, what, arg, value, types) for arg, value in args.items()}
         limit, cursor = given.get("limit"), given.get("cursor") or ""
-        return Call(Operation.FETCH, name, _with_bound(read, bound), what, limit, cursor, caller.actor)
+        return Call(Operation.FETCH, name, with_bound(read, bound), what, limit, cursor, caller.actor)
     operation = WRITES[what]
     if operation is Operation.DELETE:
         _only(given, "key", EXPECTED_VERSION)
@@ -397,11 +401,11 @@ async def call_of(node: Node, caller: Caller, given: Any) -> Call:
         if not isinstance(records, list):
             raise Problem(422, "wrong_type", "records takes a list.", field="records")
         rows = [record_from_json(row, template.fields, f"records[{i}]") for i, row in enumerate(records)]
-        rows = [_with_bound(row, bound) if isinstance(row, dict) else row for row in rows]
+        rows = [with_bound(row, bound) if isinstance(row, dict) else row for row in rows]
         return Call(operation, name, rows, actor=caller.actor)
     _only(given, "record", *([EXPECTED_VERSION] if operation is Operation.UPDATE else []))
     record = record_from_json(given.get("record"), template.fields)
-    data = _with_bound(record, bound) if isinstance(record, dict) else record
+    data = with_bound(record, bound) if isinstance(record, dict) else record
     return Call(operation, name, data, actor=caller.actor, expected_version=_version(template, given))
 
 

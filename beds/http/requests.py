@@ -78,6 +78,11 @@ class Asked:
     def method(self) -> str:
         return "GET" if self.request.method == "HEAD" else self.request.method
 
+    @property
+    def root(self) -> str:
+        """The prefix under which the application is mounted; empty at the top."""
+        return str(self.request.scope.get("root_path", "")).rstrip("/")
+
     @cached_property
     def preferences(self) -> Preferences:
         return Preferences.read(",".join(self.request.headers.getlist("prefer")))

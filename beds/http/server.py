@@ -69,7 +69,7 @@ def serve(settings: Settings) -> None:
             )
         )
     ]
-    if http.admin is not None:
+    if http.admin:
         host, port = host_and_port(http.admin)
         config = uvicorn.Config(
             admin(application), host=host, port=port, loop="uvloop", lifespan="off", access_log=False,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from starlette.responses import StreamingResponse
@@ -75,10 +75,17 @@ async def events_of_ticket(
             yield ("ended" if found.ready else "status"), version, ticket_json(found)
 
 
-def sent_events(asked: Asked, events: AsyncIterator[tuple[str, str, Any]]) -> StreamingResponse:
-    """A response of server-sent events."""
-    headers = {**asked.headers, "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return StreamingResponse(_with_beats(events), headers=headers, media_type="text/event-stream")
+class EventStream(StreamingResponse):
+    """A response of server-sent events. It lasts long and works little, so it counts as no request at work."""
+
+    def __init__(self, content: AsyncIterator[bytes], headers: Mapping[str, str]) -> None:
+        headers = {**headers, "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        super().__init__(content, headers=headers, media_type="text/event-stream")
+
+
+def sent_events(asked: Asked, events: AsyncIterator[tuple[str, str, Any]]) -> EventStream:
+    """The stream of these events: their names, ids and data."""
+    return EventStream(_with_beats(events), asked.headers)
 
 
 async def _with_beats(events: AsyncIterator[tuple[str, str, Any]]) -> AsyncIterator[bytes]:

@@ -1,26 +1,17 @@
-"""Tickets, jobs and lineage over HTTP."""
+"""Tickets over HTTP."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from starlette.responses import Response
 
-from beds.client.call import JobCall
-from beds.client.flows import FILES, PAGES, REJECTS, Handle
-from beds.client.lineage import Node as LineageNode
-from beds.domain.lineage import guid_of
+from beds.client.flows import Handle
 from beds.domain.ticket import TicketStatus
 from beds.errors import CallTimeout
 from beds.http.node import Node
-from beds.http.problems import Problem, forbidden, not_found
-from beds.http.representations import instant, result_json, ticket_json
+from beds.http.problems import not_found
+from beds.http.representations import result_json, ticket_json
 from beds.http.requests import EVENT_ID, Asked
-from beds.http.streams import events_of_ticket, sent_events
-from beds.http.values import plain, plain_record, record_from_json
-from beds.templates.rules import JobRule
-from beds.wire import codec
+from beds.http.streams import events_of_ticket, sent_events, version_of
 from beds.wire.reply import encoded_result
 
 POLL_SECONDS = 1
@@ -34,23 +25,24 @@ async def on_ticket(node: Node, asked: Asked, guid: str, rest: tuple[str, ...]) 
         case ():
             if asked.method == "DELETE":
                 flow = node.flows.cancel(handle.guid, asked.caller.actor, node.http.timeout, handle.actor)
-                return _status(asked, await node.run(flow))
+                return status_reply(asked, await node.run(flow))
             asked.allow("GET", "DELETE")
-            return _status(asked, await _waited(node, asked, handle))
+            return status_reply(asked, await _waited(node, asked, handle))
         case ("result",):
             asked.allow("GET")
             status = await _waited(node, asked, handle)
             asked.headers[EVENT_ID] = status.event_id
             if not status.ready:
-                return _status(asked, status, 202)
+                return status_reply(asked, status, 202)
             return asked.reply(result_json(encoded_result(status.result)))
         case ("events",):
             asked.allow("GET")
             status = await node.run(node.flows.status(handle.guid, node.http.timeout, handle.actor))
             asked.headers[EVENT_ID] = status.event_id
-            return sent_events(
-                asked, events_of_ticket(node, handle, status, asked.request.headers.get("last-event-id"))
-            )
+            seen = asked.request.headers.get("last-event-id")
+            if status.ready and seen == version_of(status):
+                return asked.reply_empty(204)  # an EventSource connects no more after this status
+            return sent_events(asked, events_of_ticket(node, handle, status, seen))
     raise not_found()
 
 
@@ -65,123 +57,8 @@ async def _waited(node: Node, asked: Asked, handle: Handle) -> TicketStatus:
     return await node.run(flows.status(handle.guid, node.http.timeout, handle.actor))
 
 
-def _status(asked: Asked, status: TicketStatus, code: int = 200) -> Response:
+def status_reply(asked: Asked, status: TicketStatus, code: int = 200) -> Response:
+    """The response with a ticket's status."""
     asked.headers[EVENT_ID] = status.event_id
     headers = {} if status.ready else {"Retry-After": str(POLL_SECONDS)}
     return asked.reply(ticket_json(status), code, headers)
-
-
-async def on_jobs(node: Node, asked: Asked, rest: tuple[str, ...]) -> Response:
-    """`/v1/jobs`: the rules, starts, reports, orders, and what belongs to a job."""
-    caller = asked.caller
-    match rest:
-        case ():
-            asked.allow("GET")
-            return asked.reply(
-                {"jobs": [_rule(rule) for rule in node.templates.jobs.values() if caller.may_run(rule.name)]}
-            )
-        case (name,) if asked.method == "POST" and ":" not in name:
-            return await _start(node, asked, name)
-        case (target,):
-            guid, _, order = target.partition(":")
-            handle = node.handle(guid, caller.actor)
-            if order:
-                if order not in ("pause", "resume"):
-                    raise not_found()
-                asked.allow("POST")
-                report = await node.run(node.flows.job_order(order, handle, node.http.timeout))
-                return asked.reply(plain(codec.encode(report)))
-            if asked.method == "DELETE":
-                flow = node.flows.cancel(handle.guid, caller.actor, node.http.timeout, caller.actor)
-                return _status(asked, await node.run(flow))
-            asked.allow("GET", "DELETE", "POST")
-            return asked.reply(await job_json(node, handle))
-        case (guid, ("rejects" | "pages" | "files") as what):
-            asked.allow("GET")
-            template = {"rejects": REJECTS, "pages": PAGES, "files": FILES}[what]
-            cursor, handle = asked.query.get("cursor", ""), node.handle(guid, caller.actor)
-            page = await node.run(node.flows.job_records(handle, template, cursor, node.http.timeout))
-            records = [record for each in page for record in _job_records(what, each)]
-            return asked.reply({"records": records, "cursor": page.cursor or None, "complete": not page.cursor})
-    raise not_found()
-
-
-def _job_records(what: str, record: Mapping[str, Any]) -> list[dict[str, Any]]:
-    if what == "pages":  # one stored record holds a page of the aggregation's result
-        return [plain_record(codec.encode(each)) for each in codec.loads(record["records"])]
-    return [plain_record(codec.encode(dict(record)))]
-
-
-def _rule(rule: JobRule) -> dict[str, Any]:
-    return {"name": rule.name, "kind": str(rule.kind), "description": rule.job.description}
-
-
-async def job_json(node: Node, handle: Handle) -> Any:
-    """A job's report in plain JSON."""
-    return plain(codec.encode(await node.run(node.flows.job_report(handle, node.http.timeout))))
-
-
-async def _start(node: Node, asked: Asked, name: str) -> Response:
-    if not asked.caller.may_run(name):
-        raise not_found() if name not in node.templates.jobs else forbidden(f"start the job {name}")
-    rule = node.templates.jobs[name]
-    given = await asked.json() if asked.request.headers.get("content-type") else {}
-    if not isinstance(given, dict) or (surplus := given.keys() - {"args", "dry_run", "restore", "verify"}):
-        field = min(map(str, surplus)) if isinstance(given, dict) else "body"
-        raise Problem(422, "unknown_field", "The body takes args, dry_run, restore and verify.", field=field[:40])
-    source = node.templates[rule.job.source]
-    args = record_from_json(given.get("args") or {}, {**source.fields, **source.fetch[rule.job.read].args})
-    if not isinstance(args, dict):
-        raise Problem(422, "wrong_type", "args takes an object.", field="args")
-    restore, verify = (_guid(given, name) for name in ("restore", "verify"))
-    if not isinstance(dry_run := given.get("dry_run", False), bool):
-        raise Problem(422, "wrong_type", "dry_run takes true or false.", field="dry_run")
-    call = JobCall(name, args, dry_run, restore, verify, asked.caller.actor)
-    ticket = await node.run(node.flows.submit_job(call, asked.idempotency_key, node.http.timeout))
-    asked.headers[EVENT_ID] = ticket.event_id
-    body = {"job": ticket.guid, "ticket": ticket.guid, "event_id": ticket.event_id}
-    return asked.reply(body, 202, {"Location": f"/v1/jobs/{ticket.guid}"})
-
-
-def _guid(given: Mapping[str, Any], name: str) -> str:
-    guid = given.get(name) or ""
-    if not isinstance(guid, str):
-        raise Problem(422, "wrong_type", f"{name} takes the id of a job.", field=name)
-    return guid
-
-
-async def on_lineage(node: Node, asked: Asked, event: str) -> Response:
-    """`/v1/lineage/{id}`: the tree that an event belongs to."""
-    asked.allow("GET")
-    if not asked.caller.sees_lineage:
-        raise forbidden("see lineage")
-    if not 0 < len(event) <= 120:
-        raise not_found()
-    tree = await node.run(node.flows.lineage(event, node.http.timeout, asked.caller.actor))
-    return asked.reply({"event": guid_of(event), "tree": _tree(tree)})
-
-
-def _tree(root: LineageNode) -> dict[str, Any]:
-    """A lineage tree in plain JSON, without the names of workers and AMQP users."""
-    found: dict[str, Any] = {}
-    left: list[tuple[LineageNode, list[dict[str, Any]]]] = [(root, [])]
-    top = left[0][1]
-    while left:
-        node, siblings = left.pop()
-        children: list[dict[str, Any]] = []
-        record = node.record
-        siblings.append(
-            {
-                "event_id": node.event_id,
-                "kind": node.kind,
-                "name": node.name,
-                "outcome": node.outcome or None,
-                "at": instant(record.get("at")),
-                "duration_ms": record.get("duration_ms"),
-                "rows": record.get("rows"),
-                "children": children,
-            }
-        )
-        left += [(child, children) for child in reversed(node.children)]
-    (found,) = top
-    return found

@@ -154,7 +154,7 @@ class Conversation:
                 raise Problem(422, "missing_field", "A message has an id, a number or a text.", field="id")
             operation = message.pop("op", "call")
             is_write = operation == "call" and message.get("operation") not in (None, *self._reads(message))
-            with self._node.limits.admitted(self._caller):
+            async with self._node.limits.awaited(self._caller):
                 await self._execute(number, operation, message)
         except Problem as refusal:
             self._put(number, refusal.status, body_of(refusal))

@@ -133,7 +133,7 @@ def _http(settings: Settings, runs_here: bool) -> Iterator[Check]:
         yield failed("http rights", "this node runs no worker, and knows the address of a database",
                      "remove [databases] from its beds.toml and BEDS_DATABASES__… from its environment")  # fmt: skip
     for name, address, key in (("http", http.listen, "listen"), ("http admin", http.admin, "admin")):
-        if address is not None:
+        if address:
             host, port = host_and_port(address)
             yield _port(name, host, port, runs_here, f"[http] {key}")
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import ssl
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
+from http import HTTPStatus
 from typing import Any, TypeVar
 
 from beds.client.client import Client
 from beds.config import Settings
+from beds.config.http import host_and_port
 from beds.domain.event import OPERATOR, Event, Operation
 from beds.domain.lineage import Lineage
 from beds.errors import BedsError, MalformedEvent, NotFound, PermissionDenied, Unroutable
@@ -49,6 +54,8 @@ def examine(settings: Settings, timeout: float) -> Iterator[Check]:
             return
         yield from doctor.pools(found)
         yield from _consumers(found)
+        if settings.services.app_server.is_local:
+            yield _http(settings, timeout)
         yield doctor.dead(found)
         yield doctor.lineage()
 
@@ -189,6 +196,39 @@ class Doctor:
     def _lineage(self) -> Lineage:
         node = self._client.settings.node
         return Lineage.root(node.name, node.environment)
+
+
+def _http(settings: Settings, timeout: float) -> Check:
+    """Check that the app server of this node answers a request without a key, and that it is ready."""
+    name, address = "http", settings.http.listen
+    scheme = "https" if settings.http.tls_certificate else "http"
+    host, port = host_and_port(address)
+    base = f"{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
+    try:
+        status, _ = _got(f"{scheme}://{base}/v1", timeout)
+        if status != HTTPStatus.UNAUTHORIZED:
+            return failed(
+                name, f"{address} answers {status} to a request without a key", "another program listens there"
+            )
+        if settings.http.admin:
+            status, why = _got(f"http://{settings.http.admin}/readyz", timeout)
+            if status != HTTPStatus.OK:
+                return failed(name, f"it is not ready: {why.strip()}", "see the checks above")
+    except OSError as error:
+        remedy = "start this node: `beds node run`, or `beds http` alone"
+        return failed(name, f"{address} cannot be reached: {error}", remedy)
+    return ok(name, f"{address} is ready after a request without a key was refused")
+
+
+def _got(address: str, timeout: float) -> tuple[int, str]:
+    """The status and the text of a reply. Raises OSError."""
+    # The certificate names the host that clients use, and not this address.
+    context = ssl._create_unverified_context() if address.startswith("https") else None
+    try:
+        with urllib.request.urlopen(address, timeout=timeout, context=context) as reply:
+            return reply.status, reply.read(1000).decode(errors="replace")
+    except urllib.error.HTTPError as error:
+        return error.code, error.read(1000).decode(errors="replace")
 
 
 def _consumers(found: dict[str, Depth | None]) -> Iterator[Check]:

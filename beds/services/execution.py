@@ -371,7 +371,8 @@ class Execution:
         backoff = Backoff(self._clock.monotonic() + KEEP_SECONDS, clock=self._clock)
         while True:
             try:
-                self._tickets.end(ticket["user"], ticket["guid"], ending.state, ending.reply, by)
+                retryable = ending.error is not None and ending.error.retryable
+                self._tickets.end(ticket["user"], ticket["guid"], ending.state, ending.reply, by, retryable=retryable)
                 return
             except BedsError as error:  # also what an operator has to mend: the outcome must not be lost meanwhile
                 logger.warning("the outcome of ticket %s waits for its store: %s", ticket["guid"], error.message)

@@ -1,6 +1,7 @@
 """The ticket store: msTickets, through the same adapters and stored commands as application data.
 
-An ended ticket never changes again, except by `reopen`: each update in the database is conditional on the state.
+An ended ticket never changes again, except by `reopen` and by a keyed submit after a failure that may pass: each update
+in the database is conditional on the state.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from beds.errors import (
 )
 from beds.services.dispatch import Factory
 
-TEMPLATE, BEGIN, REOPEN = "msTickets", "msTicketsBegin", "msTicketsReopen"
+TEMPLATE, BEGIN, REOPEN, RETRY = "msTickets", "msTicketsBegin", "msTicketsReopen", "msTicketsRetry"
 ACCEPT_FIELDS = frozenset({"guid", "event_id", "root_id", "parent_id", "summary", "queue", "actor"})
 WAITING_DAYS = 7
 """A waiting ticket is kept for this time. If its event begins later, the ticket is created again."""
@@ -70,6 +71,8 @@ class TicketStore:
     def accept_keyed(self, user: str, ticket: Any, key: Any, digest: Any) -> TicketStatus:
         """Store a ticket under an idempotency key, or return the ticket of this user and actor that has the key.
 
+        A ticket that failed with a retryable error is PENDING again: nothing was written, and its submitter repeats it.
+
         Raises:
             IdempotencyConflict: the key belongs to another event.
         """
@@ -85,7 +88,8 @@ class TicketStore:
             self._adapter.create_record(document)
         except DuplicateKey:
             owner = {"user": user, "actor": document.get("actor")}
-            found = self._first("by_key", {**owner, "idempotency_key": key})
+            named = {"idempotency_key": key}
+            found = self._first("by_key", {**owner, **named})
             if found is None:  # it expired in between, or this ticket itself was stored before
                 return self._status(self._first("by_guid", {"user": user, "guid": document["guid"]}) or document)
             if found.get("digest") != digest:
@@ -93,6 +97,12 @@ class TicketStore:
                     "this idempotency key belongs to another event",
                     detail={"field": "idempotency_key", "guid": found["guid"]},
                 ) from None
+            if found.get("retryable") and found["state"] == TicketState.FAILURE:
+                found = (
+                    self._waiting_again(RETRY, user, found["guid"])
+                    or self._first("by_key", {**owner, **named})
+                    or found
+                )
             return self._status(found)
         return self._status(document)
 
@@ -144,7 +154,15 @@ class TicketStore:
         return self._change(user, guid, changes | {"expires_at": self._kept_until(now())})
 
     def end(
-        self, user: str, guid: str, state: TicketState, outcome: bytes, by: str = "", *, dead: bool = False
+        self,
+        user: str,
+        guid: str,
+        state: TicketState,
+        outcome: bytes,
+        by: str = "",
+        *,
+        dead: bool = False,
+        retryable: bool = False,
     ) -> None:
         """Store the outcome. A ticket that ended before keeps its first outcome.
 
@@ -153,6 +171,7 @@ class TicketStore:
             state, outcome: the final state, and the reply's JSON text.
             by: who cancelled it.
             dead: whether its event is in msDead, and may be replayed.
+            retryable: whether it failed for a reason that may pass.
         """
         at = now()
         changes: dict[str, Any] = {
@@ -161,24 +180,24 @@ class TicketStore:
             "expires_at": at + timedelta(seconds=self._ttl),
             "outcome": outcome.decode(),
         }
+        flags = {"dead": dead, "retryable": retryable}
+        changes |= ({"cancelled_by": by} if by else {}) | {name: True for name, given in flags.items() if given}
         try:
-            self._change(user, guid, changes | ({"cancelled_by": by} if by else {}) | ({"dead": True} if dead else {}))
+            self._change(user, guid, changes)
         except NotFound:
             return
 
     def reopen(self, user: str, guid: str) -> None:
         """Set a dead event's ticket to PENDING again, for its replay. Other tickets stay unchanged."""
+        self._waiting_again(REOPEN, user, guid)
+
+    def _waiting_again(self, template: str, user: str, guid: str) -> Record | None:
+        """Set a ticket to PENDING by one of the two templates for it. None if it is in no state for that."""
+        changes = {"state": str(TicketState.PENDING), "expires_at": self._kept_until(now())}
         try:
-            self._factory.adapter(REOPEN).update_record(
-                {
-                    "user": user,
-                    "guid": guid,
-                    "state": str(TicketState.PENDING),
-                    "expires_at": self._kept_until(now()),
-                }
-            )
+            return self._factory.adapter(template).update_record({"user": user, "guid": guid, **changes}).record
         except NotFound:
-            return
+            return None
 
     def cancel(self, user: str, guid: Any, by: str, actor: str = "") -> TicketStatus:
         """Mark a ticket as cancelled; a running event stops at its next checkpoint.

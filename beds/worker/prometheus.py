@@ -11,8 +11,8 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from prometheus_client import REGISTRY, make_wsgi_app
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 
+from beds.domain.histogram import BOUNDS_MS, RECORDS_MOVED
 from beds.errors import ConfigurationError
-from beds.services.metrics import BOUNDS_MS, RECORDS_MOVED
 
 LABELS = ("queue", "operation", "template", "outcome")
 CONNECTIONS, REQUEST_SECONDS = 8, 10

@@ -10,6 +10,7 @@ from typing import Any, NoReturn, Protocol
 
 from beds.config import Settings
 from beds.domain.event import RecordKind
+from beds.domain.histogram import RECORDS_MOVED
 from beds.domain.job import Job, Lane, Tally
 from beds.domain.lineage import Lineage
 from beds.domain.reply import Page, Response
@@ -17,7 +18,7 @@ from beds.domain.trace import OK, DatabaseCall, Trace
 from beds.errors import BodyTooLarge, TransportError
 from beds.services.audit import audit_record, chunk_record, without_values
 from beds.services.execution import Delivery
-from beds.services.metrics import RECORDS_MOVED, Meter
+from beds.services.metrics import Meter
 from beds.templates.registry import TemplateRegistry
 from beds.transport.shipper import LINEAGE_RANK, Sent, Shipper, logger
 from beds.wire.routes import Kind

@@ -15,13 +15,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 
 from beds.stack.stack import Stack
 from tests.conftest import PORT_BASE, OwnVhost, environment, run, wait_for
+from tests.http_process import ALL, http_environment
 
 NODE = 'env_file = ".beds/stack.env"\n[node]\nname = "{name}"\nenvironment = "production"\n[services]\n{services}\n'
+BEARER = {"Authorization": f"Bearer {ALL}"}
 ROLES = {
     "app": ("app_server",),
     "data": ("rec", "rel"),
@@ -34,7 +37,10 @@ def write_role(project: Path, name: str, *services: str) -> Path:
     if "calgon" not in services:
         local.append("calgon = { is_local = false }")
     file = project / f"node-{name}.toml"
-    file.write_text(NODE.format(name=name, services="\n".join(local)))
+    text = NODE.format(name=name, services="\n".join(local))
+    if services == ROLES["app"]:
+        text = text.partition("\n")[2]  # without the stack's variables: it knows no database
+    file.write_text(text)
     return file
 
 
@@ -69,7 +75,7 @@ def statuses(project: Path, role: str, env: Mapping[str, str]) -> dict[str, dict
 
 @pytest.mark.timeout(280)
 def test_three_nodes_serve_together_and_a_role_is_a_matter_of_its_file(project: Path, own_vhost: OwnVhost) -> None:
-    env = own_vhost.env
+    env = own_vhost.env | http_environment(PORT_BASE + 96)
     for name, services in ROLES.items():
         write_role(project, name, *services)
     # Workers first: they declare what a client checks.
@@ -104,7 +110,19 @@ def test_three_nodes_serve_together_and_a_role_is_a_matter_of_its_file(project: 
         assert set(admin) == {"calgon,operator", "beds.logs,beds.audit,beds.metrics"}
         assert admin["calgon,operator"]["done"] > 0
         assert len(admin["calgon,operator"]["slot_pids"]) == admin["calgon,operator"]["slots"] == 2
-        assert statuses(project, "app", env) == {}
+        assert set(statuses(project, "app", env)) == {"http"}
+        with httpx.Client(base_url=f"http://127.0.0.1:{PORT_BASE + 96}", headers=BEARER, trust_env=False) as web:
+            made = web.post("/v1/Airlines", json={"carrier": "Z8", "name": "Over HTTP"})
+            assert (made.status_code, made.headers["location"]) == (201, "/v1/Airlines/Z8")
+            assert web.delete(made.headers["location"]).status_code == 204
+        assert "without a key was refused" in checks["http"]["found"]
+        # With a database's address it does not start.
+        (project / "node-app.toml").write_text(
+            'env_file = ".beds/stack.env"\n' + (project / "node-app.toml").read_text()
+        )
+        told = beds(project, "app", "node", "check", env=env)
+        assert "knows the address of a database" in told.stdout
+        write_role(project, "app", *ROLES["app"])
 
         # A second node of the same name, wherever it runs, does not start.
         twin = project / "twin" / "node-data.toml"

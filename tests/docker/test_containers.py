@@ -6,9 +6,11 @@ pytest -m docker
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import subprocess
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,12 +24,14 @@ from pytest_celery import RabbitMQContainer
 from pytest_docker_tools import container, fetch
 
 import docker
+from beds.config.local_key import sha256_of
 from beds.config.sections import Amqp
 from beds.transport.topology import Topology, declare
 from beds.wire.routes import DEAD
 from tests.conftest import ROOT, wait_for
 
 pytestmark = pytest.mark.docker
+HTTP_KEY = "key-of-this-test"
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -72,7 +76,9 @@ def compose(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     folder = tmp_path_factory.mktemp("compose") / "beds"
     shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".venv", ".beds", ".git", ".*_cache", "build"))
     env_file = folder / "docker" / ".env"
-    env_file.write_text((folder / "docker" / ".env.example").read_text().replace("change-me", "s3cret-of-this-test"))
+    example = (folder / "docker" / ".env.example").read_text()
+    example = example.replace("HTTP_KEY_SHA256=change-me", f"HTTP_KEY_SHA256={sha256_of(HTTP_KEY)}")
+    env_file.write_text(example.replace("change-me", "s3cret-of-this-test"))
 
     def run(*arguments: str, seconds: int = 120) -> subprocess.CompletedProcess[str]:
         command = ["docker", "compose", "-p", "beds-test", "-f", "docker/compose.yaml", *arguments]
@@ -95,6 +101,13 @@ def test_all_roles_serve_and_the_doctor_finds_nothing(compose: Any) -> None:
         assert checked.returncode == 0, checked.stdout
     who = compose("exec", "data", "id", "-un")
     assert who.stdout.strip() == "beds"
+
+
+@pytest.mark.timeout(300)
+def test_the_app_server_is_reached_from_the_host(compose: Any) -> None:
+    request = urllib.request.Request("http://127.0.0.1:8080/v1", headers={"Authorization": f"Bearer {HTTP_KEY}"})
+    with urllib.request.urlopen(request, timeout=10) as reply:
+        assert json.load(reply)["actor"] == "key:shop"
 
 
 @pytest.mark.timeout(300)

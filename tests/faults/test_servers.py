@@ -18,6 +18,7 @@ from beds.errors import (
     BrokerBlocked,
     BrokerUnavailable,
     CallTimeout,
+    DuplicateKey,
     StoreUnavailable,
     TimeLimitExceeded,
     TransportError,
@@ -77,6 +78,31 @@ def test_a_database_that_is_down_is_unavailable_and_comes_back(
     finally:
         target.up()
     works_again(client, template)
+
+
+def test_a_keyed_write_that_failed_for_an_outage_is_another_attempt_with_the_same_key(
+    client: Client, stack: Stack
+) -> None:
+    works_again(client)
+    key, record = str(uuid7()), {"id": str(uuid7())}
+    stack.server("mariadb").down()
+    try:
+        with pytest.raises(StoreUnavailable):
+            client.call("create_record", "SampleRows", record, idempotency_key=key, timeout=60)
+    finally:
+        stack.server("mariadb").up()
+    works_again(client)
+    assert client.call("create_record", "SampleRows", record, idempotency_key=key, timeout=60) == Response(
+        record["id"], 1
+    )
+    again = client.submit("create_record", "SampleRows", record, idempotency_key=key)
+    assert again.result(60) == Response(record["id"], 1)
+    with pytest.raises(DuplicateKey):
+        client.call("create_record", "SampleRows", record, timeout=60)
+    other = str(uuid7())
+    for _ in range(2):  # an error that does not pass stays the answer of its key
+        with pytest.raises(DuplicateKey):
+            client.call("create_record", "SampleRows", record, idempotency_key=other, timeout=60)
 
 
 def test_rabbitmq_stopped_and_started_again(client: Client, stack: Stack) -> None:

@@ -34,6 +34,7 @@ from beds.client.client import Client
 from beds.config import Settings
 from beds.config.sections import Flower, RecDatabase, Retry
 from beds.domain.event import Event, Operation, RecordKind, Store
+from beds.domain.histogram import BOUNDS_MS
 from beds.domain.identity import uuid7
 from beds.domain.lineage import Lineage
 from beds.domain.ticket import TicketState, TicketStatus
@@ -50,7 +51,7 @@ from beds.errors import (
 from beds.node.pool import FLOWER, pools_of
 from beds.services.dead import DeadMessage
 from beds.services.execution import Delivery
-from beds.services.metrics import BOUNDS_MS, Meter
+from beds.services.metrics import Meter
 from beds.services.tickets import TicketStore
 from beds.templates.registry import TemplateRegistry
 from beds.testing import MemoryFactory

@@ -10,7 +10,9 @@ import pytest
 import yaml
 
 from beds.config import load_settings
+from beds.config.http import host_and_port
 from beds.config.settings import Settings
+from beds.node.checks import _http
 from beds.node.supervisor import DRAIN_SECONDS
 from beds.wire.routes import QUEUES, local_pools
 from tests.conftest import ROOT
@@ -50,10 +52,25 @@ def test_there_is_one_service_for_each_role_and_together_they_serve_every_queue(
 
 
 def test_the_client_role_is_told_no_secret_of_a_database(compose: dict[str, Any]) -> None:
-    assert set(compose["services"]["app"]["environment"]) == {"BEDS_CONFIG", "BEDS_AMQP__URL"}
+    variables = {"BEDS_CONFIG", "BEDS_AMQP__URL", "BEDS_HTTP__KEY", "BEDS_HTTP__ROLES"}
+    assert set(compose["services"]["app"]["environment"]) == variables
     settings = load_settings(DOCKER / "nodes" / "app.toml")
     assert settings.databases.rec is None
     assert settings.databases.rel is None
+
+
+def test_the_app_server_has_a_caller_and_is_published_on_loopback_only(
+    compose: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = compose["services"]["app"]
+    for name in ("BEDS_HTTP__KEY", "BEDS_HTTP__ROLES"):
+        monkeypatch.setenv(name, service["environment"][name].replace("${HTTP_KEY_SHA256:?}", "0" * 64))
+    settings = load_settings(DOCKER / "nodes" / "app.toml")
+    _, port = host_and_port(settings.http.listen)
+    assert service["ports"] == [f"127.0.0.1:{port}:{port}"]
+    checks = list(_http(settings, runs_here=True))
+    assert {check.name for check in checks} == {"http callers", "http", "http admin"}
+    assert [check for check in checks if check.failed] == []
 
 
 def test_containers_of_one_role_have_names_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,9 @@ import pytest
 
 import beds
 from beds.client.deadline import DEFAULT_TIMEOUT
+from beds.config.http import Http, HttpJwt, HttpKey, HttpRole
+from beds.config.sections import Section
+from beds.errors import BY_CODE, BedsError
 from tests.conftest import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -39,6 +42,28 @@ def test_the_reference_has_the_functions_as_they_are() -> None:
             if argument[1]:
                 assert argument[1] == f"={known[argument[0]].default}", (name, argument)
     assert f"timeout={DEFAULT_TIMEOUT}" in page
+
+
+def test_the_reference_has_the_status_of_each_error() -> None:
+    page = (ROOT / "docs" / "reference" / "http.md").read_text()
+    table = page.partition("come from workers and the client:")[2].partition("These come from the app server")[0]
+    found = {
+        code: (int(status), retryable) for code, status, retryable in re.findall(r"`(\w+)` \| (\d+) \| (\w*)", table)
+    }
+    known = {
+        code: (cls.status, "yes" if cls.retryable else "") for code, cls in BY_CODE.items() if cls is not BedsError
+    }
+    assert found == known
+
+
+@pytest.mark.parametrize(
+    ("section", "model"),
+    [("http", Http), ("http.jwt[]", HttpJwt), ("http.key[]", HttpKey), ("http.roles.<name>", HttpRole)],
+)
+def test_the_reference_has_each_key_of_http(section: str, model: type[Section]) -> None:
+    page = (ROOT / "docs" / "reference" / "configuration.md").read_text()
+    for name in model.model_fields.keys() - {"jwt", "key", "roles"}:
+        assert re.search(rf"\| (`{re.escape(section)}\.\w+`, )?`({re.escape(section)})?\.{name}`", page), name
 
 
 def test_the_awaited_client_has_what_the_reference_names() -> None:

@@ -69,7 +69,15 @@ class Tickets(TicketStore):
         return self.found
 
     def end(
-        self, user: str, guid: str, state: TicketState, outcome: bytes, by: str = "", *, dead: bool = False
+        self,
+        user: str,
+        guid: str,
+        state: TicketState,
+        outcome: bytes,
+        by: str = "",
+        *,
+        dead: bool = False,
+        retryable: bool = False,
     ) -> None:
         if self.refusals:
             self.refusals -= 1

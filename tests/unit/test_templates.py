@@ -243,6 +243,7 @@ def test_the_sample_templates_load() -> None:
         "msTickets",
         "msTicketsBegin",
         "msTicketsReopen",
+        "msTicketsRetry",
     ]
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from beds.cli.top import Row, _table
+from beds.cli.top import _table
+from beds.client.overview import Row
 from beds.transport.topology import Depth
 
 

@@ -97,7 +97,12 @@ def _not_done(problem: str) -> Callable[[str], BedsError]:
 
 
 # Codes: https://mariadb.com/kb/en/mariadb-error-code-reference/ (1000 and up: server, 2000 and up: client)
+_FUNCTION_RANGES = range(3045, 3052)
+"""Domain, length, argument, range, overflow and underflow errors of a function, such as one of geometry."""
 _BY_CODE: Mapping[int, Callable[[str], BedsError]] = {
+    **dict.fromkeys(
+        _FUNCTION_RANGES, lambda _message: OutOfRange("a value is out of range for a function of the object")
+    ),
     1020: _not_done("another transaction changed the record"),
     1021: _not_done("MariaDB has no disk space left"),
     1030: lambda m: (

@@ -81,10 +81,10 @@ def to_bson(path: str, value: Any, wanted: Any = None, shape: Shape | None = Non
 def documents_to_bson(
     fields: Mapping[str, FieldSpec], records: Sequence[Mapping[str, Any]], keys: tuple[str, ...], shape: Shape
 ) -> list[dict[str, Any]]:
-    """`document_to_bson` of each record of a bulk write; column by column if the records have the same fields."""
+    """`document_to_bson` of each record of a bulk write; by columns if all have the same fields in one order."""
     plain = plain_integers(fields, shape)
-    names = records[0].keys() if records else frozenset[str]()
-    if len(keys) > 1 or any(record.keys() != names for record in records):
+    names = list(records[0]) if records else []
+    if len(keys) > 1 or any(list(record) != names for record in records):
         return [
             document_to_bson(fields, record, keys, shape, f"payloads[{i}].", plain) for i, record in enumerate(records)
         ]

@@ -56,7 +56,7 @@ function draw(openapi) {
 document.getElementById("sign-in").addEventListener("submit", async (event) => {
   event.preventDefault();
   const token = document.getElementById("token").value;
-  const reply = await fetch("/openapi.json", { headers: { Authorization: `Bearer ${token}` } });
+  const reply = await fetch("openapi.json", { headers: { Authorization: `Bearer ${token}` } });
   const body = await reply.json();
   if (reply.ok) draw(body);
   else main.replaceChildren(element("p", { role: "alert" }, body.detail));

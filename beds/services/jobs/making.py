@@ -11,6 +11,7 @@ from beds.adapters.bulk import BulkAdapter
 from beds.config import Settings
 from beds.core.namaste import Query
 from beds.domain.clock import now
+from beds.domain.histogram import percentile
 from beds.domain.job import Job, JobKind
 from beds.errors import ConfigurationError, nearest
 from beds.services.jobs.aggregate import Aggregate
@@ -18,7 +19,6 @@ from beds.services.jobs.mapping import RecordMap
 from beds.services.jobs.move import Move
 from beds.services.jobs.store import JobStore
 from beds.services.jobs.work import Work
-from beds.services.metrics import percentile
 from beds.templates.registry import TemplateRegistry
 from beds.templates.rules import JobRule
 from beds.wire import codec

@@ -6,9 +6,16 @@ import json
 from typing import Any
 
 import pytest
+from starlette.applications import Starlette
+from starlette.routing import Mount
 from starlette.testclient import TestClient
 
-from tests.unit.http.conftest import BOUND, NARROW, as_caller
+from beds.config.http import HttpRole
+from beds.http.access import Caller
+from beds.http.application import Application
+from beds.http.limits import Limits
+from beds.http.problems import Problem
+from tests.unit.http.conftest import ALL, BOUND, NARROW, as_caller
 
 NOTICE = {"airport": "JFK", "title": "Snow", "status": "open"}
 
@@ -221,3 +228,49 @@ def test_nobody_gets_in_without_a_key(web: TestClient) -> None:
         refused = web.get("/v1", headers={"Authorization": header})
         assert refused.status_code == 401
         assert "bearer" in refused.headers["www-authenticate"].lower()
+
+
+def test_a_batch_takes_a_key_for_each_call(web: TestClient) -> None:
+    call = {"template": "Notices", "operation": "create", "record": NOTICE, "idempotency_key": "b1"}
+    first, again = web.post("/v1:batch", json=[call, call]).json()
+    assert (first["status"], again["status"]) == (201, 201), (first, again)
+    assert first["body"]["record_id"] == again["body"]["record_id"]
+    refused = web.post("/v1:batch", json=[call], headers={"Idempotency-Key": "b1"})
+    assert (refused.status_code, refused.json()["field"]) == (422, "Idempotency-Key")
+
+
+def test_the_cookie_of_the_page_reads_and_never_writes(app: Application) -> None:
+    with TestClient(app, cookies={"beds_session": ALL}) as person:
+        assert person.get("/v1").status_code == 200
+        assert person.post("/v1/Notices", json=NOTICE).status_code == 401
+
+
+def test_an_ended_ticket_that_was_seen_is_not_streamed_again(web: TestClient) -> None:
+    address = web.post("/v1/Notices", json=NOTICE, headers={"Prefer": "respond-async"}).headers["location"]
+    with web.stream("GET", f"{address}/events") as stream:
+        seen = next(line for line in stream.iter_lines() if line.startswith("id: ")).removeprefix("id: ")
+    assert web.get(f"{address}/events", headers={"Last-Event-ID": seen}).status_code == 204
+
+
+def test_an_open_stream_is_no_request_at_work() -> None:
+    limits = Limits(1)
+    role = HttpRole(concurrency=1, streams=1)
+    caller = Caller("key:x", {"r": role})
+    with limits.streaming(caller):
+        with limits.admitted(caller), pytest.raises(Problem), limits.admitted(caller):
+            pass
+        with pytest.raises(Problem, match="event streams"), limits.streaming(caller):
+            pass
+    with limits.streaming(caller):
+        pass
+
+
+def test_mounted_under_a_prefix_its_addresses_have_it(app: Application) -> None:
+    mounted = Starlette(routes=[Mount("/data", app=app)])
+    with TestClient(app), TestClient(mounted, headers=as_caller(ALL)) as web:
+        made = web.post("/data/v1/Airlines", json={"carrier": "ZZ", "name": "Zed"})
+        assert made.headers["location"] == "/data/v1/Airlines/ZZ"
+        assert web.get(made.headers["location"]).status_code == 200
+        assert 'href="/data/static/style.css"' in web.get("/data/ui/sign-in").text
+        assert web.get("/data/static/style.css").status_code == 200
+        assert web.get("/data/ui/", follow_redirects=False).headers["location"] == "/data/ui/sign-in"
