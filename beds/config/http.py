@@ -81,7 +81,7 @@ class Http(Section):
     timeout: Annotated[float, Field(gt=0, le=600)] = 10.0
     """Seconds for one operation; a longer one becomes a ticket by `Prefer: respond-async`."""
     body_timeout: Annotated[float, Field(gt=0, le=600)] = 30.0
-    """Seconds in which the head, and then the body, of a request must arrive."""
+    """Seconds in which the head, and then the body, of a request must arrive, and a client must read something."""
     max_body_bytes: Annotated[int, Field(ge=1024, le=2**30)] = 8 * 1024 * 1024
     """The largest body of a request. A single event is limited by `[amqp] max_body_bytes`."""
     max_connections: Annotated[int, Field(ge=1, le=100_000)] = 2000

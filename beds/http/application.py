@@ -49,6 +49,10 @@ _ALLOWED = "Authorization, Content-Type, Idempotency-Key, Prefer, If-Match, If-N
 logger = logging.getLogger("beds.http")
 
 
+class BrokenResponse(Exception):
+    """Raised when a response fails after it has begun: the server breaks it off, so it never looks complete."""
+
+
 class Application:
     """HTTP and WebSocket over one client.
 
@@ -95,15 +99,15 @@ class Application:
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
-        started, status = time.perf_counter(), 500
+        started, begun = time.perf_counter(), False
         asked: Asked | None = None
         name = "other"
 
         async def sending(message: Message) -> None:
-            nonlocal status
+            nonlocal begun
             if message["type"] == "http.response.start":
-                status = message["status"]
-                self.node.metrics.ended(name, status, time.perf_counter() - started)
+                begun = True
+                self.node.metrics.ended(name, message["status"], time.perf_counter() - started)
             await send(message)
 
         response: ASGIApp
@@ -140,13 +144,15 @@ class Application:
         except Problem as refusal:
             response = self._problem(request, refusal, asked)
         except BedsError as error:
+            if begun:
+                raise BrokenResponse(f"{name}: {error}") from None
             problem, event_id = problem_of(error, is_write=request.method not in READS)
             if problem.status >= 500:
                 logger.error("%s %s: %s", name, problem.status, error)
             response = self._problem(request, problem, asked, event_id)
         except Exception:
-            if status != 500:
-                raise  # the response has begun: the server breaks it off
+            if begun:
+                raise  # the server breaks the response off
             logger.exception("a request failed")
             response = self._problem(request, Problem(500, "internal", "This is a fault of the service."), asked)
         await response(scope, receive, sending)

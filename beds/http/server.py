@@ -15,71 +15,18 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from beds.client.client import Client
 from beds.config import Settings
 from beds.config.http import host_and_port
 from beds.http.application import Application
+from beds.http.protocols import GuardedHttp, GuardedWebSocket
 
-HEAD_BYTES = 65_536
-"""The largest head of a request: its address and headers."""
 DRAIN_SECONDS = 20
 """Time for requests at work to end after SIGTERM."""
 WEBSOCKET_BYTES = 1024 * 1024
 
 logger = logging.getLogger("beds.http")
-
-
-class GuardedProtocol(HttpToolsProtocol):
-    """uvicorn's protocol with a limit to the size of a request's head and the time in which it arrives.
-
-    Without these, clients that send a head byte by byte hold connections for ever.
-    """
-
-    head_seconds = 30.0
-    max_connections = 2000
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._head_bytes = 0
-        self._head_timer: asyncio.TimerHandle | None = None
-        if len(self.connections) > self.max_connections:
-            transport.abort()
-            return
-        self._await_head()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._head_arrived()
-        super().connection_lost(exc)
-
-    def data_received(self, data: bytes) -> None:
-        if self._head_timer is None and self.cycle is not None and self.cycle.response_complete:
-            self._await_head()  # of the next request on this connection
-        super().data_received(data)
-        if self._head_timer is not None:  # the head is still incomplete
-            self._head_bytes += len(data)
-            if self._head_bytes > HEAD_BYTES:
-                self._refuse(b"431 Request Header Fields Too Large")
-
-    def on_headers_complete(self) -> None:
-        self._head_arrived()
-        super().on_headers_complete()
-
-    def _await_head(self) -> None:
-        self._head_bytes = 0
-        self._head_timer = self.loop.call_later(self.head_seconds, self._refuse, b"408 Request Timeout")
-
-    def _head_arrived(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
-
-    def _refuse(self, status: bytes) -> None:
-        self._head_arrived()
-        if not self.transport.is_closing():
-            self.transport.write(b"HTTP/1.1 " + status + b"\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
-            self.transport.close()
 
 
 class _Server(uvicorn.Server):
@@ -99,11 +46,7 @@ def serve(settings: Settings, client: Client | None = None) -> None:
     """
     application = Application(settings, client)
     http = settings.http
-    protocol = type(
-        "Protocol",
-        (GuardedProtocol,),
-        {"head_seconds": http.body_timeout, "max_connections": http.max_connections},
-    )
+    limits = {"seconds": http.body_timeout, "max_connections": http.max_connections}
     tls: dict[str, Any] = {}
     if http.tls_certificate and http.tls_key:
         tls = {"ssl_certfile": str(http.tls_certificate), "ssl_keyfile": str(http.tls_key)}
@@ -115,8 +58,8 @@ def serve(settings: Settings, client: Client | None = None) -> None:
                 host=host,
                 port=port,
                 loop="uvloop",
-                http=protocol,
-                ws="websockets-sansio",
+                http=type("Http", (GuardedHttp,), limits),
+                ws=type("WebSocket", (GuardedWebSocket,), limits),
                 ws_max_size=WEBSOCKET_BYTES,
                 ws_ping_interval=20,
                 ws_ping_timeout=20,

@@ -427,3 +427,16 @@ def test_a_job_is_reported_and_steered_by_its_actor_only(places: Places, starter
         with pytest.raises(UnknownTicket):
             list(strangers.rejects())
     assert ended(ticket)["moved"] == 100
+
+
+def test_a_job_is_verified_and_restored_by_its_actor_only(places: Places, starter: Client, cold: Path) -> None:
+    places.fill("JobDocs", 50)
+    ticket = starter.submit_job("docs_cold", actor="ann")
+    ended(ticket)
+    for given in ({"verify": ticket.guid}, {"restore": ticket.guid}):
+        with pytest.raises(UnknownTicket):
+            starter.submit_job("docs_cold", actor="bob", **given).result(60)  # type: ignore[arg-type]
+    assert not places.records("JobDocs")
+    verified = starter.submit_job("docs_cold", verify=ticket.guid, actor="ann").result(60)
+    assert not verified.record["problems"]  # type: ignore[union-attr]
+    assert ended(starter.submit_job("docs_cold", restore=ticket.guid))["moved"] == 50, "the application sees every job"

@@ -32,6 +32,7 @@ from beds.errors import (
     NotFound,
     StoreUnavailable,
     TicketRevoked,
+    UnknownTicket,
     WrongType,
 )
 from beds.services.execution import Detached, Redeliver
@@ -206,8 +207,17 @@ class Jobs:
         )
 
     def _of_rule(self, delivered: Delivered, rule: JobRule, guid: str) -> Job:
-        """An ended job of the rule: the user's own, or a scheduled one. Raises UnknownTicket, JobNotResumable."""
-        found = self._store.find(self._settings.amqp.workers, guid) or self._store.get(delivered.trace.user, guid)
+        """An ended job of the rule: the user's and actor's own, or a scheduled one.
+
+        Raises:
+            UnknownTicket: there is none of the actor.
+            JobNotResumable: it has not ended.
+        """
+        found = self._store.find(self._settings.amqp.workers, guid)
+        if found is None:
+            found = self._store.get(delivered.trace.user, guid)
+            if delivered.actor and found.actor != delivered.actor:
+                raise UnknownTicket(f"{guid[:64]} is no job of this actor", detail={"guid": guid[:64]})
         if found.rule != rule.name:
             raise MalformedEvent(f"{guid} is a job of {found.rule}, not of {rule.name}", detail={"field": "restore"})
         if rule.kind is JobKind.AGGREGATE or not found.state.is_final:
