@@ -43,9 +43,16 @@ def test_a_caller_that_sends_too_many_waits_and_others_do_not() -> None:
         for path in ("/openapi.json", "/v1/none", "/v1/tickets/x"):
             assert web.get(path, headers=few).status_code == 429, "no address costs nothing"
         assert web.get(OPERATIONS, headers=as_caller(ALL)).status_code == 200
-        with web.websocket_connect("/v1/ws", headers=few) as socket:
-            socket.send_json({"id": 1, "template": "Airlines", "operation": "all"})
-            assert socket.receive_json()["status"] == 429
+
+
+def test_a_websocket_that_sends_too_many_is_slowed_instead() -> None:
+    with limited(rate=5, burst=1) as web, web.websocket_connect("/v1/ws", headers=as_caller("few")) as socket:
+        started = time.monotonic()
+        for number in range(4):
+            socket.send_json({"id": number, "template": "Airlines", "operation": "all"})
+        found = [socket.receive_json() for _ in range(4)]
+        assert [(each["id"], each["status"]) for each in found] == [(number, 200) for number in range(4)]
+        assert time.monotonic() - started > 0.5, "three tokens at five a second"
 
 
 def caller(name: str = "a", **limits: Any) -> Caller:
