@@ -240,10 +240,8 @@ class Application:
 
     async def _openapi(self, caller: Caller) -> dict[str, Any]:
         seen = {name: template for name, template in self.node.templates.items() if caller.may_see(template)}
-        known = {}
-        for name, template in seen.items():
-            if (description := await self.node.signatures.describe(template)) is not None:
-                known[name] = description
+        described = await asyncio.gather(*(self.node.signatures.describe(template) for template in seen.values()))
+        known = {name: found for name, found in zip(seen, described, strict=True) if found is not None}
         return openapi.document(caller, seen, known)
 
     def _problem(self, request: Request, problem: Problem, asked: Asked | None, event_id: str = "") -> Response:

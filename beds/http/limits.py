@@ -33,12 +33,12 @@ class _Bucket:
     def tokens(self) -> int:
         return max(0, int(self._tokens))
 
-    def take(self, limits: HttpRole) -> float:
-        """Take one token. Returns the seconds until there is one, if there is none now; then none is taken."""
+    def take(self, limits: HttpRole, tokens: int = 1) -> float:
+        """Take tokens. Returns the seconds until there are as many, if there are not now; then none is taken."""
         self._refill(limits)
-        if self._tokens < 1:
-            return (1 - self._tokens) / limits.rate
-        self._tokens -= 1
+        if self._tokens < tokens:
+            return (tokens - self._tokens) / limits.rate
+        self._tokens -= tokens
         return 0.0
 
     def reserve(self, limits: HttpRole) -> float:
@@ -107,6 +107,13 @@ class Limits:
             yield
         finally:
             self._leave(bucket)
+
+    def charge(self, caller: Caller, calls: int) -> None:
+        """Count further calls of a request against the caller's rate. Raises Problem (429): they are too many."""
+        limits = caller.limits
+        bucket = self._bucket(caller.actor, limits)
+        if wait := bucket.take(limits, min(calls, limits.burst)):  # more than a burst would never be there
+            raise _too_many("You send too many calls a second.", limits, bucket, wait)
 
     @contextmanager
     def streaming(self, caller: Caller) -> Iterator[None]:

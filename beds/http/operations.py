@@ -323,6 +323,7 @@ async def batch(node: Node, asked: Asked) -> Response:
     given = await asked.json()
     if not isinstance(given, list) or not 0 < len(given) <= CALLS_AT_ONCE:
         raise Problem(422, "wrong_type", f"The body takes a list of 1 to {CALLS_AT_ONCE} calls.")
+    node.limits.charge(asked.caller, len(given) - 1)  # the request itself is counted already
     outcomes: list[Any] = [None] * len(given)
     calls: list[tuple[int, Call, str | None]] = []
     for index, each in enumerate(given):

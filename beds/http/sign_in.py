@@ -39,9 +39,28 @@ _ASK = {"WWW-Authenticate": "Bearer"}
 logger = logging.getLogger("beds.http")
 
 
+class _RefusalLog:
+    """Logs why callers are not let in, at most once a second: a flood of forged tokens does not flood the log."""
+
+    def __init__(self) -> None:
+        self._next = 0.0
+        self._left_out = 0
+
+    def add(self, why: str) -> None:
+        if time.monotonic() < self._next:
+            self._left_out += 1
+            return
+        more = f", and {self._left_out} more before it" if self._left_out else ""
+        logger.info("a request was not let in: %s%s", why, more)
+        self._next, self._left_out = time.monotonic() + 1.0, 0
+
+
+_refusal_log = _RefusalLog()
+
+
 def _refused(why: str) -> Problem:
     # One answer for all reasons: a forger learns nothing from it.
-    logger.info("a request was not let in: %s", why)
+    _refusal_log.add(why)
     headers = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
     return Problem(401, "unauthorized", "The token or key is not accepted.", headers=headers)
 

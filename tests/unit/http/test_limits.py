@@ -55,6 +55,15 @@ def test_a_websocket_that_sends_too_many_is_slowed_instead() -> None:
         assert time.monotonic() - started > 0.5, "three tokens at five a second"
 
 
+def test_each_call_of_a_batch_counts() -> None:
+    with limited(rate=0.001, burst=10) as web:
+        few = as_caller("few")
+        call = {"template": "Airlines", "operation": "all"}
+        assert web.post("/v1:batch", json=[call] * 8, headers=few).status_code == 200
+        refused = web.post("/v1:batch", json=[call] * 8, headers=few)
+        assert (refused.status_code, refused.json()["code"]) == (429, "too_many_requests")
+
+
 def caller(name: str = "a", **limits: Any) -> Caller:
     return Caller(name, {"r": HttpRole(**limits)})
 
