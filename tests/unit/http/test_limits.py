@@ -21,7 +21,7 @@ NOTICE = {"airport": "JFK", "title": "Snow", "status": "open"}
 OPERATIONS = "/v1/Airlines:all"
 MEGABYTE = 1 << 20
 BULK_SECONDS = 10.0
-"""Far above what refusing a body takes, and below what reading one of 8 MiB value by value took."""
+"""Of processor time: far above what refusing a body takes, and below what reading one of 8 MiB value by value took."""
 
 
 def limited(**limits: Any) -> TestClient:
@@ -179,10 +179,10 @@ BULKS = {
 @pytest.mark.parametrize("what", BULKS)
 def test_a_body_of_millions_of_values_is_refused_and_holds_up_nobody(web: TestClient, what: str) -> None:
     kind, body = BULKS[what]
-    started = time.monotonic()
+    started = time.process_time()  # of all threads; a busy machine changes it little
     refused = web.post("/v1/Notices:batch", content=body, headers={"Content-Type": kind})
     assert (refused.status_code, refused.json()["code"]) == (413, "body_too_large"), refused.text
-    assert time.monotonic() - started < BULK_SECONDS
+    assert time.process_time() - started < BULK_SECONDS
 
 
 def test_bodies_that_are_too_large_or_of_another_form(web: TestClient) -> None:
