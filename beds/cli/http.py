@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 
 import click
 
 from beds.cli.output import print_json
 from beds.config import Settings, load_settings
+from beds.config.http import KEY_NAME
 from beds.config.local_key import key_file, local_key, new_key, sha256_of
 from beds.config.settings import CONFIG_VARIABLE
 
@@ -51,6 +53,8 @@ def key(name: str, roles: tuple[str, ...], as_json: bool) -> None:
     Example:
       beds http key shop --role shop
     """
+    if re.fullmatch(KEY_NAME, name) is None:
+        raise click.UsageError(f"{name!r} is no name of a key: letters, digits, `_`, `.` and `-`, at most 100")
     made = new_key()
     if as_json:
         print_json({"name": name, "key": made, "sha256": sha256_of(made)})

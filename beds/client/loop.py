@@ -7,7 +7,6 @@ connection's reader thread wakes a loop once for all replies that it has read.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import threading
 import time
@@ -90,8 +89,10 @@ class _Wakeups:
         loop = self._loop()
         if not self._is_scheduled and loop is not None:
             self._is_scheduled = True
-            with contextlib.suppress(RuntimeError):  # the loop is closed, so no task waits
+            try:
                 loop.call_soon_threadsafe(self._drain)
+            except RuntimeError:  # the loop is closed, so no task waits; what refers to it is let go
+                self._ended.clear()
 
     def _drain(self) -> None:
         self._is_scheduled = False  # before the first is taken: one that is added later schedules another turn

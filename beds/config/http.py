@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from itertools import permutations
 from typing import Annotated, Literal
 
@@ -19,6 +20,9 @@ ALGORITHMS = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES25
 
 OPS = "ops"
 """The role of operators: it sees and steers the whole system on the page `/ui/`, and may read BEDS's own records."""
+
+
+KEY_NAME = r"^[A-Za-z0-9_.-]{1,100}$"
 
 
 class HttpJwt(Section):
@@ -46,7 +50,7 @@ class HttpJwt(Section):
 class HttpKey(Section):
     """A program that calls with a key of its own, sent as `Authorization: Bearer KEY`."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,100}$")]
+    name: Annotated[str, Field(pattern=KEY_NAME)]
     sha256: Annotated[tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")], ...], Field(min_length=1)]
     """SHA-256 of the key in hexadecimal, several during a rotation; `beds http key` makes both."""
     roles: tuple[Text, ...] = ()
@@ -105,7 +109,13 @@ class Http(Section):
 
     @property
     def is_on_loopback(self) -> bool:
-        return self.listen.startswith(LOOPBACK)
+        host, _ = host_and_port(self.listen)
+        if host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            return False  # a name, which may lead anywhere
 
     @model_validator(mode="after")
     def _names_are_known_once(self) -> Http:
@@ -124,9 +134,6 @@ class Http(Section):
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise ValueError("tls_certificate and tls_key belong together")
         return self
-
-
-LOOPBACK = ("127.", "localhost", "[::1]")
 
 
 def host_and_port(address: str) -> tuple[str, int]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 import secrets
 from pathlib import Path
 
@@ -30,10 +32,12 @@ def local_key(settings: Settings) -> str | None:
     file = key_file(settings)
     if not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        new = file.with_suffix(".new")
+        new = file.with_name(f"{file.name}.{os.getpid()}.{secrets.token_hex(4)}")
         new.touch(mode=0o600)
         new.write_text(new_key() + "\n")
-        new.replace(file)
+        with contextlib.suppress(FileExistsError):  # another process was faster: its key counts
+            os.link(new, file)
+        new.unlink()
     return file.read_text().strip()
 
 

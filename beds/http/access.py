@@ -70,8 +70,8 @@ class Caller:
         return seen
 
     def may_run(self, rule: str) -> bool:
-        """Whether the caller may start a job by this rule."""
-        return self._allows(JOBS, rule)
+        """Whether the caller may start a job by this rule. A role that fills arguments starts none: a job reads all."""
+        return self._allows(JOBS, rule, unbound=True)
 
     @property
     def sees_lineage(self) -> bool:
@@ -134,9 +134,9 @@ class Caller:
             if (name == OPS or not template.system) and wanted & set(role.allow):
                 yield role
 
-    def _allows(self, kind: str, name: str) -> bool:
+    def _allows(self, kind: str, name: str, *, unbound: bool = False) -> bool:
         wanted = {f"{kind}:{name}", f"{kind}:*", "*"}
-        return any(wanted & set(role.allow) for role in self.roles.values())
+        return any(wanted & set(role.allow) and not (unbound and role.bind) for role in self.roles.values())
 
 
 def names_of(template: Template) -> list[str]:

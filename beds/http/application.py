@@ -117,9 +117,11 @@ class Application:
             elif (page := pages.find(request)) is not None:
                 response, name = page, "page"
             elif (segments := segments_of(self._path(scope)))[:2] == ("", "ui"):
-                response, name = await self._page(request, segments[2:]), "page"
-                if isinstance(response, EventStream) and (caller := await self._signed_in(request)) is not None:
-                    with self.node.limits.streaming(caller), self.node.metrics.streams.track_inprogress():
+                name, person = "page", await self._signed_in(request)
+                with self.node.limits.admitted(person) if person else nullcontext():
+                    response = await self._page(request, segments[2:], person)
+                if person and isinstance(response, EventStream):
+                    with self.node.limits.streaming(person), self.node.metrics.streams.track_inprogress():
                         await response(scope, receive, sending)
                     return
             else:
@@ -129,19 +131,23 @@ class Application:
                     self.node.limits.admitted(caller) as headers,
                     trace_context(trace) if is_traceparent(trace) else nullcontext(),
                 ):
-                    asked = Asked(request, caller, self.node.http, segments, {**headers, **self._cors(request)})
+                    known = {**headers, **self._cors(request)}
+                    asked = Asked(request, caller, self.node.http, segments, lambda: self._verify(request), known)
                     name = self._name(segments, request.method)
                     if segments == ("", "mcp") and self._tools is not None:
-                        await self._tools.handle(caller, scope, receive, sending)
+                        asked.allow("POST")  # there are no sessions, so a stream of them would have no end
+                        await self._tools.handle(caller, await asked.body(), scope, sending)
                         return
                     response = await self._answer(asked)
-                    if not isinstance(response, EventStream):
+                    if request.method == "HEAD" or not isinstance(response, EventStream):
                         await response(scope, receive, sending)
                         return
                 with self.node.limits.streaming(caller), self.node.metrics.streams.track_inprogress():
                     await response(scope, receive, sending)
                 return
         except Problem as refusal:
+            if begun:
+                raise
             response = self._problem(request, refusal, asked)
         except BedsError as error:
             if begun:
@@ -157,15 +163,20 @@ class Application:
             response = self._problem(request, Problem(500, "internal", "This is a fault of the service."), asked)
         await response(scope, receive, sending)
 
-    async def _page(self, request: Request, segments: tuple[str, ...]) -> Response:
+    async def _page(self, request: Request, segments: tuple[str, ...], person: Caller | None) -> Response:
         """A page for people, whose key or token is in a cookie."""
-        page = ui.Page(self.node, self._operator, request, await self._signed_in(request))
+        page = ui.Page(self.node, self._operator, request, person, lambda: self._signed_in(request))
         try:
             return await page.respond(segments)
         except Problem as problem:
             return page.problem(problem)
         except BedsError as error:
+            if error.status >= 500:
+                logger.error("page %s: %s", error.status, error)
             return page.problem(problem_of(error)[0])
+
+    async def _verify(self, request: Request) -> Caller:
+        return await self.node.sign_in.caller(_authorization(request))
 
     async def _signed_in(self, request: Request) -> Caller | None:
         """The caller of the cookie; None without one, or if it is accepted no more."""

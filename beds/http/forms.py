@@ -22,6 +22,8 @@ class Input:
     kind: str
     required: bool = False
     description: str = ""
+    sensitive: bool = False
+    """Whether the page never shows its text again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +50,10 @@ async def _fetch_inputs(node: Node, template: Template, using: str) -> AsyncIter
     if described := await node.signatures.operation(template, f"fetch.{using}"):
         for argument in described.args:
             kind = argument.types[0] if argument.types else "string"
-            yield Input(argument.name, kind, argument.required, argument.description)
+            yield Input(argument.name, kind, argument.required, argument.description, argument.sensitive)
     else:
         for name, field in spec.args.items():
-            yield Input(name, field.type, name not in spec.optional, field.description)
+            yield Input(name, field.type, name not in spec.optional, field.description, field.sensitive)
     yield Input("limit", "integer", description="records of the page")
     if spec.cursor:
         yield Input("cursor", "string", description="where the page before ended")
@@ -66,7 +68,7 @@ def _write_inputs(template: Template, what: str) -> Iterator[Input]:
         if what == "update" and name == template.version:
             continue  # the object changes it
         required = (field.required and not field.generate) if what == "create" else name in template.keys
-        yield Input(name, field.type, required, field.description)
+        yield Input(name, field.type, required, field.description, field.sensitive)
     if what != "create" and (version := template.expected_version) is not None:
         yield Input(EXPECTED_VERSION, version.type, description="the version that the record must have")
 

@@ -72,12 +72,12 @@ async def _start(node: Node, asked: Asked, name: str) -> Response:
     if not asked.caller.may_run(name):
         raise not_found() if name not in node.templates.jobs else forbidden(f"start the job {name}")
     rule = node.templates.jobs[name]
-    given = await asked.json() if asked.request.headers.get("content-type") else {}
+    given = await asked.json(empty={})
     if not isinstance(given, dict) or (surplus := given.keys() - {"args", "dry_run", "restore", "verify"}):
         field = min(map(str, surplus)) if isinstance(given, dict) else "body"
         raise Problem(422, "unknown_field", "The body takes args, dry_run, restore and verify.", field=field[:40])
     source = node.templates[rule.job.source]
-    args = record_from_json(given.get("args") or {}, {**source.fields, **source.fetch[rule.job.read].args})
+    args = record_from_json(given.get("args", {}), {**source.fields, **source.fetch[rule.job.read].args})
     if not isinstance(args, dict):
         raise Problem(422, "wrong_type", "args takes an object.", field="args")
     restore, verify = (_guid(given, name) for name in ("restore", "verify"))

@@ -20,13 +20,15 @@ CALLERS = 10_000
 class _Bucket:
     """A token bucket, and the requests at work, of one caller."""
 
-    __slots__ = ("_at", "_tokens", "at_work", "streams", "waiting")
+    __slots__ = ("_at", "_tokens", "at_work", "sleeping", "streams", "waiting")
 
     def __init__(self, limits: HttpRole) -> None:
         self._tokens = float(limits.burst)
         self._at = time.monotonic()
         self.at_work = 0
         self.streams = 0
+        self.sleeping = 0
+        """Requests that wait for their turn, or for a token."""
         self.waiting: deque[asyncio.Future[None]] = deque()
 
     @property
@@ -95,13 +97,23 @@ class Limits:
         if (wait := bucket.reserve(limits)) > patience:
             bucket.give_back()
             raise _too_many("You send too many requests a second.", limits, bucket, wait)
-        await asyncio.sleep(wait)
+        bucket.sleeping += 1
         try:
+            await asyncio.sleep(wait)
             async with asyncio.timeout(patience - wait):
                 while (queue := self._full(bucket, limits)) is not None:
                     await _turn_in(queue)
+                    if self._full(bucket, limits) not in (None, queue):
+                        _wake(queue)  # it has to wait in the other queue, so this turn is another's
         except TimeoutError:
+            _wake(bucket.waiting)
+            _wake(self._waiting)
             raise self._refusal(bucket, limits) from None
+        except asyncio.CancelledError:
+            bucket.give_back()
+            raise
+        finally:
+            bucket.sleeping -= 1
         self._begin(bucket)
         try:
             yield
@@ -172,13 +184,13 @@ class Limits:
 
     def _forget_one(self) -> None:
         for actor, bucket in self._buckets.items():
-            if not (bucket.at_work or bucket.streams or bucket.waiting):
+            if not (bucket.at_work or bucket.streams or bucket.sleeping):
                 del self._buckets[actor]
                 return
 
 
 async def _turn_in(queue: deque[asyncio.Future[None]]) -> None:
-    """Wait in a queue. A turn that comes too late is the next one's."""
+    """Wait in a queue. Cancelled after its turn was given, it passes the turn on."""
     turn = asyncio.get_running_loop().create_future()
     queue.append(turn)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,7 +13,7 @@ import msgspec
 from mcp.server import Server, ServerRequestContext
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from mcp_types import CallToolRequestParams, CallToolResult, ListToolsResult, TextContent, Tool, ToolAnnotations
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Scope, Send
 
 from beds.domain.event import Operation
 from beds.errors import BedsError
@@ -92,8 +93,15 @@ class McpTools:
         async with self._manager.run():
             yield
 
-    async def handle(self, caller: Caller, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve a request of this caller."""
+    async def handle(self, caller: Caller, body: bytes, scope: Scope, send: Send) -> None:
+        """Serve a request of this caller, whose body has been read."""
+        left = [body]
+
+        async def receive() -> Message:
+            if left:
+                return {"type": "http.request", "body": left.pop(), "more_body": False}
+            return await asyncio.Future()  # the client stays until the response has ended
+
         await self._manager.handle_request({**scope, CALLER: caller}, receive, send)
 
     async def _list_tools(self, _context: ServerRequestContext[Any, Any], _params: Any) -> ListToolsResult:

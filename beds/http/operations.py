@@ -379,12 +379,12 @@ async def call_of(node: Node, caller: Caller, given: Any) -> Call:
     bound = caller.bound(template, what)
     if what in template.fetch:
         _only(given, "args", "limit", "cursor")
-        args = given.get("args") or {}
+        args = given.get("args", {})
         if not isinstance(args, dict):
             raise Problem(422, "wrong_type", "args takes an object.", field="args")
         types = await node.signatures.types_of(template, what, args)
         read = {arg: _argument(template, what, arg, value, types) for arg, value in args.items()}
-        limit, cursor = given.get("limit"), given.get("cursor") or ""
+        limit, cursor = given.get("limit"), given.get("cursor", "")
         return Call(Operation.FETCH, name, with_bound(read, bound), what, limit, cursor, caller.actor)
     operation = WRITES[what]
     if operation is Operation.DELETE:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -22,6 +22,7 @@ JSON, NDJSON, CSV = "application/json", "application/x-ndjson", "text/csv"
 EVENT_ID = "Beds-Event-Id"
 _PREFERENCE = re.compile(r'\s*([A-Za-z-]+)\s*(?:=\s*"?([^",;]*)"?)?\s*')
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+MAX_PARAMETERS = 1000
 MAX_WAIT_SECONDS = 60.0
 """The longest `Prefer: wait`."""
 
@@ -72,6 +73,8 @@ class Asked:
     caller: Caller
     http: Http
     segments: tuple[str, ...]
+    verify: Callable[[], Awaitable[object]]
+    """Called while a stream goes on; raises Problem if the caller is let in no more."""
     headers: dict[str, str] = field(default_factory=dict)
     """Further headers of the response."""
 
@@ -101,7 +104,14 @@ class Asked:
     def query(self) -> dict[str, str]:
         """The parameters of the address. Raises Problem: one stands twice."""
         found: dict[str, str] = {}
-        for name, value in parse_qsl(self.request.scope["query_string"].decode("latin-1"), keep_blank_values=True):
+        text = self.request.scope["query_string"].decode("latin-1")
+        try:
+            pairs = parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=MAX_PARAMETERS)
+        except ValueError:
+            raise Problem(
+                400, "unreadable", f"The query has more than {MAX_PARAMETERS} parameters, or is no UTF-8."
+            ) from None
+        for name, value in pairs:
             if name in found:
                 raise Problem(400, "unreadable", f"The parameter {name[:40]} stands twice.", field=name[:40])
             found[name] = value
@@ -137,33 +147,15 @@ class Asked:
         raise Problem(406, "not_acceptable", f"This address has {', '.join(kinds)}.")
 
     async def body(self) -> bytes:
-        """The whole body. Raises Problem (408, 413)."""
-        limit = self.http.max_body_bytes
-        announced = self.request.headers.get("content-length", "")
-        too_large = Problem(413, "body_too_large", f"The body may have {limit:,} bytes.",
-                            headers={"Connection": "close"})  # fmt: skip
-        if announced.isdecimal() and float(announced) > limit:
-            raise too_large
-        parts, size = [], 0
-        try:
-            async with asyncio.timeout(self.http.body_timeout):
-                async for part in self.request.stream():
-                    size += len(part)
-                    if size > limit:
-                        raise too_large
-                    parts.append(part)
-        except TimeoutError:
-            raise Problem(408, "request_timeout", "The body did not arrive in time.",
-                          headers={"Connection": "close"}) from None  # fmt: skip
-        except ClientDisconnect:
-            raise Problem(400, "unreadable", "The body broke off.") from None
-        return b"".join(parts)
+        """The whole body. Raises Problem (400, 408, 413)."""
+        return await read_body(self.request, self.http.max_body_bytes, self.http.body_timeout)
 
-    async def json(self) -> Any:
-        """The body as JSON. Raises Problem (400, 415)."""
+    async def json(self, empty: Any = None) -> Any:
+        """The body as JSON; `empty` for an absent one, if it is given. Raises Problem (400, 415)."""
         if self.media_type not in (JSON, "application/merge-patch+json"):
             raise Problem(415, "unsupported_media_type", f"Send {JSON}.", headers={"Accept": JSON})
-        return read_json(await self.body())
+        body = await self.body()
+        return empty if empty is not None and not body else read_json(body)
 
     def reply(self, value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
         """A response with a JSON body."""
@@ -187,3 +179,34 @@ def segments_of(path: bytes) -> tuple[str, ...]:
     if any(map(_CONTROL.search, found)):
         raise Problem(400, "unreadable", "The address holds a control character.")
     return found
+
+
+async def read_body(request: Request, limit: int, seconds: float) -> bytes:
+    """The whole body of a request.
+
+    Args:
+        request: as it came.
+        limit: bytes that it may have.
+        seconds: in which it must arrive.
+
+    Raises:
+        Problem: it is larger (413), too slow (408), or broke off (400).
+    """
+    close = {"Connection": "close"}
+    too_large = Problem(413, "body_too_large", f"The body may have {limit:,} bytes.", headers=close)
+    announced = request.headers.get("content-length", "")
+    if announced.isdigit() and int(announced) > limit:
+        raise too_large
+    parts, size = [], 0
+    try:
+        async with asyncio.timeout(seconds):
+            async for part in request.stream():
+                size += len(part)
+                if size > limit:
+                    raise too_large
+                parts.append(part)
+    except TimeoutError:
+        raise Problem(408, "request_timeout", "The body did not arrive in time.", headers=close) from None
+    except ClientDisconnect:
+        raise Problem(400, "unreadable", "The body broke off.") from None
+    return b"".join(parts)

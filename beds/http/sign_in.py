@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 from collections import OrderedDict
 from collections.abc import Mapping
+from http.client import HTTPException
 from typing import Any
 
 import jwt
@@ -112,7 +113,7 @@ class _Keys:
                 with contextlib.suppress(jwt.PyJWKError, jwt.InvalidKeyError):  # of a kind that is not used here
                     keys[str(entry.get("kid", ""))] = jwt.PyJWK(entry)
             self._keys, self._read_at = keys, self._tried_at
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, HTTPException, RecursionError) as error:
             # The keys so far stay in use: a provider that is away locks nobody out.
             logger.warning("the keys of %s cannot be read: %s", self._provider.issuer, type(error).__name__)
         finally:

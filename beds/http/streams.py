@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
-from starlette.responses import StreamingResponse
+from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from beds.client.flows import Handle
 from beds.domain.ticket import TicketStatus
 from beds.errors import BedsError, TicketError
 from beds.http.node import Node
+from beds.http.problems import Problem
 from beds.http.representations import ticket_json
 from beds.http.requests import Asked
 from beds.http.values import encode
@@ -82,18 +84,37 @@ class EventStream(StreamingResponse):
         headers = {**headers, "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         super().__init__(content, headers=headers, media_type="text/event-stream")
 
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] == "HEAD":
+            await Response(None, headers=dict(self.headers))(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
 
-def sent_events(asked: Asked, events: AsyncIterator[tuple[str, str, Any]]) -> EventStream:
-    """The stream of these events: their names, ids and data."""
-    return EventStream(_with_beats(events), asked.headers)
+
+def sent_events(
+    asked: Asked, events: AsyncIterator[tuple[str, str, Any]], verify: Callable[[], Awaitable[object]]
+) -> EventStream:
+    """The stream of these events: their names, ids and data.
+
+    Args:
+        asked, events: of the request.
+        verify: called at each beat; raises Problem if the caller is let in no more, which ends the stream.
+    """
+    return EventStream(_with_beats(events, verify), asked.headers)
 
 
-async def _with_beats(events: AsyncIterator[tuple[str, str, Any]]) -> AsyncIterator[bytes]:
+async def _with_beats(
+    events: AsyncIterator[tuple[str, str, Any]], verify: Callable[[], Awaitable[object]]
+) -> AsyncIterator[bytes]:
     upcoming = asyncio.ensure_future(anext(events, None))
     try:
         while True:
             done, _ = await asyncio.wait([upcoming], timeout=BEAT_SECONDS)
             if not done:
+                try:
+                    await verify()
+                except Problem:
+                    return
                 yield b": beat\n\n"
                 continue
             if (event := upcoming.result()) is None:

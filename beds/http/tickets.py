@@ -42,7 +42,7 @@ async def on_ticket(node: Node, asked: Asked, guid: str, rest: tuple[str, ...]) 
             seen = asked.request.headers.get("last-event-id")
             if status.ready and seen == version_of(status):
                 return asked.reply_empty(204)  # an EventSource connects no more after this status
-            return sent_events(asked, events_of_ticket(node, handle, status, seen))
+            return sent_events(asked, events_of_ticket(node, handle, status, seen), asked.verify)
     raise not_found()
 
 

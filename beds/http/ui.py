@@ -29,7 +29,7 @@ from beds.http.operator import Operator
 from beds.http.pages import HEADERS
 from beds.http.problems import Problem, forbidden, not_found, problem_of
 from beds.http.representations import result_json, ticket_json
-from beds.http.requests import Asked
+from beds.http.requests import read_body
 from beds.http.streams import EventStream
 from beds.http.values import encode
 from beds.templates.template import Template
@@ -40,7 +40,8 @@ LIVE_SECONDS = 2.0
 """Interval at which a page's parts are compared with what was sent."""
 LONGEST_SECONDS = 3600.0
 FORM_BYTES = 1024 * 1024
-_SAFE_ACTIONS = frozenset({"replay", "discard"})
+SIGN_IN_BYTES = 20_000
+_DEAD_ACTIONS = frozenset({"replay", "discard"})
 _JOB_ACTIONS = frozenset({"pause", "resume", "cancel"})
 Parts = Callable[[], Awaitable[dict[str, str]]]
 
@@ -71,13 +72,22 @@ class Page:
         operator: the operator's side; None where beds.toml names no operator.
         request: as it came.
         caller: who has signed in; None before.
+        still_signed_in: called while a page goes on; None ends it.
     """
 
-    def __init__(self, node: Node, operator: Operator | None, request: Request, caller: Caller | None) -> None:
+    def __init__(
+        self,
+        node: Node,
+        operator: Operator | None,
+        request: Request,
+        caller: Caller | None,
+        still_signed_in: Callable[[], Awaitable[Caller | None]],
+    ) -> None:
         self.node = node
         self.operator = operator
         self.request = request
         self.caller = caller
+        self.still_signed_in = still_signed_in
         self.root = str(request.scope.get("root_path", "")).rstrip("/")
 
     @property
@@ -149,11 +159,11 @@ class Page:
             raise Problem(403, "forbidden", "This form belongs to another page.")
 
     async def _form(self) -> dict[str, str]:
-        body = await Asked(self.request, Caller("", {}), self.node.http, ()).body()
-        if len(body) > FORM_BYTES:
-            raise Problem(413, "body_too_large", "The form is too large.")
+        limit = FORM_BYTES if self.caller else SIGN_IN_BYTES
+        body = await read_body(self.request, limit, self.node.http.body_timeout)
         try:
-            return dict(parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=1000))
+            text = body.decode()
+            return dict(parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=1000))
         except (UnicodeDecodeError, ValueError):
             raise Problem(400, "unreadable", "The form cannot be read.") from None
 
@@ -167,7 +177,7 @@ class Page:
                 response = self._redirect("/ui/")
                 response.delete_cookie(COOKIE, path="/", httponly=True, samesite="strict")
                 return response
-            case ("dead", dead_id) if action in _SAFE_ACTIONS:
+            case ("dead", dead_id) if action in _DEAD_ACTIONS:
                 done = await self._need_ops().dead_order(action, dead_id, self._me.actor)
                 if failed := done.get("failed"):
                     raise Problem(409, "conflict", "; ".join(map(str, failed.values())))
@@ -198,6 +208,8 @@ class Page:
         sent: dict[str, str] = {}
         end = asyncio.get_running_loop().time() + LONGEST_SECONDS
         while asyncio.get_running_loop().time() < end:
+            if await self.still_signed_in() is None:
+                return
             try:
                 current = await parts()
             except (BedsError, Problem) as error:
@@ -266,9 +278,8 @@ class Page:
         try:
             call = await call_of_form(self.node, self._me, template, what, form)
             event_ids: list[str] = []
-            with self.node.limits.admitted(self._me):
-                flow = self.node.flows.encoded_reply(call, self.node.http.timeout, begun=event_ids.append)
-                result = result_json(encoded_result(await self.node.run(flow)))
+            flow = self.node.flows.encoded_reply(call, self.node.http.timeout, begun=event_ids.append)
+            result = result_json(encoded_result(await self.node.run(flow)))
         except BedsError as error:
             problem, event_id = problem_of(error, is_write=what in WRITES)
             return await self._template(name, chosen=what, problem=_words(problem), event_id=event_id, given=form)
@@ -282,7 +293,9 @@ class Page:
 
     def problem(self, problem: Problem) -> Response:
         """An error as a page."""
-        return self._html("error.html", problem.status, title="Not possible", problem=_words(problem))
+        response = self._html("error.html", problem.status, title="Not possible", problem=_words(problem))
+        response.headers.update(problem.headers)
+        return response
 
     def _fragment(self, file: str, **values: Any) -> str:
         return _environment.get_template(file).render(ops=self._ops is not None, root=self.root, **values)

@@ -85,7 +85,11 @@ def from_json(name: str, value: Any, spec: FieldSpec | None) -> Any:
     if spec is None:
         return _floats(value, "object")
     if isinstance(value, str) and spec.type in _AS_TEXT:
-        return _moment(name, value) if spec.type == "datetime" else value_of(name, value, spec.type)
+        return (
+            _moment(name, value)
+            if spec.type == "datetime"
+            else value_of(name, value, spec.type, sensitive=spec.sensitive)
+        )
     if spec.type == "number" and isinstance(value, Decimal):
         return float(value)
     return value if spec.type == "decimal" else _floats(value, spec.type)
@@ -196,6 +200,9 @@ def _csv_records(body: bytes, fields: Mapping[str, FieldSpec]) -> list[dict[str,
     try:
         reader = csv.DictReader(io.StringIO(body.decode("utf-8-sig"), newline=""), strict=True)
         found, left = [], MAX_VALUES
+        names = reader.fieldnames or []
+        if len(set(names)) < len(names):
+            raise Problem(400, "unreadable", "The header of the table names a column twice.")
         for row in reader:
             left -= 1 + len(row)
             if left < 0:

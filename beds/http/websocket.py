@@ -29,6 +29,8 @@ IN_FLIGHT = 64
 SUBSCRIPTIONS = 1000
 UNREAD_BYTES = 4 * 1024 * 1024
 """Messages that may wait for a slow reader, before the connection is closed."""
+DRAIN_SECONDS = 15.0
+"""Time for calls at work to end when the node stops."""
 CHECK_SECONDS = 60.0
 """Interval at which the token is verified again."""
 ID_CHARACTERS = 100
@@ -84,6 +86,11 @@ class Conversation:
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
+            if self._unread.qsize() and self._code == RESTART:
+                with contextlib.suppress(WebSocketDisconnect, RuntimeError, OSError, TimeoutError):
+                    async with asyncio.timeout(2):
+                        while self._unread.qsize():
+                            await self._websocket.send_text(self._unread.get_nowait().decode())
             if self._ends.is_set() and self._websocket.application_state is not WebSocketState.DISCONNECTED:
                 with contextlib.suppress(RuntimeError, OSError, TimeoutError):
                     async with asyncio.timeout(2):
@@ -96,7 +103,10 @@ class Conversation:
             self._ends.set()
 
     async def _wait_end(self) -> None:
+        """Wait for the end; at a restart, also for the calls at work, whose outcome their clients need."""
         await self._ends.wait()
+        if self._code == RESTART and self._tasks:
+            await asyncio.wait(self._tasks, timeout=DRAIN_SECONDS)
 
     async def _verify(self) -> None:
         while True:
@@ -109,6 +119,8 @@ class Conversation:
     async def _read(self) -> None:
         while True:
             await self._room.acquire()  # nothing is read meanwhile, so a client that floods is slowed
+            if self._ends.is_set():
+                await asyncio.Future()  # until this task is cancelled: new calls are for another node
             try:
                 message = await self._websocket.receive()
             except (WebSocketDisconnect, RuntimeError):
@@ -205,17 +217,26 @@ class Conversation:
         name = str(number)
         if name in self._subscriptions or len(self._subscriptions) >= SUBSCRIPTIONS:
             raise Problem(409, "conflict", f"There are {SUBSCRIPTIONS} subscriptions, or one of this id.", field="id")
+        counted = contextlib.ExitStack()
+        counted.enter_context(self._node.limits.streaming(self._caller))
         self._put(number, 200, {"subscribed": handle.guid})
 
         async def follow() -> None:
-            try:
-                async for found in changes_of(self._node, handle, status):
-                    self._put(number, 200, ticket_json(found), "ended" if found.ready else "status")
-            except BedsError as error:
-                problem, event_id = problem_of(error)
-                self._put(number, problem.status, body_of(problem, event_id), "ended")
-            finally:
-                self._subscriptions.pop(name, None)
+            last = status
+            with counted:
+                try:
+                    async for last in changes_of(self._node, handle, status):
+                        self._put(number, 200, ticket_json(last), "ended" if last.ready else "status")
+                    if not last.ready:
+                        raise Problem(410, "ticket_expired", "The ticket is followed no longer; subscribe again.")
+                except BedsError as error:
+                    problem, event_id = problem_of(error)
+                    self._put(number, problem.status, body_of(problem, event_id), "ended")
+                except Problem as end:
+                    self._put(number, end.status, body_of(end), "ended")
+                finally:
+                    if self._subscriptions.get(name) is asyncio.current_task():
+                        del self._subscriptions[name]
 
         self._subscriptions[name] = asyncio.create_task(follow())
 

@@ -116,7 +116,9 @@ def _http(settings: Settings, runs_here: bool) -> Iterator[Check]:
     """Check the app server: its packages, its callers, its ports, and that it has nothing of a database."""
     http = settings.http
     if missing := [
-        name for name in ("starlette", "uvicorn", "msgspec", "jwt") if importlib.util.find_spec(name) is None
+        name
+        for name in ("starlette", "uvicorn", "uvloop", "httptools", "msgspec", "jwt", "jinja2")
+        if importlib.util.find_spec(name) is None
     ]:
         yield failed("http", f"{missing[0]} is not installed", "pip install 'beds[http]'")
         return

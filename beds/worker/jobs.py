@@ -9,7 +9,7 @@ from beds.domain.event import CHUNK, TICK
 from beds.domain.job import JobKind
 from beds.domain.reply import Response
 from beds.domain.trace import Trace
-from beds.errors import StoreUnavailable
+from beds.errors import BrokerUnavailable, StoreUnavailable
 from beds.services.execution import Redeliver
 from beds.services.jobs.jobs import Delivered
 from beds.wire.routes import Kind
@@ -31,8 +31,14 @@ class JobTask(EventTask):
                 case verb if verb == TICK:
                     started = self.app.schedule.start_due()
                     return Response("", self.app.jobs.sweep() + len(started))
-            return self.app.jobs.start(delivered, JobKind(route.queue.name.partition(".")[2]), body)
+            return self._start(delivered, body)
         except StoreUnavailable as away:
+            raise Redeliver(away.message) from None
+
+    def _start(self, delivered: Delivered, body: Mapping[str, Any]) -> Any:
+        try:
+            return self.app.jobs.start(delivered, JobKind(self.route.queue.name.partition(".")[2]), body)
+        except BrokerUnavailable as away:  # the job may be stored, and then runs without this event
             raise Redeliver(away.message) from None
 
 

@@ -239,6 +239,9 @@ class Jobs:
             lanes=tuple(replace(lane, due=due) for lane in job.lanes),
         )
         stored = self._store.create(job)
+        if stored.state.is_final:  # this event is a late copy
+            self._end_ticket(stored, stored.state, stored.ended_at or now())
+            return
         self._events.publish([self._event(stored, lane.lane, lane.next_event) for lane in stored.lanes])
 
     def _dry_run(self, job: Job, rule: JobRule, work: Work) -> Response:
