@@ -22,7 +22,6 @@ from beds.http.node import Node
 from beds.http.operations import call_of
 from beds.http.problems import Problem, body_of, not_found, problem_of
 from beds.http.representations import result_json, ticket_json
-from beds.wire.reply import encoded_result
 
 CALLER = "beds.caller"
 """The caller's place in the scope of a request."""
@@ -156,8 +155,7 @@ class McpTools:
         call = await call_of(self._node, caller, given)
         if key is None and call.operation != Operation.FETCH:
             raise Problem(422, "unknown_fetch", "fetch takes the name of a fetch.", field="fetch")
-        flow = self._node.flows.encoded_reply(call, self._node.http.timeout, key)
-        return result_json(encoded_result(await self._node.run(flow)))
+        return result_json(await self._node.reply(call, key))
 
     async def _describe(self, caller: Caller, name: str) -> dict[str, Any]:
         template = self._node.template(name)

@@ -10,11 +10,13 @@ from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from beds.client.call import Call
 from beds.client.client import Client
-from beds.client.flows import Handle
+from beds.client.flows import Begun, Handle
 from beds.client.loop import drive
 from beds.client.steps import Flow
 from beds.config import Settings
+from beds.domain.event import Operation
 from beds.domain.identity import uuid7
 from beds.errors import BedsError, ConfigurationError, UnknownTicket
 from beds.http.access import check_roles
@@ -23,10 +25,11 @@ from beds.http.problems import not_found
 from beds.http.sign_in import SignIn
 from beds.http.signatures import Signatures
 from beds.templates.template import Template
+from beds.wire.reply import encoded_result
 
 T = TypeVar("T")
 RESERVED = frozenset({"tickets", "jobs", "lineage", "changes", "ws"})
-"""First segments behind `/v1` that are no templates."""
+"""First segments behind `/v1` that are no templates; `changes` is kept free."""
 PROBE_SECONDS = 5.0
 """Time for which the result of a probe counts."""
 PROBE_TIMEOUT = 3.0
@@ -71,8 +74,22 @@ class Node:
         """Run a flow of the client on this event loop."""
         return await drive(flow, self.flows)
 
+    async def reply(self, call: Call, key: str | None = None, begun: Begun | None = None) -> Any:
+        """The worker's reply to a call, as the codec encodes it. A fetch needs no idempotency key, and has none.
+
+        Args:
+            call: the call.
+            key: its idempotency key.
+            begun: called with the event's id when it is published.
+
+        Raises:
+            BedsError: the error that the reply carries, or that there is none.
+        """
+        key = key if call.operation != Operation.FETCH else None
+        return encoded_result(await self.run(self.flows.encoded_reply(call, self.http.timeout, key, begun)))
+
     def handle(self, guid: str, actor: str) -> Handle:
-        """A ticket or job of a caller. Raises UnknownTicket: the text is too long for a guid."""
+        """A ticket or job of a caller. Raises UnknownTicket: the text is empty, or too long for a guid."""
         if not 0 < len(guid) <= 120:
             raise UnknownTicket("this is no ticket of BEDS")
         return Handle(guid, actor=actor)

@@ -92,7 +92,7 @@ async def on_record(node: Node, asked: Asked, template: Template, key: str) -> R
 
 
 def etag_of(template: Template, record: Mapping[str, Any]) -> dict[str, str]:
-    """The header `ETag` of a record in plain JSON: its version. None where it has none."""
+    """The header `ETag` of a record in plain JSON: its version. Empty where it has none."""
     version = record.get(template.version) if template.version else None
     return {} if version is None else {"ETag": f'"{quote(str(version), safe="")}"'}
 
@@ -198,8 +198,7 @@ async def reply_to(node: Node, asked: Asked, call: Call) -> Any:
     def begun(event_id: str) -> None:
         asked.headers[EVENT_ID] = event_id
 
-    key = asked.idempotency_key if call.operation != Operation.FETCH else None
-    return encoded_result(await node.run(node.flows.encoded_reply(call, node.http.timeout, key, begun)))
+    return await node.reply(call, asked.idempotency_key, begun)
 
 
 def _next_link(asked: Asked, cursor: str) -> dict[str, str]:
@@ -278,6 +277,11 @@ async def _write(node: Node, asked: Asked, call: Call) -> Response:
     return write_reply(node, asked, call, await reply_to(node, asked, call))
 
 
+def status_of(call: Call) -> int:
+    """The status of a call that succeeded."""
+    return 201 if call.operation == Operation.CREATE else 200
+
+
 def write_reply(node: Node, asked: Asked, call: Call, wire: Any) -> Response:
     """The response to a write, from the worker's reply."""
     if not (isinstance(wire, dict) and wire.get("kind") == "response"):
@@ -342,10 +346,8 @@ async def batch(node: Node, asked: Asked) -> Response:
 
 async def _outcome(node: Node, call: Call, key: str | None) -> dict[str, Any]:
     """Status and body of one call."""
-    key = key if call.operation != Operation.FETCH else None
     try:
-        wire = encoded_result(await node.run(node.flows.encoded_reply(call, node.http.timeout, key)))
-        return {"status": 201 if call.operation == Operation.CREATE else 200, "body": result_json(wire)}
+        return {"status": status_of(call), "body": result_json(await node.reply(call, key))}
     except BedsError as error:
         return _failed(error, is_write=call.operation != Operation.FETCH)
 

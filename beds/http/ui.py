@@ -17,12 +17,11 @@ import jinja2
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from beds.client.lineage import Node as LineageNode
 from beds.config.http import OPS
 from beds.domain.lineage import guid_of
-from beds.domain.trace import OK
 from beds.errors import BedsError
 from beds.http.access import WRITES, Caller, names_of
+from beds.http.drawing import drawn
 from beds.http.forms import call_of_form, form_of
 from beds.http.node import Node
 from beds.http.operator import Operator
@@ -33,7 +32,6 @@ from beds.http.requests import read_body
 from beds.http.streams import EventStream
 from beds.http.values import encode
 from beds.templates.template import Template
-from beds.wire.reply import encoded_result
 
 COOKIE = "beds_session"
 LIVE_SECONDS = 2.0
@@ -256,7 +254,7 @@ class Page:
             tree = await self.node.run(self.node.flows.lineage(event, self.node.http.timeout, self._me.actor))
         else:
             raise forbidden("see lineage")
-        return self._html("lineage.html", title="Lineage", event=guid_of(event), tree=_drawn(tree, guid_of(event)))
+        return self._html("lineage.html", title="Lineage", event=guid_of(event), tree=drawn(tree, guid_of(event)))
 
     # --- templates -----------------------------------------------------------------------------------------------
 
@@ -278,8 +276,7 @@ class Page:
         try:
             call = await call_of_form(self.node, self._me, template, what, form)
             event_ids: list[str] = []
-            flow = self.node.flows.encoded_reply(call, self.node.http.timeout, begun=event_ids.append)
-            result = result_json(encoded_result(await self.node.run(flow)))
+            result = result_json(await self.node.reply(call, begun=event_ids.append))
         except BedsError as error:
             problem, event_id = problem_of(error, is_write=what in WRITES)
             return await self._template(name, chosen=what, problem=_words(problem), event_id=event_id, given=form)
@@ -317,39 +314,3 @@ def _words(error: BedsError | Problem) -> str:
     if isinstance(error, BedsError):
         error = problem_of(error)[0]
     return f"{error.field}: {error.detail}" if error.field else error.detail
-
-
-def _drawn(root: LineageNode, of: str) -> dict[str, Any]:
-    """A tree for the template: each node with its bar on a time axis of 1,000 units, and whether it stands open."""
-    starts = [node.record["at"].timestamp() for node in root.walk() if node.record.get("at")]
-    first = min(starts, default=0.0)
-    last = max(
-        (node.record["at"].timestamp() + float(node.record.get("duration_ms") or 0) / 1000)
-        for node in root.walk()
-        if node.record.get("at")
-    ) if starts else 1.0  # fmt: skip
-    scale = 1000 / max(last - first, 0.001)
-
-    def draw(node: LineageNode) -> dict[str, Any]:
-        children = [draw(child) for child in node.children]
-        at, took = node.record.get("at"), float(node.record.get("duration_ms") or 0)
-        is_failed = node.outcome not in ("", OK, "repeated")
-        is_chosen = guid_of(node.event_id) == of
-        return {
-            "id": guid_of(node.event_id),
-            "kind": node.kind,
-            "name": node.name or "(no record yet)",
-            "outcome": node.outcome,
-            "failed": is_failed,
-            "chosen": is_chosen,
-            "took": took if node.record.get("duration_ms") is not None else None,
-            "left": round((at.timestamp() - first) * scale, 1) if at else 0,
-            "width": max(round(took / 1000 * scale, 1), 4),
-            "children": children,
-            "open": is_failed
-            or is_chosen
-            or node.depth < 2
-            or any(c["open"] for c in children if c["failed"] or c["chosen"]),
-        }
-
-    return draw(root)

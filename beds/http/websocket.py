@@ -10,16 +10,14 @@ from typing import Any
 
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
-from beds.domain.event import Operation
 from beds.errors import BedsError
 from beds.http.access import Caller
 from beds.http.node import Node
-from beds.http.operations import call_of
+from beds.http.operations import call_of, status_of
 from beds.http.problems import Problem, body_of, problem_of
 from beds.http.representations import result_json, ticket_json
 from beds.http.streams import changes_of
 from beds.http.values import LARGEST, encode, read_json
-from beds.wire.reply import encoded_result
 
 PROTOCOL = "beds"
 TOKEN = "bearer."
@@ -191,9 +189,7 @@ class Conversation:
                 if operation == "submit":
                     ticket = await node.run(flows.submit(call, key, timeout))
                     return self._put(number, 202, {"ticket": ticket.guid, "event_id": ticket.event_id})
-                key = key if call.operation != Operation.FETCH else None
-                wire = encoded_result(await node.run(flows.encoded_reply(call, timeout, key)))
-                return self._put(number, 201 if call.operation == Operation.CREATE else 200, result_json(wire))
+                return self._put(number, status_of(call), result_json(await node.reply(call, key)))
             case "cancel" | "status" | "subscribe":
                 guid = message.get("ticket")
                 handle = node.handle(guid if isinstance(guid, str) else "", self._caller.actor)
