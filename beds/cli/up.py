@@ -7,12 +7,13 @@ from collections.abc import Callable
 import click
 
 from beds.cli.http import print_address
+from beds.cli.stack import EX_DOWN, folder_for
 from beds.cli.stack import down as stack_down
-from beds.cli.stack import folder_for
 from beds.config import Settings, load_settings
 from beds.config.settings import no_file_at
 from beds.node.background import start_node
 from beds.node.daemon import Daemon, node_daemon
+from beds.node.status import refused
 from beds.schema_tools.apply import changes
 from beds.stack.stack import Stack
 
@@ -57,7 +58,10 @@ def up(config: str | None, port_base: int | None) -> None:
     It may be repeated: servers and workers that run keep running. In production the servers exist already, the DBA runs
     `beds schema apply`, and `beds node run` starts a node.
     """
-    settings, _ = bring_up(config, click.echo, port_base)
+    settings, daemon = bring_up(config, click.echo, port_base)
+    if pools := refused(settings):
+        click.echo(f"refused to start: {', '.join(pools)}; the end of {daemon.log}:\n{daemon.tail()}", err=True)
+        raise SystemExit(EX_DOWN)
     if settings.services.app_server.is_local:
         print_address(settings)
     click.echo("next: beds template list; beds call TEMPLATE.OPERATION …; beds doctor; beds down")

@@ -122,6 +122,11 @@ class Http(Section):
         unknown = {role for key in self.key for role in key.roles} - self.roles.keys()
         if unknown:
             raise ValueError(f"key: there is no role {min(unknown)} in [http.roles]")
+        for key in self.key:
+            sources = {source for role in key.roles for source in self.roles[role].bind.values()}
+            claims = {source.partition(":")[2] for source in sources if source.startswith("claim:")}
+            if lacking := sorted(claims - key.claims.keys()):
+                raise ValueError(f"key {key.name}: its roles bind the claim {lacking[0]}, which its claims lack")
         for what, names in (("key.name", [k.name for k in self.key]), ("jwt.issuer", [j.issuer for j in self.jwt])):
             if len(set(names)) < len(names):
                 raise ValueError(f"{what}: a name stands twice")

@@ -7,22 +7,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from beds.config.http import OPS, Http, HttpRole
-from beds.domain.event import Operation
-from beds.errors import ConfigurationError, nearest
+from beds.config.http import OPS, HttpRole
 from beds.http.problems import Problem, forbidden, not_found
-from beds.templates.registry import TemplateRegistry
+from beds.templates.roles import JOBS, LINEAGE, OWN, READ, WRITES, names_of
 from beds.templates.template import Template
 from beds.templates.text import value_of
-
-WRITES: Mapping[str, Operation] = {
-    "create": Operation.CREATE,
-    "create_many": Operation.CREATE_MANY,
-    "update": Operation.UPDATE,
-    "delete": Operation.DELETE,
-}
-READ = "read"
-JOBS, LINEAGE, OWN = "jobs", "lineage", "own"
 
 
 @dataclass(frozen=True)
@@ -137,34 +126,3 @@ class Caller:
     def _allows(self, kind: str, name: str, *, unbound: bool = False) -> bool:
         wanted = {f"{kind}:{name}", f"{kind}:*", "*"}
         return any(wanted & set(role.allow) and not (unbound and role.bind) for role in self.roles.values())
-
-
-def names_of(template: Template) -> list[str]:
-    """The operations and fetches of a template, as `allow` names them."""
-    operations = template.operations()
-    writes = [name for name, operation in WRITES.items() if operation in operations]
-    return [*writes, *(name for name, spec in template.fetch.items() if not spec.internal)]
-
-
-def check_roles(http: Http, templates: TemplateRegistry) -> None:
-    """Raises ConfigurationError: a role names something that does not exist, or BEDS's own records without `ops`."""
-    for name, role in http.roles.items():
-        for entry in role.allow:
-            where = f"[http.roles.{name}] allow {entry!r}"
-            kind, _, what = entry.partition(":")
-            if entry == "*":
-                continue
-            if kind in (JOBS, LINEAGE):
-                known = ["*", *templates.jobs] if kind == JOBS else [OWN, "*"]
-            elif kind not in templates:
-                raise ConfigurationError(
-                    f"{where}: there is no template {kind}{nearest(kind, templates)}", hint="`beds template list`"
-                )
-            else:
-                if templates[kind].system and name != OPS:
-                    raise ConfigurationError(f"{where}: only the role {OPS} may see the records of BEDS itself")
-                known = ["*", READ, *names_of(templates[kind])]
-            if what not in known:
-                raise ConfigurationError(
-                    f"{where}: {kind} has no {what}{nearest(what, known)}", hint=f"it has: {', '.join(known)}"
-                )

@@ -22,7 +22,7 @@ from beds.domain.lineage import is_traceparent
 from beds.domain.trace import trace_context
 from beds.errors import BedsError
 from beds.http import openapi, pages, ui
-from beds.http.access import Caller, names_of
+from beds.http.access import Caller
 from beds.http.jobs import on_jobs
 from beds.http.lineage import on_lineage
 from beds.http.node import RESERVED, Node
@@ -33,6 +33,7 @@ from beds.http.requests import EVENT_ID, Asked, segments_of
 from beds.http.streams import EventStream
 from beds.http.tickets import on_ticket
 from beds.http.websocket import Conversation, authorization_of, refuse
+from beds.templates.roles import names_of
 
 try:
     from beds.http.mcp_tools import McpTools

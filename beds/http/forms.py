@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 from beds.client.call import Call
 from beds.domain.event import Operation
-from beds.http.access import WRITES, Caller
+from beds.http.access import Caller
 from beds.http.node import Node
 from beds.http.operations import with_bound
 from beds.http.values import from_text
+from beds.templates.roles import WRITES
 from beds.templates.template import EXPECTED_VERSION, Template
 
 

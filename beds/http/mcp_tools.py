@@ -17,11 +17,12 @@ from starlette.types import Message, Scope, Send
 
 from beds.domain.event import Operation
 from beds.errors import BedsError
-from beds.http.access import WRITES, Caller, names_of
+from beds.http.access import Caller
 from beds.http.node import Node
 from beds.http.operations import call_of
 from beds.http.problems import Problem, body_of, not_found, problem_of
 from beds.http.representations import result_json, ticket_json
+from beds.templates.roles import WRITES, names_of
 
 CALLER = "beds.caller"
 """The caller's place in the scope of a request."""

@@ -19,11 +19,11 @@ from beds.config import Settings
 from beds.domain.event import Operation
 from beds.domain.identity import uuid7
 from beds.errors import BedsError, ConfigurationError, UnknownTicket
-from beds.http.access import check_roles
 from beds.http.limits import Limits
 from beds.http.problems import not_found
 from beds.http.sign_in import SignIn
 from beds.http.signatures import Signatures
+from beds.templates.roles import check_roles
 from beds.templates.template import Template
 from beds.wire.reply import encoded_result
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 from urllib.parse import quote, unquote, urlencode
@@ -15,8 +15,8 @@ from beds.client.bound_template import next_cursor
 from beds.client.call import Call
 from beds.domain.event import Operation
 from beds.domain.reply import Page
-from beds.errors import BedsError, CallTimeout, MalformedEvent, UnknownField
-from beds.http.access import WRITES, Caller
+from beds.errors import BedsError, CallTimeout, InvalidPayload, MalformedEvent, UnknownField
+from beds.http.access import Caller
 from beds.http.node import Node
 from beds.http.problems import Problem, body_of, not_found, problem_of
 from beds.http.representations import page_json, page_of, result_json, write_json
@@ -30,6 +30,7 @@ from beds.http.values import (
     read_records,
     record_from_json,
 )
+from beds.templates.roles import WRITES
 from beds.templates.template import EXPECTED_VERSION, Template
 from beds.wire.reply import encoded_result
 
@@ -264,10 +265,24 @@ async def _create_many(node: Node, asked: Asked, template: Template) -> Response
     kinds = (JSON, NDJSON, "application/jsonl", CSV)
     if asked.media_type not in kinds:
         raise Problem(415, "unsupported_media_type", f"Send {', '.join(kinds)}.", headers={"Accept": ", ".join(kinds)})
-    records = read_records(await asked.body(), asked.media_type, template.fields)
+    placed = read_records(await asked.body(), asked.media_type, template.fields)
+    records, places = [record for _, record in placed], [place for place, _ in placed]
     if bound := asked.caller.bound(template, "create_many"):
         records = [with_bound(record, bound) if isinstance(record, dict) else record for record in records]
-    return await _write(node, asked, Call(Operation.CREATE_MANY, template.name, records))
+    try:
+        return await _write(node, asked, Call(Operation.CREATE_MANY, template.name, records))
+    except InvalidPayload as error:
+        _name_place(error, places)
+        raise
+
+
+def _name_place(error: InvalidPayload, places: Sequence[str]) -> None:
+    """Name the line or the record of a bulk create that an error is about, as its sender knows it."""
+    where = re.search(r"payloads\[(\d+)\]", f"{error.message} {error.detail.get('where', '')}")
+    if where is None or int(where[1]) >= len(places):
+        return
+    place, rest = places[int(where[1])], error.message.replace(where[0], "").lstrip(": ")
+    error.message = f"{place}: {rest}"
 
 
 async def _write(node: Node, asked: Asked, call: Call) -> Response:
@@ -418,7 +433,8 @@ def _version(template: Template, given: Mapping[str, Any]) -> Any:
 
 def _key_value(template: Template, key: Any) -> Any:
     if len(template.keys) == 1:
-        return from_json(template.keys[0], key, template.fields[template.keys[0]])
+        value = key[0] if isinstance(key, list) and len(key) == 1 else key
+        return from_json(template.keys[0], value, template.fields[template.keys[0]])
     if isinstance(key, list) and len(key) == len(template.keys):
         return [from_json(name, part, template.fields[name]) for name, part in zip(template.keys, key, strict=True)]
     return key

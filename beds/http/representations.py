@@ -59,7 +59,7 @@ def ticket_json(status: TicketStatus) -> dict[str, Any]:
         "state": str(status.state),
         "summary": status.summary,
         "ready": status.ready,
-        "progress": status.progress.to_wire() if status.progress else None,
+        "progress": status.progress.to_wire() if status.progress and not status.ready else None,
         "accepted_at": instant(status.accepted_at),
         "started_at": instant(status.started_at),
         "ended_at": instant(status.ended_at),

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import signal
+import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +20,7 @@ from starlette.routing import Route
 from beds.client.client import Client
 from beds.config import Settings
 from beds.config.http import host_and_port
+from beds.errors import ConfigurationError
 from beds.http.application import Application
 from beds.http.protocols import GuardedHttp, GuardedWebSocket
 
@@ -44,8 +46,9 @@ def serve(settings: Settings, client: Client | None = None) -> None:
         settings: beds.toml.
         client: publishes the events; one of its own when absent.
     """
-    application = Application(settings, client)
     http = settings.http
+    sockets = [_listening(address) for address in (http.listen, http.admin) if address]
+    application = Application(settings, client)
     limits = {"seconds": http.body_timeout, "max_connections": http.max_connections}
     tls: dict[str, Any] = {}
     if http.tls_certificate and http.tls_key:
@@ -83,10 +86,23 @@ def serve(settings: Settings, client: Client | None = None) -> None:
         )  # fmt: skip
         servers.append(_Server(config))
     with asyncio.Runner(loop_factory=servers[0].config.get_loop_factory()) as runner:
-        runner.run(_serve_all(servers, application))
+        runner.run(_serve_all(servers, sockets, application))
 
 
-async def _serve_all(servers: list[_Server], application: Application) -> None:
+def _listening(address: str) -> socket.socket:
+    """Raises ConfigurationError: the address cannot be listened on."""
+    host, port = host_and_port(address)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise ConfigurationError(
+            f"{address} cannot be listened on: {error.strerror}",
+            hint="`beds node status` shows whether this node serves it already; else choose another in [http]",
+        ) from None
+
+
+async def _serve_all(servers: list[_Server], sockets: list[socket.socket], application: Application) -> None:
     loop = asyncio.get_running_loop()
 
     def stop() -> None:
@@ -96,7 +112,7 @@ async def _serve_all(servers: list[_Server], application: Application) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
-    tasks = [asyncio.create_task(server.serve()) for server in servers]
+    tasks = [asyncio.create_task(server.serve(sockets=[each])) for server, each in zip(servers, sockets, strict=True)]
     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     stop()
     await asyncio.gather(*tasks)

@@ -20,7 +20,7 @@ from starlette.responses import RedirectResponse, Response
 from beds.config.http import OPS
 from beds.domain.lineage import guid_of
 from beds.errors import BedsError
-from beds.http.access import WRITES, Caller, names_of
+from beds.http.access import Caller
 from beds.http.drawing import drawn
 from beds.http.forms import call_of_form, form_of
 from beds.http.node import Node
@@ -31,6 +31,7 @@ from beds.http.representations import result_json, ticket_json
 from beds.http.requests import read_body
 from beds.http.streams import EventStream
 from beds.http.values import encode
+from beds.templates.roles import WRITES, names_of
 from beds.templates.template import Template
 
 COOKIE = "beds_session"

@@ -163,7 +163,11 @@ def encode(value: Any) -> bytes:
     return msgspec.json.encode(value)
 
 
-def read_records(body: bytes, media_type: str, fields: Mapping[str, FieldSpec]) -> list[Any]:
+Placed = list[tuple[str, Any]]
+"""Records, each with its place in the body: `line 3`, or `records[2]` of a JSON list."""
+
+
+def read_records(body: bytes, media_type: str, fields: Mapping[str, FieldSpec]) -> Placed:
     """The records of a bulk request: a JSON list, NDJSON, or CSV with a header. Raises Problem, WrongType."""
     if media_type in ("application/x-ndjson", "application/jsonl"):
         return _json_lines(body, fields)
@@ -172,10 +176,12 @@ def read_records(body: bytes, media_type: str, fields: Mapping[str, FieldSpec]) 
     found = read_json(body)
     if not isinstance(found, list):
         raise Problem(400, "unreadable", "The body is no list of records.")
-    return [record_from_json(record, fields, f"records[{index}]") for index, record in enumerate(found)]
+    return [
+        (place := f"records[{index}]", record_from_json(record, fields, place)) for index, record in enumerate(found)
+    ]
 
 
-def _json_lines(body: bytes, fields: Mapping[str, FieldSpec]) -> list[Any]:
+def _json_lines(body: bytes, fields: Mapping[str, FieldSpec]) -> Placed:
     left = MAX_VALUES
     if body.count(b"\n") > left:
         raise _too_many()
@@ -184,7 +190,7 @@ def _json_lines(body: bytes, fields: Mapping[str, FieldSpec]) -> list[Any]:
         if line.strip():
             record = _line(number, line)
             left -= _counted(record, left)
-            found.append(record_from_json(record, fields, f"line {number}"))
+            found.append((f"line {number}", record_from_json(record, fields, f"line {number}")))
     return found
 
 
@@ -195,7 +201,7 @@ def _line(number: int, line: bytes) -> Any:
         raise Problem(400, "unreadable", f"Line {number} is not JSON in UTF-8; nothing was written.") from None
 
 
-def _csv_records(body: bytes, fields: Mapping[str, FieldSpec]) -> list[dict[str, Any]]:
+def _csv_records(body: bytes, fields: Mapping[str, FieldSpec]) -> Placed:
     """An empty cell leaves its field out."""
     try:
         reader = csv.DictReader(io.StringIO(body.decode("utf-8-sig"), newline=""), strict=True)
@@ -213,7 +219,7 @@ def _csv_records(body: bytes, fields: Mapping[str, FieldSpec]) -> list[dict[str,
             for name, text in row.items():
                 if text != "":
                     record[name] = _cell(name, text, fields.get(name), reader.line_num)
-            found.append(record)
+            found.append((f"line {reader.line_num}", record))
         return found
     except (UnicodeDecodeError, csv.Error):
         raise Problem(400, "unreadable", "The body is not CSV in UTF-8 with a header.") from None

@@ -17,11 +17,12 @@ import psutil
 from beds.config import Settings
 from beds.config.http import host_and_port
 from beds.domain.event import Store
-from beds.errors import BedsError
+from beds.errors import BedsError, ConfigurationError
 from beds.node.amqp_checks import amqp_checks
 from beds.node.check import Check, failed, of_error, ok, skipped
 from beds.services.factory import AdapterFactory
 from beds.templates.registry import TemplateRegistry
+from beds.templates.roles import check_roles
 from beds.wire.routes import brokers_of, local_pools
 
 SKEW_SECONDS = 5.0
@@ -128,6 +129,11 @@ def _http(settings: Settings, runs_here: bool) -> Iterator[Check]:
     else:
         callers = "a key of its own" if http.is_open_to_nobody else f"{len(http.key)} keys, {len(http.jwt)} issuers"
         yield ok("http callers", callers)
+    if settings.schema_path.is_dir():  # else the check of the templates fails
+        try:
+            check_roles(http, TemplateRegistry.from_folder(settings.schema_path, strict=False))
+        except ConfigurationError as error:
+            yield of_error("http roles", error)
     if not http.is_on_loopback and http.tls_certificate is None and not http.trusted_proxies:
         yield failed("http encryption", f"{http.listen} takes keys and tokens in the clear",
                      "set [http] tls_certificate and tls_key, or name the proxy in trusted_proxies")  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from beds.client import loop as loops
 from beds.config.http import Http, HttpRole
 from beds.config.local_key import local_key
 from beds.config.settings import load_settings
+from beds.domain.ticket import Progress, TicketState, TicketStatus
 from beds.http.access import Caller
 from beds.http.limits import Limits
 from beds.http.problems import Problem
+from beds.http.representations import ticket_json
 from tests.unit.http.conftest import ALL, KEYS, ROLES, application, as_caller, key
 
 
@@ -160,3 +163,41 @@ def test_too_many_streams_are_told() -> None:
     with limits.streaming(one), pytest.raises(Problem) as refused, limits.streaming(one):
         pass
     assert refused.value.status == 429
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "place"),
+    [
+        ("text/csv", "airport,title,status\r\nJFK,a,open\r\nJFK,b,none\r\n", "line 3: "),
+        ("text/csv", "airport,title,status\r\nJFK,a,open\r\nJFK,,open\r\n", "line 3: lacks the required field title"),
+        (
+            "application/x-ndjson",
+            '{"airport": "JFK", "title": "a", "status": "open"}\n\n{"airport": "JFKX"}\n',
+            "line 3: ",
+        ),
+        ("application/json", '[{"airport": "JFK", "title": "a", "status": "none"}]', "records[0]: "),
+    ],
+)
+def test_a_refused_upload_names_the_line(web: TestClient, kind: str, body: str, place: str) -> None:
+    refused = web.post("/v1/Notices:batch", content=body, headers={"Content-Type": kind})
+    assert refused.status_code == 422
+    assert refused.json()["detail"].startswith(place), refused.json()
+
+
+def test_a_key_has_the_claims_that_its_roles_bind() -> None:
+    roles = {"r": {"allow": ["*"], "bind": {"carrier": "claim:cid"}}}
+    with pytest.raises(ValueError, match="cid"):
+        Http.model_validate({"roles": roles, "key": [key("k", "k", "r")]})
+    Http.model_validate({"roles": roles, "key": [key("k", "k", "r", cid="AA")]})
+
+
+def test_a_key_of_one_part_may_be_a_list(web: TestClient) -> None:
+    web.post("/v1/Airlines", json={"carrier": "ZZ", "name": "Z"})
+    call = {"template": "Airlines", "operation": "delete", "key": ["ZZ"]}
+    assert web.post("/v1:batch", json=[call]).json()[0]["status"] == 200
+
+
+def test_an_ended_ticket_shows_no_old_progress() -> None:
+    status = TicketStatus("g", "a.b.g", TicketState.SUCCESS, progress=Progress(1, 2))
+    assert ticket_json(status)["progress"] is None
+    assert ticket_json(replace(status, state=TicketState.PROGRESS))["progress"] is not None
