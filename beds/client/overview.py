@@ -1,4 +1,4 @@
-"""How busy the system is: the queues with their rates and latencies, and the jobs that run."""
+"""The load of the system: the queues with their rates and latencies, and the jobs that run."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ class HttpRole(Section):
 
     allow: tuple[Annotated[str, Field(pattern=r"^(\*|[A-Za-z]\w*:(\*|[A-Za-z]\w*))$")], ...] = ()
     """`Template:operation` (create, create_many, update, delete), `Template:fetch`, `Template:read` for all fetches,
-    `Template:*`; `jobs:rule` or `jobs:*`; `lineage:own`; `*` for everything. Tickets belong to whoever made them."""
+    `Template:*`; `jobs:rule` or `jobs:*`; `lineage:own`; `*` for everything. A ticket belongs to its caller."""
     bind: dict[Text, Source] = Field(default_factory=dict)
     """Arguments and fields that BEDS fills, from `claim:NAME`, `value:TEXT` or `actor`; the caller cannot set them."""
     rate: Annotated[float, Field(gt=0)] = 200.0

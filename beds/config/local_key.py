@@ -1,4 +1,4 @@
-"""The key of an app server that nobody has configured callers for: made at the first use, for development alone."""
+"""The key of an app server without configured callers: made at the first use, for development alone."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def with_local_key(settings: Settings) -> Http:
     """`[http]` with the node's own key, if it has one.
 
     Raises:
-        ConfigurationError: nobody may call.
+        ConfigurationError: it has no caller.
     """
     http = settings.http
     if (key := local_key(settings)) is None:

@@ -16,7 +16,7 @@ from beds.templates.text import value_of
 
 @dataclass(frozen=True)
 class Caller:
-    """Whoever sent a request.
+    """The sender of a request.
 
     Args:
         actor: `jwt:<issuer>:<subject>` or `key:<name>`; stored with every event.

@@ -1,4 +1,4 @@
-"""How many requests are let in: of each caller, and of all together."""
+"""Limits of the requests at work: of each caller, and of all together."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Limits:
 
     @contextmanager
     def admitted(self, caller: Caller) -> Iterator[dict[str, str]]:
-        """Count a request while it is at work. Yields the headers that tell the caller what is left.
+        """Count a request while it is at work. Yields headers with what is left of its limits.
 
         Raises:
             Problem: 429 if the caller sends too many, 503 if all of them together do.

@@ -114,7 +114,7 @@ class _Keys:
                     keys[str(entry.get("kid", ""))] = jwt.PyJWK(entry)
             self._keys, self._read_at = keys, self._tried_at
         except (OSError, ValueError, KeyError, TypeError, AttributeError, HTTPException, RecursionError) as error:
-            # The keys so far stay in use: a provider that is away locks nobody out.
+            # The keys so far stay in use: a provider that is away locks no caller out.
             logger.warning("the keys of %s cannot be read: %s", self._provider.issuer, type(error).__name__)
         finally:
             self._reading = None

@@ -81,7 +81,7 @@ def from_text(name: str, text: str, types: Iterable[str], *, sensitive: bool = F
 
 
 def from_json(name: str, value: Any, spec: FieldSpec | None) -> Any:
-    """A JSON value as a value of a field. What does not fit stays as it is, for the field's own check."""
+    """A JSON value as a value of a field. Another value stays as it is, for the field's own check."""
     if spec is None:
         return _floats(value, "object")
     if isinstance(value, str) and spec.type in _AS_TEXT:

@@ -95,7 +95,7 @@ class Conversation:
                         await self._websocket.close(self._code, self._reason)
 
     def end(self, code: int = RESTART, reason: str = "the node stops") -> None:
-        """Close the connection, with a code that tells the client what to do."""
+        """Close the connection. The code says whether to connect again, and where."""
         if not self._ends.is_set():
             self._code, self._reason = code, reason
             self._ends.set()

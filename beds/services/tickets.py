@@ -1,7 +1,7 @@
 """The ticket store: msTickets, through the same adapters and stored commands as application data.
 
-An ended ticket never changes again, except by `reopen` and by a keyed submit after a failure that may pass: each update
-in the database is conditional on the state.
+Each update in the database is conditional on the state, so that an ended ticket never changes again. Two changes are
+exceptions: `reopen`, and a keyed submit after a failure that may pass.
 """
 
 from __future__ import annotations
