@@ -24,6 +24,7 @@ from beds.domain.identity import uuid7
 from beds.domain.ticket import TicketState
 from beds.errors import DeadEvent, NotFound
 from beds.stack.stack import Stack
+from beds.wire.reply import parse_reply, read_reply
 from tests.conftest import ADMIN_QUEUES, ALL_QUEUES, ROOT, OwnVhost, run, running_worker, wait_for, wait_until_served
 
 LIMIT = 3
@@ -69,7 +70,7 @@ def test_trap_5_an_event_that_ends_its_worker_is_buried_told_and_replayed(poison
             ticket.result(120)
         assert caught.value.event_id == ticket.event_id
         with pytest.raises(DeadEvent):
-            waiting.reply.result(60)
+            read_reply(parse_reply(waiting.reply.result(60)))
         assert client.ticket(ticket.guid).status().state is TicketState.FAILURE
         assert len((project / "poison").read_text()) == 2 * (LIMIT + 1)
         tree = wait_for(lambda: _tree(client, ticket.guid), 30, "its lineage")

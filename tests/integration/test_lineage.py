@@ -18,6 +18,7 @@ from beds.domain.identity import uuid7
 from beds.domain.trace import trace_context
 from beds.errors import NotFound
 from beds.stack.stack import Stack
+from beds.wire.reply import parse_reply, read_reply
 from tests.conftest import ADMIN_QUEUES, ALL_QUEUES, ROOT, OwnVhost, run, running_worker, wait_for, wait_until_served
 
 TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
@@ -63,7 +64,7 @@ def test_one_request_and_all_that_it_set_off(spawning_worker: OwnVhost) -> None:
         with trace_context(TRACE):
             event = replace(client.event(call, ticket=False, timeout=60), task="rec.spawning")
         pending = client.transport.send(event, float("inf"))
-        pending.reply.result(60)
+        read_reply(parse_reply(pending.reply.result(60)))
         tree = tree_of(client, event.lineage.guid, 11)
     traced = {node.name: node.record.get("traceparent") for node in tree.walk() if node.kind == "event"}
     assert set(traced.values()) == {TRACE}, traced

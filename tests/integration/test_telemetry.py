@@ -31,6 +31,7 @@ from beds.services.records import RecordStore
 from beds.stack.stack import Stack
 from beds.templates.registry import TemplateRegistry
 from beds.transport.log_handler import LogHandler
+from beds.wire.reply import parse_reply, read_reply
 from tests.conftest import PROMETHEUS, environment, run, wait_for
 
 
@@ -210,7 +211,7 @@ def _send_unchecked(client: Client, settings: Settings, operation: str, name: st
     event = Event.of_operation(client.templates[name].store, Operation(operation), name, body, lineage)
     pending = client.transport.send(event, time.monotonic() + 30)
     try:
-        pending.reply.result(30)
+        read_reply(parse_reply(pending.reply.result(30)))
     except BedsError as error:
         assert CANARY not in str(error) + repr(error) + json.dumps(error.to_wire())
     return lineage.event_id
