@@ -109,16 +109,20 @@ def _schemas_of(template: Template) -> dict[str, Json]:
         "additionalProperties": False,
         "minProperties": 1,
     }
-    page = {
+    page = _page_of({"$ref": f"#/components/schemas/{name}"})
+    return {name: record, f"New{name}": new, f"{name}Changes": changes, f"{name}Page": page}
+
+
+def _page_of(record: Json) -> Json:
+    return {
         "type": "object",
         "required": ["records", "cursor", "complete"],
         "properties": {
-            "records": {"type": "array", "items": {"$ref": f"#/components/schemas/{name}"}},
+            "records": {"type": "array", "items": record},
             "cursor": {"type": ["string", "null"]},
             "complete": {"type": "boolean", "description": "whether these are the last records"},
         },
     }
-    return {name: record, f"New{name}": new, f"{name}Changes": changes, f"{name}Page": page}
 
 
 def _paths_of(caller: Caller, template: Template, known: Description | None) -> dict[str, Json]:
@@ -341,15 +345,7 @@ def _get(summary: str, schema: Json, *parameters: str, media: str = "application
 
 
 _TICKET: Json = {"$ref": "#/components/schemas/Ticket"}
-_PAGE: Json = {
-    "type": "object",
-    "required": ["records", "cursor", "complete"],
-    "properties": {
-        "records": {"type": "array", "items": {"type": "object"}},
-        "cursor": {"type": ["string", "null"]},
-        "complete": {"type": "boolean"},
-    },
-}
+_PAGE: Json = _page_of({"type": "object"})
 _CALL: Json = {
     "type": "object",
     "required": ["template", "operation"],

@@ -105,7 +105,7 @@ class GuardedHttp(HttpToolsProtocol):
         if self._silent_bytes > HEAD_BYTES:
             self._refuse(431)
         elif self._is_answered and not self._is_upgraded:
-            self._await_rest()  # of the next head, or of a body that nobody reads any more
+            self._await_rest()  # of the next head, or of a body whose request is answered already
 
     def handle_websocket_upgrade(self) -> None:
         self._is_upgraded = True
@@ -142,7 +142,7 @@ class GuardedHttp(HttpToolsProtocol):
 
     @property
     def _is_answered(self) -> bool:
-        """Whether no response is being made."""
+        """True if no request of this connection waits for its response."""
         return self.cycle is None or (self.cycle.response_complete and not self.pipeline)
 
     def _await_rest(self) -> None:

@@ -91,7 +91,7 @@ def actor_of(user: str, body: Mapping[str, Any]) -> str:
 
 
 def _has_job(user: str, guid: str, actor: str) -> bool:
-    """Whether a user has a job, which must be the actor's if one is named."""
+    """True if the user has this job. If an actor is named, the job must be the actor's."""
     job = app.job_store.find(user, guid)
     return job is not None and (not actor or job.actor == actor)
 
