@@ -19,6 +19,7 @@ from beds.client.jobs import JobTicket
 from beds.client.lineage import Node
 from beds.client.tickets import Ticket
 from beds.config import Settings, load_settings
+from beds.domain.change import Change, Changes
 from beds.domain.description import Description
 from beds.domain.identity import ObjectId
 from beds.domain.reply import Page, Reply, Response
@@ -31,6 +32,8 @@ __all__ = [
     "BedsError",
     "BoundTemplate",
     "Call",
+    "Change",
+    "Changes",
     "Client",
     "Description",
     "JobTicket",
@@ -48,6 +51,7 @@ __all__ = [
     "app",
     "call",
     "call_many",
+    "changes",
     "describe",
     "fetch",
     "job",
@@ -111,6 +115,11 @@ def template(name: str) -> BoundTemplate:
 def describe(template: str, **options: Any) -> Description:
     """`Client.describe` of the default client."""
     return default_client().describe(template, **options)
+
+
+def changes(template: str, after: str = "", **options: Any) -> Changes:
+    """`Client.changes` of the default client."""
+    return default_client().changes(template, after, **options)
 
 
 def lineage(of: str, **options: Any) -> Node:

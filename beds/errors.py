@@ -15,7 +15,8 @@ BedsError
 │   ├── TooLong
 │   ├── OutOfRange
 │   ├── BodyTooLarge
-│   └── InvalidCursor
+│   ├── InvalidCursor
+│   └── ChangesExpired            the log of changes does not reach back that far
 ├── MalformedEvent                a message that is not an event of this contract
 ├── NotFound                      no record under that id
 ├── PreconditionFailed            the record has not the expected version, or there is none
@@ -193,6 +194,12 @@ class InvalidCursor(InvalidPayload):
     code = "invalid_cursor"
     status = 400
     default_hint = "pass the cursor of the previous page unchanged, to the same fetch"
+
+
+class ChangesExpired(InvalidPayload):
+    code = "changes_expired"
+    status = 410
+    default_hint = "read the records themselves, and follow the changes from now on (`$`)"
 
 
 class MalformedEvent(BedsError):

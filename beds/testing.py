@@ -19,9 +19,9 @@ from beds.adapters.memory import MemoryAdapter, Stub
 from beds.client.client import Client, replace_default_client
 from beds.config import Settings
 from beds.domain.event import CALGON, Event
-from beds.domain.reply import Reply
+from beds.domain.reply import Record, Reply
 from beds.domain.ticket import TicketState, TicketStatus
-from beds.domain.trace import Trace, tracing
+from beds.domain.trace import OK, Trace, tracing
 from beds.errors import (
     BedsError,
     CallTimeout,
@@ -31,6 +31,8 @@ from beds.errors import (
     TransportError,
     UnknownTicket,
 )
+from beds.services.audit import audit_record
+from beds.services.changes import ChangeLog, read_changes
 from beds.services.dispatch import describe, execute
 from beds.templates.registry import TemplateRegistry
 from beds.transport.pending import Pending
@@ -41,6 +43,20 @@ from beds.wire.routes import ROUTES, Kind
 
 USER = "memory"
 """The AMQP user of all events."""
+
+
+def _documents(records: Mapping[Any, Record]) -> list[Record]:
+    return [records[number] for number in sorted(records)]
+
+
+CHANGES: Mapping[str, Stub] = {
+    "changes_after": lambda records, args: [r for r in _documents(records) if r["number"] >= args["from"]],
+    "changes_newest": lambda records, _: _documents(records)[-1:],
+    "changes_with_entries": lambda records, args: [
+        r for r in records.values() if any(entry["id"] in args["ids"] for entry in r["entries"])
+    ],
+}
+"""The fetches of the log of changes, which do more than compare fields."""
 
 
 class MemoryFactory:
@@ -72,7 +88,8 @@ class MemoryTransport:
     def __init__(
         self, registry: TemplateRegistry, stubs: Mapping[str, Stub] | None = None, max_body_bytes: int = 2**20
     ) -> None:
-        self._factory = MemoryFactory(registry, stubs)
+        self._factory = MemoryFactory(registry, {**CHANGES, **(stubs or {})})
+        self._changes = ChangeLog(self._factory, ttl_days=1)
         self._max_body_bytes = max_body_bytes
         self._lock = threading.RLock()
         self._tickets: dict[str, TicketStatus] = {}
@@ -145,11 +162,18 @@ class MemoryTransport:
         assert route.queue.store is not None
         if route.kind is Kind.DESCRIPTION:
             return describe(self._factory, route.queue.store, arguments).to_wire()
+        if route.kind is Kind.CHANGES:
+            return read_changes(self._changes, self._factory, route.queue.store, arguments).to_wire()
         assert route.operation is not None
         body = {name: value for name, value in arguments.items() if name != "template"}
         trace = Trace(event.lineage, USER, operation=route.operation, template=arguments["template"], body=body)
         with tracing(trace):
-            return execute(self._factory, route.queue.store, route.operation, arguments["template"], body, user=USER)
+            reply = execute(self._factory, route.queue.store, route.operation, arguments["template"], body, user=USER)
+        if not route.operation.is_read:
+            template = self._factory.registry[trace.template]
+            record = audit_record(trace, route.operation, template, OK, reply, {"user": USER})
+            self._changes.append([record | {"at": datetime.fromtimestamp(trace.at, UTC)}])
+        return reply
 
     def _calgon(self, event: Event, arguments: Any) -> Any:
         if event.task != f"{CALGON}.accept":

@@ -21,6 +21,7 @@ from beds.client.flows import FILES, PAGES, REJECTS, Tell, handle_of
 from beds.client.lineage import Node
 from beds.client.loop import drive
 from beds.client.tickets import TicketBase
+from beds.domain.change import MAX_CHANGES, Changes
 from beds.domain.description import Description
 from beds.domain.event import Operation
 from beds.domain.reply import Page, Record, Reply, Response
@@ -162,6 +163,12 @@ class AsyncClient:
     async def describe(self, template: str, *, timeout: float = DEFAULT_TIMEOUT) -> Description:
         """`Client.describe`."""
         return await drive(self._flows.describe(template, timeout), self._flows)
+
+    async def changes(
+        self, template: str, after: str = "", *, limit: int = MAX_CHANGES, timeout: float = DEFAULT_TIMEOUT
+    ) -> Changes:
+        """`Client.changes`."""
+        return await drive(self._flows.changes(template, after, limit, timeout), self._flows)
 
     async def lineage(self, of: str, *, actor: str = "", timeout: float = DEFAULT_TIMEOUT) -> Node:
         """`Client.lineage`."""
@@ -362,6 +369,11 @@ async def submit_many(calls: Iterable[Call], **options: Any) -> list[AsyncTicket
 async def describe(template: str, **options: Any) -> Description:
     """`AsyncClient.describe` over the default client."""
     return await AsyncClient().describe(template, **options)
+
+
+async def changes(template: str, after: str = "", **options: Any) -> Changes:
+    """`AsyncClient.changes` over the default client."""
+    return await AsyncClient().changes(template, after, **options)
 
 
 async def lineage(of: str, **options: Any) -> Node:

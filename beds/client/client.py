@@ -21,6 +21,7 @@ from beds.client.lineage import Node
 from beds.client.steps import Flow, run
 from beds.client.tickets import Ticket
 from beds.config import Settings, load_settings
+from beds.domain.change import MAX_CHANGES, Changes
 from beds.domain.description import Description
 from beds.domain.event import Event, Operation
 from beds.domain.reply import Page, Reply, Response
@@ -268,6 +269,25 @@ class Client:
             StoreDenied: it is one of BEDS's own.
         """
         return self._run(self.flows.describe(template, timeout))
+
+    def changes(
+        self, template: str, after: str = "", *, limit: int = MAX_CHANGES, timeout: float = DEFAULT_TIMEOUT
+    ) -> Changes:
+        """Committed writes of a template that keeps changes, oldest first, each of them once.
+
+        Args:
+            template: the data domain.
+            after: the position of an earlier change or reply. Empty for the oldest change that is kept, `$` for the
+                log's end: the reply then has no changes, and the position from which to go on.
+            limit: the most changes, up to 1,000.
+            timeout: seconds.
+
+        Raises:
+            UnknownTemplate, UnknownOperation: there is no such template, or it keeps no changes.
+            ChangesExpired: the log does not reach back to the position.
+            InvalidCursor, OutOfRange: `after` or `limit` is wrong.
+        """
+        return self._run(self.flows.changes(template, after, limit, timeout))
 
     def lineage(self, of: str, *, actor: str = "", timeout: float = DEFAULT_TIMEOUT) -> Node:
         """The lineage tree that an event belongs to, from its root.

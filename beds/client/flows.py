@@ -19,8 +19,9 @@ from beds.client.lineage import Node, read_tree
 from beds.client.steps import Await, Flow, Pause, Send
 from beds.config import Settings
 from beds.domain.backoff import Backoff
+from beds.domain.change import CHANGES, Changes
 from beds.domain.description import Description
-from beds.domain.event import OPERATOR_VERBS, Event
+from beds.domain.event import DESCRIBE, OPERATOR_VERBS, Event
 from beds.domain.job import Job
 from beds.domain.lineage import Lineage, guid_of
 from beds.domain.reply import Page, Reply, reply_from_wire
@@ -488,11 +489,18 @@ class Flows:
         return page
 
     def describe(self, name: str, timeout: float) -> Flow[Description]:
+        return Description.from_wire((yield from self._about(name, DESCRIBE, {}, timeout)))
+
+    def changes(self, name: str, after: str, limit: int, timeout: float) -> Flow[Changes]:
+        return Changes.from_wire((yield from self._about(name, CHANGES, {"after": after, "limit": limit}, timeout)))
+
+    def _about(self, name: str, verb: str, more: Mapping[str, Any], timeout: float) -> Flow[Any]:
+        """The reply to a question about a template."""
         deadline = deadline_after(timeout)
         template = self.templates[name]
-        made = Event.of_describe(template.store, template.name, self._lineage(), expires_in=timeout)
+        made = Event.about(template.store, verb, template.name, more, self._lineage(), timeout)
         pending = yield from self.send(with_encoded_body(made, self.settings.amqp.max_body_bytes), deadline)
-        return Description.from_wire((yield from self.answer(pending, deadline)))
+        return (yield from self.answer(pending, deadline))
 
     def lineage(self, of: str, timeout: float, actor: str = "") -> Flow[Node]:
         deadline = deadline_after(timeout)

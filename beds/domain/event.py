@@ -221,11 +221,16 @@ class Event:
         return cls(task, kind.queue, {}, task, lineage, True, expires_in=seconds, is_plain=True)
 
     @classmethod
-    def of_describe(cls, store: Store, template: str, lineage: Lineage, **more: Any) -> Event:
-        """The question what a template's objects take."""
+    def about(
+        cls, store: Store, verb: str, template: str, more: Mapping[str, Any], lineage: Lineage, expires_in: float
+    ) -> Event:
+        """A question about a template: what its objects take (`describe`), or what was written (`changes`).
+
+        `more` has further arguments.
+        """
         queue = queue_for(store, Operation.FETCH)
-        arguments = {"template": template}
-        return cls(f"{queue}.{DESCRIBE}", queue, arguments, f"{template}.{DESCRIBE}", lineage, repeatable=True, **more)
+        arguments, summary = {"template": template, **more}, f"{template}.{verb}"
+        return cls(f"{queue}.{verb}", queue, arguments, summary, lineage, repeatable=True, expires_in=expires_in)
 
     @classmethod
     def of_probe(cls, queue: str, lineage: Lineage, *, retry: bool) -> Event:

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from beds.config.http import OPS, HttpRole
+from beds.domain.change import CHANGES
 from beds.http.problems import Problem, forbidden, not_found
 from beds.templates.roles import JOBS, LINEAGE, OWN, READ, WRITES, names_of
 from beds.templates.template import Template
@@ -55,8 +56,17 @@ class Caller:
     def may_see(self, template: Template) -> bool:
         seen = self._seen.get(template.name)
         if seen is None:
-            seen = self._seen[template.name] = any(self.may(template, name) for name in names_of(template))
+            seen = self._seen[template.name] = any(
+                self.may(template, name) for name in names_of(template)
+            ) or self.may_follow(template)
         return seen
+
+    def may_follow(self, template: Template) -> bool:
+        """Whether the caller may read the changes of a template. A role that fills arguments reads none: a change does
+        not say whose record it is."""
+        if template.system or not template.keeps_changes:
+            return False
+        return any(not role.bind for role in self._allowing(template, CHANGES))
 
     def may_run(self, rule: str) -> bool:
         """Whether the caller may start a job by this rule. A role that fills arguments starts none: a job reads all."""

@@ -23,6 +23,7 @@ from beds.domain.trace import trace_context
 from beds.errors import BedsError
 from beds.http import openapi, pages, ui
 from beds.http.access import Caller
+from beds.http.changes import on_changes
 from beds.http.jobs import on_jobs
 from beds.http.lineage import on_lineage
 from beds.http.node import RESERVED, Node
@@ -219,6 +220,8 @@ class Application:
                 return await on_jobs(node, asked, tuple(rest))
             case ("", "v1", "lineage", event):
                 return await on_lineage(node, asked, event)
+            case ("", "v1", "changes", name):
+                return await on_changes(node, asked, node.template(name))
             case ("", "v1", target):
                 name, _, what = target.partition(":")
                 template = node.template(name)
@@ -243,6 +246,7 @@ class Application:
                     "description": template.template.description,
                     "key": list(template.keys),
                     "operations": [name for name in names_of(template) if caller.may(template, name)],
+                    "changes": caller.may_follow(template),
                 }
                 for template in templates
             ],

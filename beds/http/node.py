@@ -16,9 +16,11 @@ from beds.client.flows import Begun, Handle
 from beds.client.loop import drive
 from beds.client.steps import Flow
 from beds.config import Settings
+from beds.domain.change import Changes
 from beds.domain.event import Operation
 from beds.domain.identity import uuid7
 from beds.errors import BedsError, ConfigurationError, UnknownTicket
+from beds.http.feeds import Feeds
 from beds.http.limits import Limits
 from beds.http.problems import not_found
 from beds.http.sign_in import SignIn
@@ -29,7 +31,7 @@ from beds.wire.reply import encoded_result
 
 T = TypeVar("T")
 RESERVED = frozenset({"tickets", "jobs", "lineage", "changes", "ws"})
-"""First segments behind `/v1` that are no templates; `changes` is kept free."""
+"""First segments behind `/v1` that are no templates."""
 PROBE_SECONDS = 5.0
 """Time for which the result of a probe counts."""
 PROBE_TIMEOUT = 3.0
@@ -60,6 +62,7 @@ class Node:
         self.sign_in = SignIn(self.http)
         self.limits = Limits(self.http.max_in_flight)
         self.signatures = Signatures(self.flows)
+        self.feeds = Feeds(self._read_changes)
         self.metrics = Metrics()
         self._probed_at = float("-inf")
         self._probed = "not probed yet"
@@ -93,6 +96,9 @@ class Node:
         if not 0 < len(guid) <= 120:
             raise UnknownTicket("this is no ticket of BEDS")
         return Handle(guid, actor=actor)
+
+    async def _read_changes(self, template: str, after: str, limit: int) -> Changes:
+        return await self.run(self.flows.changes(template, after, limit, self.http.timeout))
 
     async def not_ready(self) -> str:
         """Why the node cannot serve now; empty if it can. Probes RabbitMQ and the pool of tickets, at most once in

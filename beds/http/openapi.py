@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from typing import Any
 
+from beds.domain.change import MAX_CHANGES
 from beds.domain.description import Description
 from beds.http.access import Caller
 from beds.http.requests import CSV, NDJSON
@@ -49,6 +50,8 @@ def document(caller: Caller, templates: Mapping[str, Template], known: Mapping[s
         schemas |= _schemas_of(template)
         for path, methods in _paths_of(caller, template, known.get(template.name)).items():
             paths[path] = methods
+        if caller.may_follow(template):
+            paths[f"/v1/changes/{template.name}"] = {"get": _changes_of(template)}
     paths |= _COMMON
     return {
         "openapi": "3.1.0",
@@ -288,6 +291,30 @@ _SCHEMAS: dict[str, Json] = {
         "required": ["ticket", "event_id"],
         "properties": {"ticket": {"type": "string"}, "event_id": {"type": "string"}},
     },
+    "Changes": {
+        "type": "object",
+        "required": ["changes", "position", "complete"],
+        "properties": {
+            "changes": {
+                "type": "array",
+                "items": {
+                    "type": "object",
+                    "required": ["position", "template", "operation", "key", "affected", "event_id", "at"],
+                    "properties": {
+                        "position": {"type": "string"},
+                        "template": {"type": "string"},
+                        "operation": {"enum": ["create_record", "create_records", "update_record", "delete_record"]},
+                        "key": _TEXT,
+                        "affected": {"type": "integer"},
+                        "event_id": {"type": "string"},
+                        "at": {"type": "string", "format": "date-time"},
+                    },
+                },
+            },
+            "position": {"type": "string"},
+            "complete": {"type": "boolean"},
+        },
+    },
     "Ticket": {
         "type": "object",
         "required": ["ticket", "state", "ready"],
@@ -342,6 +369,25 @@ def _get(summary: str, schema: Json, *parameters: str, media: str = "application
             "default": _PROBLEM,
         },
     }
+
+
+def _changes_of(template: Template) -> Json:
+    name = f"What was written to {template.name}"
+    found = _get(name, {"$ref": "#/components/schemas/Changes"})
+    found["tags"] = [template.name]
+    found["responses"]["200"]["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+    del found["responses"]["202"]
+    after = {"type": "string", "pattern": "^([0-9]{1,15}-[0-9]{1,6}|[$])?$"}
+    found["parameters"] = [
+        {
+            "name": "after",
+            "in": "query",
+            "schema": after,
+            "description": "a position; absent for the oldest change that is kept, $ for the end",
+        },
+        {"name": "limit", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": MAX_CHANGES}},
+    ]
+    return found
 
 
 _TICKET: Json = {"$ref": "#/components/schemas/Ticket"}

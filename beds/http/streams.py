@@ -18,6 +18,7 @@ from beds.http.representations import ticket_json
 from beds.http.requests import Asked
 from beds.http.values import encode
 
+EVENTS = "text/event-stream"
 POLL_SECONDS = 0.25, 2.0
 """First and longest pause between two polls of a ticket; each change starts again at the first."""
 BEAT_SECONDS = 15.0
@@ -82,7 +83,7 @@ class EventStream(StreamingResponse):
 
     def __init__(self, content: AsyncIterator[bytes], headers: Mapping[str, str]) -> None:
         headers = {**headers, "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        super().__init__(content, headers=headers, media_type="text/event-stream")
+        super().__init__(content, headers=headers, media_type=EVENTS)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] == "HEAD":

@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
+from beds.client.flows import Handle
+from beds.domain.change import FROM_NOW
+from beds.domain.ticket import TicketStatus
 from beds.errors import BedsError
 from beds.http.access import Caller
+from beds.http.changes import change_json, check_may_follow
 from beds.http.node import Node
 from beds.http.operations import call_of, status_of
 from beds.http.problems import Problem, body_of, problem_of
@@ -190,6 +194,8 @@ class Conversation:
                     ticket = await node.run(flows.submit(call, key, timeout))
                     return self._put(number, 202, {"ticket": ticket.guid, "event_id": ticket.event_id})
                 return self._put(number, status_of(call), result_json(await node.reply(call, key)))
+            case "subscribe" if "changes" in message:
+                return await self._subscribe_to_changes(number, message)
             case "cancel" | "status" | "subscribe":
                 guid = message.get("ticket")
                 handle = node.handle(guid if isinstance(guid, str) else "", self._caller.actor)
@@ -199,7 +205,7 @@ class Conversation:
                 status = await node.run(flows.status(handle.guid, timeout, handle.actor))
                 if operation == "status":
                     return self._put(number, 200, ticket_json(status))
-                return self._subscribe(number, handle, status)
+                return self._subscribe_to_ticket(number, handle, status)
             case "unsubscribe":
                 found = self._subscriptions.pop(str(message.get("subscription")), None)
                 if found:
@@ -208,23 +214,45 @@ class Conversation:
         known = "call, submit, status, subscribe, unsubscribe, cancel"
         raise Problem(422, "unknown_operation", f"op takes one of: {known}.", field="op")
 
-    def _subscribe(self, number: str | int, handle: Any, status: Any) -> None:
+    def _subscribe_to_ticket(self, number: str | int, handle: Handle, status: TicketStatus) -> None:
         """Send each change of a ticket under the message's id, from the current state on."""
+
+        async def follow() -> None:
+            last = status
+            async for last in changes_of(self._node, handle, status):
+                self._put(number, 200, ticket_json(last), "ended" if last.ready else "status")
+            if not last.ready:
+                raise Problem(410, "ticket_expired", "The ticket is followed no longer; subscribe again.")
+
+        self._subscribe(number, {"subscribed": handle.guid}, follow)
+
+    async def _subscribe_to_changes(self, number: str | int, message: Mapping[str, Any]) -> None:
+        """Send each committed write of a template under the message's id, after a position or from now on."""
+        name, after = message["changes"], message.get("after", FROM_NOW)
+        template = self._node.template(name if isinstance(name, str) else "")
+        check_may_follow(self._caller, template)
+        position = await self._node.feeds.position(template.name, after)
+
+        async def follow() -> None:
+            async for change in self._node.feeds.follow(template.name, position):
+                self._put(number, 200, change_json(change), "change")
+            raise Problem(410, "changes_expired", "The changes are followed no longer; subscribe again.")
+
+        self._subscribe(number, {"subscribed": template.name, "position": position}, follow)
+
+    def _subscribe(self, number: str | int, reply: Any, follow: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Reply, and run `follow` until it ends or is unsubscribed. Raises Problem: there are too many."""
         name = str(number)
         if name in self._subscriptions or len(self._subscriptions) >= SUBSCRIPTIONS:
             raise Problem(409, "conflict", f"There are {SUBSCRIPTIONS} subscriptions, or one of this id.", field="id")
         counted = contextlib.ExitStack()
         counted.enter_context(self._node.limits.streaming(self._caller))
-        self._put(number, 200, {"subscribed": handle.guid})
+        self._put(number, 200, reply)
 
-        async def follow() -> None:
-            last = status
+        async def run() -> None:
             with counted:
                 try:
-                    async for last in changes_of(self._node, handle, status):
-                        self._put(number, 200, ticket_json(last), "ended" if last.ready else "status")
-                    if not last.ready:
-                        raise Problem(410, "ticket_expired", "The ticket is followed no longer; subscribe again.")
+                    await follow()
                 except BedsError as error:
                     problem, event_id = problem_of(error)
                     self._put(number, problem.status, body_of(problem, event_id), "ended")
@@ -234,7 +262,7 @@ class Conversation:
                     if self._subscriptions.get(name) is asyncio.current_task():
                         del self._subscriptions[name]
 
-        self._subscriptions[name] = asyncio.create_task(follow())
+        self._subscriptions[name] = asyncio.create_task(run())
 
 
 def _is_id(value: Any) -> bool:

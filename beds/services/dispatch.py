@@ -77,13 +77,13 @@ def describe(factory: Describing, store: Store, body: Mapping[str, Any]) -> Desc
     """
     if surplus := body.keys() - {"template"}:
         raise MalformedEvent(f"describe does not take {', '.join(sorted(surplus))}", detail={"field": min(surplus)})
-    found = _template(factory.registry, body.get("template"), store, Operation.FETCH)
+    found = template_in(factory.registry, body.get("template"), store, Operation.FETCH)
     if found.system:
         raise StoreDenied(f"template {found.name} belongs to BEDS itself", hint="see docs/reference/tickets.md")
     return factory.adapter(found.name).describe()
 
 
-def _template(registry: TemplateRegistry, name: Any, store: Store, operation: Operation) -> Template:
+def template_in(registry: TemplateRegistry, name: Any, store: Store, operation: Operation) -> Template:
     """The template that an event names, if it belongs to the queue. Raises MalformedEvent, UnknownTemplate."""
     if not isinstance(name, str):
         raise MalformedEvent(f"template takes a name, not {type(name).__name__}", detail={"field": "template"})
@@ -128,7 +128,7 @@ def execute(
     """
     if surplus := body.keys() - _BODY_KEYS[operation] - {EXPECTED_VERSION}:
         raise MalformedEvent(f"{operation} does not take {', '.join(sorted(surplus))}", detail={"field": min(surplus)})
-    found = _template(factory.registry, template, store, operation)
+    found = template_in(factory.registry, template, store, operation)
     if operation is not Operation.FETCH:
         found.object_for(operation)
     if found.system:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from beds.config.http import OPS, Http
+from beds.domain.change import CHANGES
 from beds.domain.event import Operation
 from beds.errors import ConfigurationError, nearest
 from beds.templates.registry import TemplateRegistry
@@ -45,6 +46,7 @@ def check_roles(http: Http, templates: TemplateRegistry) -> None:
                 if templates[kind].system and name != OPS:
                     raise ConfigurationError(f"{where}: only the role {OPS} may see the records of BEDS itself")
                 known = ["*", READ, *names_of(templates[kind])]
+                known += [CHANGES] if templates[kind].keeps_changes else []
             if what not in known:
                 raise ConfigurationError(
                     f"{where}: {kind} has no {what}{nearest(what, known)}", hint=f"it has: {', '.join(known)}"

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from beds.domain.change import CHANGES
 from beds.domain.event import Operation, Store
 from beds.domain.record_id import id_text
 from beds.errors import (
@@ -93,6 +94,8 @@ class _Header(_Table):
     """The field that the objects change with each write of the record, so that an update or a delete can name the
     version that it expects."""
     description: str = ""
+    changes: bool = False
+    """Whether BEDS keeps a log of its committed writes, which clients can follow."""
     item: Name | None = None
     """The fetch that takes the key alone and returns that record, for one-record addresses of HTTP. When absent, the
     fetch named `by_<key>` (`by_<first>_<second>` for a composite key), if there is one."""
@@ -148,6 +151,8 @@ class Template(_Table):
             raise ValueError(f"template.item: there is no fetch {item!r}")
         if self.version is not None:
             self._check_version(self.version)
+        if self.keeps_changes and CHANGES in self.fetch:
+            raise ValueError(f"fetch.{CHANGES}: with template.changes, this name means the log of changes")
         for name, spec in self.fetch.items():
             for cursor_field in spec.cursor:
                 if cursor_field not in self.fields:
@@ -205,6 +210,20 @@ class Template(_Table):
     def version(self) -> str | None:
         """The field that the objects change with each write; None if the template names none."""
         return self.template.version
+
+    @property
+    def keeps_changes(self) -> bool:
+        """Whether BEDS keeps a log of its committed writes."""
+        return self.template.changes
+
+    def require_changes(self) -> None:
+        """Raises UnknownOperation: the template keeps no changes."""
+        if not self.keeps_changes:
+            raise UnknownOperation(
+                f"template {self.name} keeps no changes",
+                detail={"template": self.name},
+                hint="say changes = true in its [template], and restart the workers",
+            )
 
     @property
     def expected_version(self) -> FieldSpec | None:

@@ -12,6 +12,7 @@ from enum import StrEnum
 
 from beds.config import Settings
 from beds.config.sections import Broker, Services
+from beds.domain.change import CHANGES
 from beds.domain.event import (
     CALGON,
     CALGON_VERBS,
@@ -52,6 +53,7 @@ class Kind(StrEnum):
     JOB = "job"
     RECORDS = "records"
     DESCRIPTION = "description"
+    CHANGES = "changes"
     PROBE = "probe"
 
 
@@ -156,7 +158,8 @@ ROUTES: Mapping[str, Route] = {
         *(Route(f"{OPERATOR}.{verb}", verb, _TICKETS[OPERATOR], Kind.ORDER) for verb in OPERATOR_VERBS),
         *(Route(task, "write", RECORD_QUEUES[kind], Kind.RECORDS) for kind, task in RECORD_TASKS.items()),
         *(
-            Route(f"{queue.name}.{DESCRIBE}", DESCRIBE, queue, Kind.DESCRIPTION)
+            Route(f"{queue.name}.{verb}", verb, queue, kind)
+            for verb, kind in ((DESCRIBE, Kind.DESCRIPTION), (CHANGES, Kind.CHANGES))
             for queue in _CRUD.values()
             if not queue.writes
         ),

@@ -61,6 +61,8 @@ class RecordTask(Task):
         if user != workers and isinstance(common, dict) and isinstance(records, list):
             records = [{**record, "user": user} if isinstance(record, dict) else record for record in records]
         written = self.app.records.write(kind, common, records)
+        if kind is RecordKind.AUDIT:
+            self.app.changes.append(written)
         if kind is RecordKind.METRIC:
             PROMETHEUS.take(written)
 

@@ -17,6 +17,7 @@ from celery import Celery
 
 from beds.config import Settings, load_settings
 from beds.errors import BedsError, ConfigurationError
+from beds.services.changes import ChangeLog
 from beds.services.dead import DeadStore
 from beds.services.execution import Execution
 from beds.services.factory import AdapterFactory
@@ -112,6 +113,10 @@ class BedsApp(Celery):
     @cached_property
     def records(self) -> RecordStore:
         return RecordStore(self.factory, self.settings.logging.ttl_days)
+
+    @cached_property
+    def changes(self) -> ChangeLog:
+        return ChangeLog(self.factory, self.settings.logging.ttl_days)
 
     @cached_property
     def Worker(self) -> Any:

@@ -1,4 +1,4 @@
-"""The tasks of the stores, `rec.create_record` to `rel.delete_record`: each verb of NamasteCore, and `describe`."""
+"""The tasks of the stores, each verb of NamasteCore, and questions about templates."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from beds.domain.trace import Trace
+from beds.services.changes import read_changes
 from beds.services.dispatch import describe, execute
 from beds.wire.routes import Kind
 from beds.worker.task import EventTask, register
@@ -37,4 +38,20 @@ class DescribeTask(EventTask):
         return found.to_wire()
 
 
-TASKS = [*register(CrudTask, Kind.OPERATION), *register(DescribeTask, Kind.DESCRIPTION)]
+class ChangesTask(EventTask):
+    """Returns the committed writes of one template: `rec.read.changes`, `rel.read.changes`."""
+
+    abstract = True
+
+    def act(self, trace: Trace, body: Mapping[str, Any]) -> Any:
+        store = self.route.queue.store
+        assert store is not None
+        trace.template = str(body.get("template", ""))
+        return read_changes(self.app.changes, self.app.factory, store, body).to_wire()
+
+
+TASKS = [
+    *register(CrudTask, Kind.OPERATION),
+    *register(DescribeTask, Kind.DESCRIPTION),
+    *register(ChangesTask, Kind.CHANGES),
+]

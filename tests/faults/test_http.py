@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
 import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection, connect
 
 from beds.client.client import Client
 from beds.domain.identity import uuid7
@@ -143,3 +148,84 @@ def test_a_download_that_breaks_off_never_looks_complete(project: Path, own_vhos
                         for slot in psutil.Process(worker.pid).children(recursive=True):
                             slot.kill()
             os.kill(worker.pid, signal.SIGCONT)
+
+
+@pytest.mark.timeout(250)
+def test_changes_are_followed_through_restarts_and_kills_without_a_gap_and_once(
+    node: HttpNode, stack: Stack, project: Path
+) -> None:
+    """Over server-sent events and a WebSocket that are opened anew where they end, at the position reached."""
+    streamed, socketed = Follower(node, over_websocket=False), Follower(node, over_websocket=True)
+    wait_for(lambda: streamed.position and socketed.position, 60, "the positions")
+    writers = Writers(node, "SampleRows", 200)
+    wait_for(lambda: len(writers.done) >= 30, 60, "the first writes")
+    stack.rabbitmq.down()
+    stack.rabbitmq.up()
+    wait_for(lambda: len(writers.done) >= 80, 120, "writes after the restart")
+    streamed.break_off()
+    socketed.break_off()
+    for slot in workers_in(project):  # those of the admin worker among them
+        if not slot.children():
+            slot.kill()
+    wait_for(lambda: len(writers.done) >= 120, 120, "writes after the kills")
+    server = stack.server("mongodb")
+    server.down()
+    server.up()
+    writers.wait()
+    for follower in (streamed, socketed):
+        wait_for(lambda f=follower: set(writers.done) <= set(f.keys), 90, "the changes")
+        assert sorted(follower.keys) == sorted(writers.done)
+    assert streamed.keys == socketed.keys, "one order for all"
+
+
+class Follower:
+    """Follows the changes of SampleRows, and connects again where it stopped."""
+
+    def __init__(self, node: HttpNode, *, over_websocket: bool) -> None:
+        self.keys: list[str] = []
+        self.position = ""
+        self._node = node
+        self._connected: ClientConnection | httpx.Response | None = None
+        threading.Thread(
+            target=self._run, args=(self._socket if over_websocket else self._stream,), daemon=True
+        ).start()
+
+    def break_off(self) -> None:
+        """Close the connection, in the midst of what it receives."""
+        connected = self._connected
+        if isinstance(connected, httpx.Response):
+            connected.extensions["network_stream"].get_extra_info("socket").shutdown(socket.SHUT_RDWR)
+        elif connected is not None:
+            connected.socket.shutdown(socket.SHUT_RDWR)
+
+    def _run(self, follow: Callable[[], None]) -> None:
+        while True:
+            with contextlib.suppress(httpx.TransportError, ConnectionClosed, OSError):
+                follow()
+            time.sleep(0.1)
+
+    def _take(self, message: dict[str, Any]) -> None:
+        self.position = message["position"]
+        if "key" in message:
+            self.keys.append(message["key"])
+
+    def _stream(self) -> None:
+        headers = {"Accept": "text/event-stream", **({"Last-Event-ID": self.position} if self.position else {})}
+        with (
+            self._node.client() as web,
+            web.stream("GET", "/v1/changes/SampleRows", headers=headers) as self._connected,
+        ):
+            for line in self._connected.iter_lines():
+                if line.startswith("data: "):
+                    self._take(json.loads(line.removeprefix("data: ")))
+
+    def _socket(self) -> None:
+        address = self._node.url.replace("http", "ws") + "/v1/ws"
+        with connect(address, additional_headers={"Authorization": f"Bearer {ALL}"}) as self._connected:
+            after = {"after": self.position} if self.position else {}
+            self._connected.send(json.dumps({"id": 1, "op": "subscribe", "changes": "SampleRows", **after}))
+            while True:
+                message = json.loads(self._connected.recv(90))
+                if message["status"] != 200:
+                    return
+                self._take(message["body"])

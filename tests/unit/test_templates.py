@@ -232,6 +232,7 @@ def test_the_sample_templates_load() -> None:
         "WeatherCool",
         "WeatherRows",
         "msAudit",
+        "msChanges",
         "msDead",
         "msFiles",
         "msJobPages",
