@@ -85,6 +85,26 @@ def _rows(client: Client, connection: Connection, window: float, timeout: float)
     return dict(rows)
 
 
+def operation_rates(client: Client, queue: str, window: float, timeout: float) -> list[dict[str, Any]]:
+    """What a queue's pool has executed, by template, operation and outcome; the most frequent first.
+
+    Args:
+        client: an operator's.
+        queue: its name.
+        window: seconds to look back.
+        timeout: seconds for the request.
+    """
+    since = datetime.now(UTC) - timedelta(seconds=window)
+    found = []
+    for record in client.fetch("msMetrics", "recent", {"since": since}, timeout=timeout):
+        meta = record["meta"]
+        if meta["queue"] == queue and meta["operation"] != RECORDS_MOVED:
+            row = Row(None, True, record["count"], busy_ms=record["total_ms"], buckets=record["buckets"])
+            named = {name: meta[name] for name in ("template", "operation", "outcome")}
+            found.append({**named, "count": row.count, **row.to_wire(window)})
+    return sorted(found, key=lambda each: -each["count"])
+
+
 def running_jobs(client: Client, timeout: float) -> list[dict[str, Any]]:
     """The jobs that have not ended; those of all users for an operator, whose requests a worker answers."""
     if not client.is_operator:

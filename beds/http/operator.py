@@ -11,7 +11,7 @@ from beds.client.client import Client
 from beds.client.flows import Flows, Handle
 from beds.client.lineage import Node as LineageNode
 from beds.client.loop import drive
-from beds.client.overview import queue_rates, running_jobs
+from beds.client.overview import operation_rates, queue_rates, running_jobs
 from beds.config import Settings
 from beds.domain.reply import Record
 from beds.domain.ticket import TicketStatus
@@ -61,6 +61,10 @@ class Operator:
         except BedsError as error:
             found["problem"] = f"{error.code}: {error.message}"
         return found
+
+    async def operations(self, queue: str) -> list[dict[str, Any]]:
+        """What a queue's pool has executed lately, by template, operation and outcome."""
+        return await asyncio.to_thread(operation_rates, self._client, queue, WINDOW_SECONDS, TIMEOUT)
 
     def logs(self, least: int) -> list[Record]:
         """The latest log records of a level (`logging.WARNING`, …) and above, newest first."""

@@ -33,6 +33,7 @@ from beds.http.streams import EventStream
 from beds.http.values import encode
 from beds.templates.roles import WRITES, names_of
 from beds.templates.template import Template
+from beds.wire.routes import DEAD, QUEUES
 
 COOKIE = "beds_session"
 LIVE_SECONDS = 2.0
@@ -122,6 +123,8 @@ class Page:
         match segments:
             case () | ("",):
                 return await self._live_page("live.html", self._live_parts, title="Live", ops=self._ops is not None)
+            case ("queues", name) if name in (*QUEUES, DEAD):
+                return await self._live_page("queue.html", lambda: self._queue_parts(name), title=name, name=name)
             case ("tickets",):
                 guid = self.request.query_params.get("guid", "").strip()
                 return self._redirect(f"/ui/tickets/{quote(guid_of(guid), safe='')}" if guid else "/ui/")
@@ -228,6 +231,17 @@ class Page:
         overview = await self._ops.overview()
         parts = {name: self._fragment(f"_{name}.html", **overview) for name in ("queues", "jobs", "dead", "logs")}
         return parts | {"problem": self._fragment("problem.html", problem=overview["problem"])}
+
+    async def _queue_parts(self, name: str) -> dict[str, str]:
+        overview = await self._need_ops().overview()
+        operations = await self._need_ops().operations(name)
+        dead = [each for each in overview["dead"] if each["queue"] == name]
+        return {
+            "queues": self._fragment("_queues.html", queues={name: overview["queues"].get(name, {})}),
+            "operations": self._fragment("_operations.html", operations=operations),
+            "dead": self._fragment("_dead.html", dead=dead),
+            "problem": self._fragment("problem.html", problem=overview["problem"]),
+        }
 
     async def _ticket_parts(self, guid: str) -> dict[str, str]:
         handle = self.node.handle(guid, self._me.actor)

@@ -239,6 +239,8 @@ def test_the_page_signs_in_calls_and_shows(node: HttpNode) -> None:
         assert (refused.status_code, "whole: field whole takes integer" in refused.text) == (422, True)
         script = person.post("/ui/templates/SampleRows/by_id", data={"id": "<script>"}, headers=own)
         assert "<script>" not in script.text.replace('<script type="module"', "")
+        assert person.get("/ui/queues/rel.write").status_code == 403  # it takes an operator's rights
+        assert person.get("/ui/queues/none").status_code == 404
         person.post("/ui/sign-out", headers=own)
         assert "Key or token" in person.get("/ui/").text
 
