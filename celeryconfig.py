@@ -5,6 +5,7 @@ beds.toml for its queues (beds/worker/program.py).
 """
 
 from beds.config import load_settings
+from beds.config.hosts import each_host
 from beds.transport.connection import tls_options
 from beds.transport.topology import Topology
 from beds.wire.routes import DEAD, ROUTES
@@ -13,10 +14,11 @@ _settings = load_settings()
 _topology = Topology.from_settings(_settings.amqp)
 
 # --- Where -----------------------------------------------------------------------------------------------------------
-broker_url = _settings.amqp.broker_url
+# Each host of a cluster; a connection tries them all (beds/transport/connection.py).
+broker_url = each_host(_settings.amqp.broker_url)
 # TLS for amqps, with the server's name checked, which py-amqp does not do by itself.
-broker_use_ssl = tls_options(_settings.amqp, broker_url)
-broker_heartbeat = _settings.amqp.heartbeat
+broker_use_ssl = tls_options(_settings.amqp, _settings.amqp.broker_url)
+broker_heartbeat = _settings.amqp.beat
 broker_connection_timeout = _settings.amqp.connect_timeout
 # A worker reconnects after any restart of RabbitMQ, however long it takes.
 broker_connection_retry_on_startup = True

@@ -10,6 +10,8 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
 
+from beds.config.hosts import check_amqp, each_host
+
 BrokerName = Literal[
     "rec.read", "rec.write", "rel.read", "rel.write", "job.aggregate", "job.migrate", "job.warehouse", "calgon", "admin"
 ]
@@ -24,7 +26,7 @@ def _url_of(*schemes: str) -> AfterValidator:
         text = url.get_secret_value()
         try:
             parts = urlsplit(text)
-            # MongoDB accepts several hosts, "a:1,b:2", which have no single port. Several joined URLs are refused.
+            # Several hosts, "a:1,b:2", have no single port. Several joined URLs are refused.
             has_port = "," in parts.netloc or parts.port != 0
             valid = text.count("://") == 1 and parts.scheme in schemes and parts.netloc and has_port
         except ValueError:  # an invalid port or IPv6 address
@@ -38,7 +40,14 @@ def _url_of(*schemes: str) -> AfterValidator:
 
 Text = Annotated[str, Field(pattern=r"^[^\x00]+$")]
 """A non-empty name without NUL, which drivers refuse."""
-AmqpUrl = Annotated[SecretStr, _url_of("amqp", "amqps")]
+
+
+def _amqp_url(url: SecretStr) -> SecretStr:
+    check_amqp(url.get_secret_value())
+    return url
+
+
+AmqpUrl = Annotated[SecretStr, AfterValidator(_amqp_url)]
 MongoUri = Annotated[SecretStr, _url_of("mongodb", "mongodb+srv")]
 
 
@@ -107,7 +116,8 @@ QueueType = Literal["quorum", "classic"]
 
 class Amqp(Section):
     url: AmqpUrl = SecretStr("amqp://guest:guest@127.0.0.1:5672//")
-    """For clients, which publish. Its user needs no configure right."""
+    """For clients, which publish. Its user needs no configure right. Each of these addresses may name the hosts of a
+    cluster: `amqp://user:password@a:5672,b:5672/vhost`."""
     worker_url: AmqpUrl | None = None
     """For workers, which consume and declare the topology; `url` when absent."""
     operator_url: AmqpUrl | None = None
@@ -125,8 +135,9 @@ class Amqp(Section):
     """Deliveries of one message before it goes to beds.dead (quorum queues only)."""
     max_body_bytes: Annotated[int, Field(ge=1024, le=128 * 1024 * 1024)] = 1024 * 1024
     """The largest body of an event or a reply, in bytes."""
-    heartbeat: Annotated[int, Field(ge=1, le=300)] = 10
-    """Seconds; a connection is closed after two heartbeats without data."""
+    heartbeat: Annotated[int, Field(ge=1, le=300)] | None = None
+    """Seconds; a connection is closed after two heartbeats without data. When absent, 10, and 3 for an address of
+    several hosts, where another one can take over."""
     connect_timeout: Annotated[float, Field(gt=0, le=60)] = 4.0
     """Seconds for one attempt to connect."""
     consumer_timeout: Annotated[int, Field(ge=60)] = 1800
@@ -144,6 +155,11 @@ class Amqp(Section):
     def type_of(self, queue: str) -> QueueType:
         """The type of a queue, by its name."""
         return {str(name): kind for name, kind in self.queue_types.items()}.get(queue, self.queue_type)
+
+    @property
+    def beat(self) -> int:
+        """Seconds of the heartbeat."""
+        return self.heartbeat or (10 if len(each_host(self.broker_url)) == 1 else 3)
 
     @property
     def client_url(self) -> str:

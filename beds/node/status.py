@@ -14,6 +14,7 @@ import psutil
 from celery import Celery
 
 from beds.config import Settings
+from beds.config.hosts import each_host
 from beds.domain.event import Store
 from beds.errors import BedsError
 from beds.node.pool import slots_of
@@ -125,7 +126,7 @@ def _noted(settings: Settings) -> list[dict[str, Any]] | None:
 def _done(settings: Settings, workers: list[str]) -> dict[str, int]:
     """Events executed by each worker that replies over RabbitMQ."""
     url = settings.amqp.broker_url
-    app = Celery("beds-status", broker=url, set_as_current=False)
+    app = Celery("beds-status", broker=each_host(url)[0], set_as_current=False)
     app.conf.broker_use_ssl = tls_options(settings.amqp, url)
     try:
         with connect_to(settings.amqp, url, patience=ANSWER_SECONDS) as connection:

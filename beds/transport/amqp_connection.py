@@ -114,11 +114,10 @@ class AmqpConnection:
             },
         )
         self.user: str = parameters.userid or "guest"
-        self._where = parameters.as_uri()
+        self._where = parameters.where
         opened: list[amqp.Connection] = []
         try:
-            # `parameters.connection` would sleep two seconds after a failure and try again.
-            self._amqp: amqp.Connection = parameters.transport.establish_connection()
+            self._amqp: amqp.Connection = parameters.establish()
             opened.append(self._amqp)
             self._channel = self._amqp.channel()
             self._channel.confirm_select()
@@ -136,7 +135,7 @@ class AmqpConnection:
             self._departures = select.poll()
             self._departures.register(self._socket, select.POLLOUT)
             # The timeouts so far were the first caller's; from here on, twice the heartbeat applies.
-            limit_waits(self._socket, settings.heartbeat * 2)
+            limit_waits(self._socket, settings.beat * 2)
         except (amqp.AccessRefused, amqp.NotAllowed) as error:  # NotAllowed: the vhost does not exist
             _collect(opened)
             raise PermissionDenied(
@@ -146,7 +145,7 @@ class AmqpConnection:
         except _LOST as error:
             _collect(opened)
             raise BrokerUnavailable(f"RabbitMQ at {self._where} cannot be reached: {error}") from None
-        self._heartbeat = settings.heartbeat
+        self._heartbeat = settings.beat
         threading.Thread(target=self._read, name="beds-link", daemon=True).start()
 
     def publish(

@@ -1,16 +1,118 @@
-"""Makes all connections to RabbitMQ, with the same timeouts, and TLS that verifies the server's name."""
+"""Makes all connections to RabbitMQ, with the same timeouts, and TLS that verifies the server's name.
+
+An address may name several hosts, the nodes of a cluster. A connection tries them in an order of chance, those that
+failed lately last.
+"""
 
 from __future__ import annotations
 
+import random
 import ssl
+import time
 from typing import Any
 
+import amqp
 from kombu import Connection
+from kombu.utils.url import parse_url
 
+from beds.config.hosts import each_host
 from beds.config.sections import Amqp
+from beds.transport.frames import limit_calls
+
+DEFAULT_PORTS = {"amqp": 5672, "amqps": 5671}
+FIRST_TRY_SECONDS = 1.0
+"""The longest attempt at one host while others were not tried."""
+AVOID_SECONDS = 15.0
+"""A host that failed is tried last for this time."""
+
+_failed_at: dict[str, float] = {}
+"""When each host failed last, in monotonic seconds; by its URL."""
 
 
-def connect_to(settings: Amqp, url: str, *, patience: float | None = None, **options: Any) -> Connection:
+class HostsConnection(Connection):
+    """kombu's connection, over the first of several hosts that completes the handshake.
+
+    kombu tries a further host only after a whole timeout of the one before, and only where it retries at all.
+    """
+
+    ssl: Any
+    transport_options: dict[str, Any]
+
+    def establish(self) -> amqp.Connection:
+        """Open a connection of py-amqp, which its caller closes.
+
+        The time limit is that of one attempt, `connect_timeout`, for all hosts together. A host that refuses the user
+        ends the attempt, since all of them know the same users.
+
+        Raises:
+            OSError, AMQPError: no host can be reached; the error of the last one.
+        """
+        urls = self._ordered()
+        deadline = time.monotonic() + self._initial_params["connect_timeout"]
+        # A second round gives slow hosts more time than the first.
+        attempts = [*urls, *urls] if len(urls) > 1 else urls
+        for number, url in enumerate(attempts):
+            left = deadline - time.monotonic()
+            seconds = left / (len(attempts) - number)
+            if len(urls) > 1 and number < len(urls):
+                seconds = min(FIRST_TRY_SECONDS, left)
+            try:
+                return self._open(url, max(seconds, 0.05))
+            except (amqp.AccessRefused, amqp.NotAllowed):
+                raise
+            except (OSError, amqp.AMQPError):
+                _failed_at[url] = time.monotonic()
+                if number == len(attempts) - 1 or deadline <= time.monotonic():
+                    raise
+        raise AssertionError("there is at least one host")
+
+    def _establish_connection(self) -> amqp.Connection:
+        return self.establish()
+
+    @property
+    def where(self) -> str:
+        """All hosts, for messages; without the password."""
+        uri = self.as_uri()
+        return uri.replace(self.host, ",".join(map(_host_of, self.alt)), 1) if len(self.alt) > 1 else uri
+
+    def _open(self, url: str, seconds: float) -> amqp.Connection:
+        named = _parameters(url) if url else {}
+        self._init_params(**{**self._initial_params, **named, "connect_timeout": seconds})
+        if isinstance(self.ssl, dict):
+            self.ssl = dict(self.ssl)  # kombu writes the server's name into it
+        options = self.transport_options
+        patience = {name: options.get(name) for name in ("read_timeout", "write_timeout")}
+        # A host that accepts, and then says nothing, must not take the time of the others.
+        self.transport_options = options | {name: min(limit or seconds, seconds) for name, limit in patience.items()}
+        try:
+            opened = self.transport.establish_connection()
+        finally:
+            self.transport_options = options
+        limit_calls(opened.sock, patience["read_timeout"] or 0, patience["write_timeout"] or 0)
+        return opened
+
+    def _ordered(self) -> list[str]:
+        """The URL of each host: those that failed lately last, and otherwise in an order of chance."""
+        if len(self.alt) < 2:
+            return list(self.alt) or [""]
+        urls = list(self.alt)
+        random.shuffle(urls)
+        soon = time.monotonic() - AVOID_SECONDS
+        return sorted(urls, key=lambda url: max(_failed_at.get(url, 0.0), soon))
+
+
+def _parameters(url: str) -> dict[str, Any]:
+    """kombu's parameters of a URL. Where it names no port, kombu would keep that of the host before."""
+    found: dict[str, Any] = parse_url(url)
+    return found | {"port": found["port"] or DEFAULT_PORTS[found["transport"]]}
+
+
+def _host_of(url: str) -> str:
+    found = _parameters(url)
+    return f"{found['hostname']}:{found['port']}"
+
+
+def connect_to(settings: Amqp, url: str, *, patience: float | None = None, **options: Any) -> HostsConnection:
     """A connection, opened at its first use.
 
     Args:
@@ -19,10 +121,10 @@ def connect_to(settings: Amqp, url: str, *, patience: float | None = None, **opt
         patience: read and write timeout in seconds, for a caller that waits; no timeout when absent.
         options: kombu's; they override those that come from the settings.
     """
-    defaults: dict[str, Any] = {"heartbeat": settings.heartbeat, "connect_timeout": settings.connect_timeout}
+    defaults: dict[str, Any] = {"heartbeat": settings.beat, "connect_timeout": settings.connect_timeout}
     if patience is not None:
         defaults["transport_options"] = {"read_timeout": patience, "write_timeout": patience}
-    return Connection(url, ssl=tls_options(settings, url), **defaults | options)
+    return HostsConnection(each_host(url), ssl=tls_options(settings, url), **defaults | options)
 
 
 def tls_options(settings: Amqp, url: str) -> dict[str, Any] | bool:

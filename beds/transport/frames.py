@@ -99,8 +99,14 @@ def limit_waits(sock: socket.socket, seconds: int) -> None:
         sock.settimeout(seconds)
         return
     sock.setblocking(True)
-    for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-        sock.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", seconds, 0))
+    limit_calls(sock, seconds, seconds)
+
+
+def limit_calls(sock: socket.socket, reading: float, writing: float) -> None:
+    """Let the kernel end a call of a blocking socket after these seconds; never when 0."""
+    for option, seconds in ((socket.SO_RCVTIMEO, reading), (socket.SO_SNDTIMEO, writing)):
+        whole = int(seconds)
+        sock.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", whole, int((seconds - whole) * 1_000_000)))
 
 
 def publish(channel: Any, message: amqp.Message, exchange: str, key: str, *, mandatory: bool = False) -> None:

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import click
 from billiard.exceptions import SoftTimeLimitExceeded
 from celery import Celery
+from celery.app.amqp import AMQP
 
 from beds.config import Settings, load_settings
 from beds.errors import BedsError, ConfigurationError
@@ -29,6 +30,7 @@ from beds.services.jobs.throttle import Throttle
 from beds.services.records import RecordStore
 from beds.services.tickets import TicketStore
 from beds.templates.registry import TemplateRegistry
+from beds.transport.connection import HostsConnection
 from beds.wire.routes import QUEUE_ROUTES
 from beds.worker.job_events import JobEvents
 from beds.worker.process import EX_CONFIG, EX_TEMPFAIL
@@ -38,9 +40,16 @@ SHIPPED = Path(__file__).parent.parent / "scaffold" / "celeryconfig.py"
 """`beds init` copies this file."""
 
 
+class BedsAmqp(AMQP):
+    """Celery's connections, over the first host that can be reached."""
+
+    Connection = HostsConnection
+
+
 class BedsApp(Celery):
     """Celery, with the objects that tasks need: settings, templates, adapters and stores."""
 
+    amqp_cls = BedsAmqp
     socket_timeout: float | None = None
     """Seconds; the worker derives it from its pool's time limits."""
     prefetch: Mapping[str, int] = {}

@@ -71,7 +71,7 @@ def test_the_environment_wins_over_the_env_file_and_that_over_the_toml(
         ("_env_file = 'x'", "unknown key _env_file; did you mean 'env_file'?"),
         ("_case_sensitive = true", "unknown key _case_sensitive"),
         ("root = '/x'", "unknown key root"),
-        (f"[amqp]\nurl='amqp://u:{SECRET}@h:99999/'", "amqp.url: not a URL"),
+        (f"[amqp]\nurl='amqp://u:{SECRET}@h:99999/'", "amqp.url: 'h:99999' is no host"),
         (f"[amqp]\nurl='amqp://u:{SECRET}@[::1/'", "amqp.url: not a URL"),
         (f"[amqp]\nworker_url='redis://u:{SECRET}@h/'", "amqp.worker_url: not a URL"),
         (f"[databases.rec]\nuri='{SECRET}'", "databases.rec.uri: not a URL"),

@@ -66,7 +66,7 @@ class SlotConnection:
         parameters = connect_to(settings, settings.broker_url, patience=settings.connect_timeout)
         self.user: str = parameters.userid or "guest"
         with self._lost_on_error():
-            self._amqp: amqp.Connection = parameters.transport.establish_connection()
+            self._amqp: amqp.Connection = parameters.establish()
             self._channel = self._amqp.channel()
             self._channel.auto_decode = False
             declare(self._channel)
@@ -80,7 +80,7 @@ class SlotConnection:
             self._consume()
             self._socket: socket.socket = self._amqp.sock
             self._frames = FrameReader(self._amqp)
-            limit_waits(self._socket, settings.heartbeat * 2)
+            limit_waits(self._socket, settings.beat * 2)
             self._wake = wake
 
     def wait(self, seconds: float, other: int | None = None) -> None:

@@ -108,7 +108,7 @@ class Replies:
     def is_stuck(self) -> bool:
         """True if replies wait and RabbitMQ has accepted no connection for two heartbeats."""
         since = self._unconnected_since
-        return bool(self._waiting) and since is not None and time.monotonic() - since > 2 * self._settings.heartbeat
+        return bool(self._waiting) and since is not None and time.monotonic() - since > 2 * self._settings.beat
 
     def forget(self) -> None:
         """Drop all replies: their events are delivered again, and replied to again."""
@@ -150,7 +150,7 @@ class Replies:
         settings = self._settings
         try:
             parameters = connect_to(settings, settings.broker_url, patience=patience, connect_timeout=patience)
-            self._amqp = parameters.transport.establish_connection()
+            self._amqp = parameters.establish()
             self._channel = self._amqp.channel()
             self._channel.confirm_select()
         except LOST:
@@ -161,7 +161,7 @@ class Replies:
             self._channel.events[event].add(self._on_confirm)
         self._published = 0
         self._unconnected_since = None
-        limit_waits(self._amqp.sock, settings.heartbeat * 2)
+        limit_waits(self._amqp.sock, settings.beat * 2)
         self._frames = FrameReader(self._amqp)
         self.descriptor = self._amqp.sock.fileno()
 

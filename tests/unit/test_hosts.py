@@ -1,0 +1,170 @@
+"""Addresses of several hosts: their form, and the order in which they are tried."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import amqp
+import pytest
+from pydantic import ValidationError
+
+from beds.config.hosts import each_host
+from beds.config.sections import Amqp
+from beds.transport import connection
+from beds.transport.connection import FIRST_TRY_SECONDS, HostsConnection, connect_to
+
+
+@pytest.mark.parametrize(
+    ("url", "hosts"),
+    [
+        ("amqp://u:p@a:1,b:2,c/v", ["amqp://u:p@a:1/v", "amqp://u:p@b:2/v", "amqp://u:p@c/v"]),
+        ("amqp://a", ["amqp://a"]),
+        ("amqp://u:p@[::1]:5672,b//", ["amqp://u:p@[::1]:5672//", "amqp://u:p@b//"]),
+        ("amqps://u:p%2C%40@a,b", ["amqps://u:p%2C%40@a", "amqps://u:p%2C%40@b"]),
+    ],
+)
+def test_each_host_has_a_url(url: str, hosts: list[str]) -> None:
+    assert Amqp(url=url).client_url == url
+    assert each_host(url) == hosts
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "amqp://u:geheim@a:1;amqp://u:geheim@b:2",
+        "amqp://u:geheim@a:1;b:2/v",
+        "amqp://u:geheim@a:1,u:geheim@b:2/v",
+        "amqp://u:geheim@a:1/v,b:2/v",
+        "amqp://u:geheim@a:1/v;b",
+        "amqp://u:geheim@a:1,,b:2",
+        "amqp://u:geheim@a:1,",
+        "amqp://u:geheim@a:1,a:1",
+        "amqp://u:geheim@a:0,b",
+        "amqp://u:geheim@a:99999,b",
+        "amqp://u:geheim@a:x",
+        "amqp://u:geheim@a, b",
+        "amqp://u:geheim@a/v?heartbeat=5",
+        "amqp://u:geheim@/v",
+        "amqp://",
+        "a:1,b:2",
+        "http://a",
+    ],
+)
+def test_a_spelling_without_a_meaning_is_refused_without_its_password(url: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        Amqp(url=url)
+    assert "geheim" not in str(caught.value)
+
+
+def test_the_heartbeat_is_shorter_where_another_host_can_take_over() -> None:
+    assert Amqp(url="amqp://a").beat == 10
+    assert Amqp(url="amqp://a,b").beat == 3
+    assert Amqp(url="amqp://a,b", heartbeat=7).beat == 7
+
+
+@contextmanager
+def silent() -> Iterator[int]:
+    """A server that accepts connections and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, float]]]:
+    """The hosts that are tried, with their time limits; those named `good…` answer, `strict…` refuse the user."""
+    found: list[tuple[str, float]] = []
+
+    def establish(transport: Any) -> Any:
+        client = transport.client
+        found.append((client.hostname, client.connect_timeout))
+        if client.hostname.startswith("strict"):
+            raise amqp.AccessRefused("no", (50, 10), 403)
+        if not client.hostname.startswith("good"):
+            raise ConnectionRefusedError
+        return type("Opened", (), {"sock": sock})()
+
+    monkeypatch.setattr("kombu.transport.pyamqp.Transport.establish_connection", establish)
+    monkeypatch.setattr(connection, "_failed_at", {})
+    with socket.socket() as sock:
+        yield found
+
+
+def to(url: str) -> HostsConnection:
+    return connect_to(Amqp(url=url), url)
+
+
+def test_all_hosts_are_tried_and_one_that_failed_comes_last(opened: list[tuple[str, float]]) -> None:
+    for _ in range(20):
+        to("amqp://u:p@bad1,bad2,good/v").establish()
+    names = [name for name, _ in opened]
+    assert names.count("good") == 20
+    assert names.count("bad1") <= 1, "tried last afterwards"
+    assert names.count("bad2") <= 1
+
+
+def test_the_first_host_is_one_of_chance(opened: list[tuple[str, float]]) -> None:
+    for _ in range(200):
+        to("amqp://good1,good2,good3").establish()
+    assert {name for name, _ in opened} == {"good1", "good2", "good3"}
+
+
+def test_hosts_are_tried_twice_within_the_timeout_and_then_the_error_is_raised(opened: list[tuple[str, float]]) -> None:
+    with pytest.raises(ConnectionRefusedError):
+        to("amqp://bad1,bad2").establish()
+    assert len(opened) == 4
+    assert all(seconds <= FIRST_TRY_SECONDS for _, seconds in opened[:2])
+    assert sum(seconds for _, seconds in opened[2:]) <= 2 * Amqp().connect_timeout
+
+
+def test_a_user_that_is_refused_is_not_tried_elsewhere(opened: list[tuple[str, float]]) -> None:
+    with pytest.raises(amqp.AccessRefused):
+        to("amqp://strict1,strict2").establish()
+    assert len(opened) == 1
+
+
+def test_a_clone_knows_all_hosts(opened: list[tuple[str, float]]) -> None:
+    to("amqp://u:p@bad1,good/v").clone().establish()
+    assert opened[-1][0] == "good"
+
+
+def test_a_host_that_is_silent_costs_one_second_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "_failed_at", {})
+    with silent() as one, silent() as other:
+        began = time.monotonic()
+        with pytest.raises(OSError, match=r"timed out|temporarily unavailable"):
+            connect_to(Amqp(connect_timeout=2.5), f"amqp://u:p@127.0.0.1:{one},127.0.0.1:{other}/v").establish()
+        assert time.monotonic() - began >= 2
+
+
+def test_messages_name_all_hosts_and_no_password() -> None:
+    where = to("amqp://u:geheim@a:1,b:2/v").where
+    assert "a:1,b:2" in where
+    assert "geheim" not in where
+    assert "geheim" not in repr(to("amqp://u:geheim@a:1,b:2/v"))
+
+
+def test_a_server_that_answers_late_is_reached_in_the_second_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "_failed_at", {})
+    monkeypatch.setattr(connection, "FIRST_TRY_SECONDS", 0.2)
+    spoken = threading.Event()
+
+    def late(server: socket.socket) -> None:
+        first, _ = server.accept()
+        second, _ = server.accept()
+        time.sleep(0.5)
+        with first, second:
+            if second.recv(8) == b"AMQP\x00\x00\x09\x01":
+                spoken.set()
+
+    with socket.create_server(("127.0.0.1", 0)) as server, silent() as other:
+        threading.Thread(target=late, args=(server,), daemon=True).start()
+        with pytest.raises(OSError):
+            connect_to(
+                Amqp(connect_timeout=6), f"amqp://127.0.0.1:{server.getsockname()[1]},127.0.0.1:{other}/v"
+            ).establish()
+        assert spoken.wait(5)
