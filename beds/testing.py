@@ -52,6 +52,7 @@ def _documents(records: Mapping[Any, Record]) -> list[Record]:
 CHANGES: Mapping[str, Stub] = {
     "changes_after": lambda records, args: [r for r in _documents(records) if r["number"] >= args["from"]],
     "changes_newest": lambda records, _: _documents(records)[-1:],
+    "changes_end": lambda records, _: _documents(records)[-1:],
     "changes_with_entries": lambda records, args: [
         r for r in records.values() if any(entry["id"] in args["ids"] for entry in r["entries"])
     ],

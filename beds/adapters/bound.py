@@ -187,7 +187,8 @@ class BoundAdapter(NamasteCore):
         """
         trace = current_trace()
         ref = self.template.object_for(operation)
-        if trace is None or self.template.system or (ref.idempotent and not compares):
+        repeatable = ref.idempotent and not compares and not self.template.keeps_changes  # a repeated delete fails
+        if trace is None or self.template.system or repeatable:
             # A system template (tickets, telemetry) guards its writes in the command, so it needs no transaction.
             verify = None if self.template.system else answer
             return answer(self._call(table, operation, values, verify=verify)[1])

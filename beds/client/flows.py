@@ -489,16 +489,21 @@ class Flows:
         return page
 
     def describe(self, name: str, timeout: float) -> Flow[Description]:
-        return Description.from_wire((yield from self._about(name, DESCRIBE, {}, timeout)))
+        return Description.from_wire((yield from self._ask_about(name, DESCRIBE, timeout)))
 
-    def changes(self, name: str, after: str, limit: int, timeout: float) -> Flow[Changes]:
-        return Changes.from_wire((yield from self._about(name, CHANGES, {"after": after, "limit": limit}, timeout)))
+    def changes(self, name: str, after: str, limit: int, timeout: float, actor: str = "") -> Flow[Changes]:
+        arguments = {"after": after, "limit": limit}
+        return Changes.from_wire((yield from self._ask_about(name, CHANGES, timeout, arguments, actor)))
 
-    def _about(self, name: str, verb: str, more: Mapping[str, Any], timeout: float) -> Flow[Any]:
+    def _ask_about(
+        self, name: str, verb: str, timeout: float, arguments: Mapping[str, Any] | None = None, actor: str = ""
+    ) -> Flow[Any]:
         """The reply to a question about a template."""
         deadline = deadline_after(timeout)
         template = self.templates[name]
-        made = Event.about(template.store, verb, template.name, more, self._lineage(), timeout)
+        made = Event.of_question(
+            template.store, verb, template.name, self._lineage(), arguments or {}, expires_in=timeout, actor=actor
+        )
         pending = yield from self.send(with_encoded_body(made, self.settings.amqp.max_body_bytes), deadline)
         return (yield from self.answer(pending, deadline))
 

@@ -19,11 +19,11 @@ MAX_CHANGES = 1000
 _POSITION = re.compile(r"(\d{1,15})-(\d{1,6})")
 
 Position = tuple[int, int]
-"""A place in the log: the number of an entry, and how many of its changes are before the place."""
+"""The number of a document of the log, and how many of its changes are before the position."""
 
 
 def parse_position(text: Any) -> Position | None:
-    """The place that a text names; None for an empty one. Raises InvalidCursor."""
+    """The position that a text names; None for an empty one. Raises InvalidCursor."""
     if text == "":
         return None
     found = _POSITION.fullmatch(text) if isinstance(text, str) else None

@@ -221,16 +221,13 @@ class Event:
         return cls(task, kind.queue, {}, task, lineage, True, expires_in=seconds, is_plain=True)
 
     @classmethod
-    def about(
-        cls, store: Store, verb: str, template: str, more: Mapping[str, Any], lineage: Lineage, expires_in: float
+    def of_question(
+        cls, store: Store, verb: str, template: str, lineage: Lineage, arguments: Mapping[str, Any], **more: Any
     ) -> Event:
-        """A question about a template: what its objects take (`describe`), or what was written (`changes`).
-
-        `more` has further arguments.
-        """
+        """A question about a template: what its objects take (`describe`), or what was written (`changes`)."""
         queue = queue_for(store, Operation.FETCH)
-        arguments, summary = {"template": template, **more}, f"{template}.{verb}"
-        return cls(f"{queue}.{verb}", queue, arguments, summary, lineage, repeatable=True, expires_in=expires_in)
+        given, summary = {"template": template, **arguments}, f"{template}.{verb}"
+        return cls(f"{queue}.{verb}", queue, given, summary, lineage, repeatable=True, **more)
 
     @classmethod
     def of_probe(cls, queue: str, lineage: Lineage, *, retry: bool) -> Event:

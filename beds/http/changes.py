@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
 from starlette.responses import Response
@@ -24,17 +25,18 @@ async def on_changes(node: Node, asked: Asked, template: Template) -> Response:
     check_may_follow(asked.caller, template)
     after = asked.query.get("after", "")
     if asked.accepts(JSON, EVENTS) == JSON:
-        found = await node.feeds.read(template.name, after, _limit(asked.query.get("limit")))
+        found = await node.feeds.read(template.name, after, _limit(asked.query.get("limit")), asked.caller.actor)
         changes = [change_json(change) for change in found.changes]
         return asked.reply({"changes": changes, "position": found.position, "complete": found.complete})
     after = asked.request.headers.get("last-event-id") or after or FROM_NOW
     position = await node.feeds.position(template.name, after)
 
-    async def events() -> AsyncIterator[tuple[str, str, Any]]:
+    async def events() -> AsyncGenerator[tuple[str, str, Any], None]:
         # The position first: a reader whose connection breaks before the first change then misses none.
         yield "position", position, {"position": position}
-        async for change in node.feeds.follow(template.name, position):
-            yield "change", change.position, change_json(change)
+        async with aclosing(node.feeds.follow(template.name, position)) as changes:
+            async for change in changes:
+                yield "change", change.position, change_json(change)
 
     return sent_events(asked, events(), asked.verify)
 

@@ -97,8 +97,8 @@ class Node:
             raise UnknownTicket("this is no ticket of BEDS")
         return Handle(guid, actor=actor)
 
-    async def _read_changes(self, template: str, after: str, limit: int) -> Changes:
-        return await self.run(self.flows.changes(template, after, limit, self.http.timeout))
+    async def _read_changes(self, template: str, after: str, limit: int, actor: str) -> Changes:
+        return await self.run(self.flows.changes(template, after, limit, self.http.timeout, actor))
 
     async def not_ready(self) -> str:
         """Why the node cannot serve now; empty if it can. Probes RabbitMQ and the pool of tickets, at most once in

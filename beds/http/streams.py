@@ -1,9 +1,10 @@
-"""Server-sent events: what happens to a ticket, until it has ended."""
+"""Server-sent events, and those of a ticket until it has ended."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing
 from typing import Any
 
 from starlette.responses import Response, StreamingResponse
@@ -27,7 +28,7 @@ LONGEST_SECONDS = 3600.0
 """A stream ends after this time; the client's EventSource connects again by itself."""
 
 
-async def changes_of(node: Node, handle: Handle, status: TicketStatus) -> AsyncIterator[TicketStatus]:
+async def statuses_of(node: Node, handle: Handle, status: TicketStatus) -> AsyncIterator[TicketStatus]:
     """Each status that differs from the one before, from `status` on, until the ticket has ended.
 
     The state is polled, so a reader that reconnects, on this node or another, misses no final state.
@@ -64,7 +65,7 @@ def version_of(status: TicketStatus) -> str:
 
 async def events_of_ticket(
     node: Node, handle: Handle, status: TicketStatus, seen: str | None
-) -> AsyncIterator[tuple[str, str, Any]]:
+) -> AsyncGenerator[tuple[str, str, Any], None]:
     """Name, id and data of each event of a ticket's stream.
 
     Args:
@@ -72,7 +73,7 @@ async def events_of_ticket(
         status: the current one.
         seen: the id of the last event that the reader has; that state is not sent again.
     """
-    async for found in changes_of(node, handle, status):
+    async for found in statuses_of(node, handle, status):
         version = version_of(found)
         if version != seen:
             yield ("ended" if found.ready else "status"), version, ticket_json(found)
@@ -81,41 +82,47 @@ async def events_of_ticket(
 class EventStream(StreamingResponse):
     """A response of server-sent events. It lasts long and works little, so it counts as no request at work."""
 
-    def __init__(self, content: AsyncIterator[bytes], headers: Mapping[str, str]) -> None:
+    def __init__(self, content: AsyncGenerator[bytes, None], headers: Mapping[str, str]) -> None:
         headers = {**headers, "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        self._content = content
         super().__init__(content, headers=headers, media_type=EVENTS)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["method"] == "HEAD":
-            await Response(None, headers=dict(self.headers))(scope, receive, send)
-        else:
-            await super().__call__(scope, receive, send)
+        async with aclosing(self._content):  # also if the client goes while something is sent
+            if scope["method"] == "HEAD":
+                await Response(None, headers=dict(self.headers))(scope, receive, send)
+            else:
+                await super().__call__(scope, receive, send)
 
 
 def sent_events(
-    asked: Asked, events: AsyncIterator[tuple[str, str, Any]], verify: Callable[[], Awaitable[object]]
+    asked: Asked, events: AsyncGenerator[tuple[str, str, Any], None], verify: Callable[[], Awaitable[object]]
 ) -> EventStream:
     """The stream of these events: their names, ids and data.
 
     Args:
         asked, events: of the request.
-        verify: called at each beat; raises Problem if the caller is let in no more, which ends the stream.
+        verify: called every `BEAT_SECONDS`; its Problem ends the stream.
     """
     return EventStream(_with_beats(events, verify), asked.headers)
 
 
 async def _with_beats(
-    events: AsyncIterator[tuple[str, str, Any]], verify: Callable[[], Awaitable[object]]
-) -> AsyncIterator[bytes]:
+    events: AsyncGenerator[tuple[str, str, Any], None], verify: Callable[[], Awaitable[object]]
+) -> AsyncGenerator[bytes, None]:
+    loop = asyncio.get_running_loop()
     upcoming = asyncio.ensure_future(anext(events, None))
+    verified_at = loop.time()
     try:
         while True:
             done, _ = await asyncio.wait([upcoming], timeout=BEAT_SECONDS)
-            if not done:
+            if loop.time() >= verified_at + BEAT_SECONDS:
                 try:
                     await verify()
                 except Problem:
                     return
+                verified_at = loop.time()
+            if not done:
                 yield b": beat\n\n"
                 continue
             if (event := upcoming.result()) is None:
@@ -125,3 +132,5 @@ async def _with_beats(
             upcoming = asyncio.ensure_future(anext(events, None))
     finally:
         upcoming.cancel()
+        await asyncio.wait([upcoming])
+        await events.aclose()

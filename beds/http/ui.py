@@ -7,7 +7,7 @@ event stream.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from beds.http.access import Caller
 from beds.http.drawing import drawn
 from beds.http.forms import call_of_form, form_of
 from beds.http.node import Node
-from beds.http.operator import Operator
+from beds.http.operator import WINDOW_SECONDS, Operator
 from beds.http.pages import HEADERS
 from beds.http.problems import Problem, forbidden, not_found, problem_of
 from beds.http.representations import result_json, ticket_json
@@ -124,7 +124,9 @@ class Page:
             case () | ("",):
                 return await self._live_page("live.html", self._live_parts, title="Live", ops=self._ops is not None)
             case ("queues", name) if name in (*QUEUES, DEAD):
-                return await self._live_page("queue.html", lambda: self._queue_parts(name), title=name, name=name)
+                return await self._live_page(
+                    "queue.html", lambda: self._queue_parts(name), title=name, window=WINDOW_SECONDS
+                )
             case ("tickets",):
                 guid = self.request.query_params.get("guid", "").strip()
                 return self._redirect(f"/ui/tickets/{quote(guid_of(guid), safe='')}" if guid else "/ui/")
@@ -203,10 +205,10 @@ class Page:
     async def _live_page(self, file: str, parts: Parts, **values: Any) -> Response:
         """A page whose parts are sent again when they change, to a request with `?stream`."""
         if "stream" in self.request.query_params:
-            return EventStream(self._changes(parts), HEADERS)
+            return EventStream(self._changed_parts(parts), HEADERS)
         return self._html(file, parts=await parts(), stream=f"{self.request.url.path}?stream", **values)
 
-    async def _changes(self, parts: Parts) -> AsyncIterator[bytes]:
+    async def _changed_parts(self, parts: Parts) -> AsyncGenerator[bytes, None]:
         sent: dict[str, str] = {}
         end = asyncio.get_running_loop().time() + LONGEST_SECONDS
         while asyncio.get_running_loop().time() < end:
@@ -235,9 +237,11 @@ class Page:
     async def _queue_parts(self, name: str) -> dict[str, str]:
         overview = await self._need_ops().overview()
         operations = await self._need_ops().operations(name)
-        dead = [each for each in overview["dead"] if each["queue"] == name]
+        dead = [each for each in overview["dead"] if each["queue"] == name]  # of the latest
         return {
-            "queues": self._fragment("_queues.html", queues={name: overview["queues"].get(name, {})}),
+            "queues": self._fragment(
+                "_queues.html", queues={n: row for n, row in overview["queues"].items() if n == name}
+            ),
             "operations": self._fragment("_operations.html", operations=operations),
             "dead": self._fragment("_dead.html", dead=dead),
             "problem": self._fragment("problem.html", problem=overview["problem"]),

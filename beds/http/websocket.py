@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Coroutine, Mapping
+from contextlib import aclosing
 from typing import Any
 
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
@@ -20,7 +21,7 @@ from beds.http.node import Node
 from beds.http.operations import call_of, status_of
 from beds.http.problems import Problem, body_of, problem_of
 from beds.http.representations import result_json, ticket_json
-from beds.http.streams import changes_of
+from beds.http.streams import statuses_of
 from beds.http.values import LARGEST, encode, read_json
 
 PROTOCOL = "beds"
@@ -31,6 +32,8 @@ IN_FLIGHT = 64
 SUBSCRIPTIONS = 1000
 UNREAD_BYTES = 4 * 1024 * 1024
 """Messages that may wait for a slow reader, before the connection is closed."""
+ROOM_BYTES = UNREAD_BYTES // 2
+"""Beyond this, changes wait in the log."""
 DRAIN_SECONDS = 15.0
 """Time for calls at work to end when the node stops."""
 CHECK_SECONDS = 60.0
@@ -71,6 +74,8 @@ class Conversation:
         self._subscriptions: dict[str, asyncio.Task[None]] = {}
         self._unread: asyncio.Queue[bytes] = asyncio.Queue()
         self._unread_bytes = 0
+        self._has_room = asyncio.Event()
+        self._has_room.set()
         self._ends = asyncio.Event()
         self._code, self._reason = RESTART, "the node stops"
 
@@ -146,10 +151,14 @@ class Conversation:
             except (WebSocketDisconnect, RuntimeError, OSError):
                 return
             self._unread_bytes -= len(data)
+            if self._unread_bytes < ROOM_BYTES:
+                self._has_room.set()
 
     def _put(self, number: Any, status: int, body: Any, event: str = "") -> None:
         data = encode({"id": number, **({"event": event} if event else {}), "status": status, "body": body})
         self._unread_bytes += len(data)
+        if self._unread_bytes >= ROOM_BYTES:
+            self._has_room.clear()
         if self._unread_bytes > UNREAD_BYTES:
             self.end(TRY_AGAIN, "replies are read too slowly")
         else:
@@ -219,10 +228,10 @@ class Conversation:
 
         async def follow() -> None:
             last = status
-            async for last in changes_of(self._node, handle, status):
+            async for last in statuses_of(self._node, handle, status):
                 self._put(number, 200, ticket_json(last), "ended" if last.ready else "status")
             if not last.ready:
-                raise Problem(410, "ticket_expired", "The ticket is followed no longer; subscribe again.")
+                raise _subscription_ended()
 
         self._subscribe(number, {"subscribed": handle.guid}, follow)
 
@@ -234,9 +243,11 @@ class Conversation:
         position = await self._node.feeds.position(template.name, after)
 
         async def follow() -> None:
-            async for change in self._node.feeds.follow(template.name, position):
-                self._put(number, 200, change_json(change), "change")
-            raise Problem(410, "changes_expired", "The changes are followed no longer; subscribe again.")
+            async with aclosing(self._node.feeds.follow(template.name, position)) as changes:
+                async for change in changes:
+                    await self._has_room.wait()  # a log may have more than a client reads at once
+                    self._put(number, 200, change_json(change), "change")
+            raise _subscription_ended()
 
         self._subscribe(number, {"subscribed": template.name, "position": position}, follow)
 
@@ -263,6 +274,10 @@ class Conversation:
                         del self._subscriptions[name]
 
         self._subscriptions[name] = asyncio.create_task(run())
+
+
+def _subscription_ended() -> Problem:
+    return Problem(410, "subscription_ended", "The subscription has reached its longest time; subscribe again.")
 
 
 def _is_id(value: Any) -> bool:

@@ -44,6 +44,8 @@ EXPIRE_EVERY = 100
 """Documents get an end of life in portions of this size. The newest one never has one, so that numbers go on."""
 READ_AT_ONCE = 100
 """Documents that one reply looks through."""
+ENTRY_BYTES = 400
+"""About the size of a change in a reply, without its key."""
 
 Entry = Mapping[str, Any]
 
@@ -54,13 +56,13 @@ class ChangeLog:
     Args:
         factory: where adapters come from.
         ttl_days: how long changes are kept, at least.
+        max_bytes: about the most of one reply.
     """
 
-    def __init__(self, factory: Factory, ttl_days: int) -> None:
+    def __init__(self, factory: Factory, ttl_days: int, max_bytes: int = 2**19) -> None:
         self._factory = factory
         self._ttl = timedelta(days=ttl_days)
-        self._last: int | None = None
-        """The number of the newest document, as far as this process knows."""
+        self._max_bytes = max_bytes
 
     def append(self, audits: Iterable[Mapping[str, Any]]) -> None:
         """Append the committed writes among some audit records. Those that are there already are passed over.
@@ -72,49 +74,49 @@ class ChangeLog:
         for _ in range(ATTEMPTS):
             if not entries:
                 return
-            number = 1 + (self._read_last() if self._last is None else self._last)
+            newest = self._first("newest")
+            number = newest["number"] + 1 if newest else 1
             try:
                 self._log.create_record({"number": number, "at": now(), "entries": list(entries.values())})
-            except DuplicateKey:
-                self._last = None  # the number is taken, or an earlier copy of the message was written
-                entries = {guid: entry for guid, entry in entries.items() if guid not in self._known(entries)}
+            except DuplicateKey:  # the number is taken, or an earlier copy of the message was written
+                known = self._known(entries)
+                entries = {guid: entry for guid, entry in entries.items() if guid not in known}
                 continue
-            self._last = number
             if number % EXPIRE_EVERY == 0:
                 self._expire_before(number)
             return
         raise harmless(StoreUnavailable("the log of changes is contended; the message is taken again"))
 
     def read(self, template: str, after: Position | None, limit: int) -> Changes:
-        """The changes of a template after a place, or from the oldest one that is kept.
+        """The changes of a template after a position, or from the oldest one that is kept.
+
+        Only what a majority of MongoDB's members has is read, since a failover may take back the rest.
 
         Raises:
-            ChangesExpired: the log does not reach back to the place, so changes would be missed.
+            ChangesExpired: the log does not reach back to the position, so changes would be missed.
         """
         documents = self._fetch("after", {"from": after[0] if after else 0}, READ_AT_ONCE)
-        if after is None:
-            after = (0, 0)
-        else:
-            _check_reach(after, documents)
-        number, index = after
+        _check_reach(after, documents)
+        position = after or (0, 0)
         found: list[Change] = []
+        size = 0
         for document in documents:
-            number = document["number"]
-            entries: Sequence[Entry] = document["entries"]
-            for place, entry in enumerate(entries, 1):
-                if entry["template"] != template or (number, place) <= after:
+            for index, entry in enumerate(document["entries"], 1):
+                here = document["number"], index
+                if entry["template"] != template or here <= (after or (0, 0)):
                     continue
-                if len(found) == limit:
+                size += ENTRY_BYTES + len(entry["record_id"].encode())
+                if found and (len(found) == limit or size > self._max_bytes):
                     return Changes(tuple(found), found[-1].position, complete=False)
-                found.append(_change(entry, (number, place)))
-            index = len(entries)
-        return Changes(tuple(found), position_text((number, index)), complete=len(documents) < READ_AT_ONCE)
+                found.append(_change(entry, here))
+            position = document["number"], len(document["entries"])
+        return Changes(tuple(found), position_text(position), complete=len(documents) < READ_AT_ONCE)
 
     def end(self) -> Changes:
-        """No changes, and the place behind the last one."""
-        newest = self._newest()
-        place = (newest["number"], len(newest["entries"])) if newest else (0, 0)
-        return Changes((), position_text(place), complete=True)
+        """No changes, and the position behind the last one."""
+        newest = self._first("end")
+        position = (newest["number"], len(newest["entries"])) if newest else (0, 0)
+        return Changes((), position_text(position), complete=True)
 
     def _is_wanted(self, audit: Mapping[str, Any]) -> bool:
         name = audit["template"]
@@ -127,12 +129,8 @@ class ChangeLog:
         except NotFound:
             return  # all of them have an end already
 
-    def _read_last(self) -> int:
-        newest = self._newest()
-        return newest["number"] if newest else 0
-
-    def _newest(self) -> Mapping[str, Any] | None:
-        return next(iter(self._fetch("newest", {}, 1)), None)
+    def _first(self, using: str) -> Mapping[str, Any] | None:
+        return next(iter(self._fetch(using, {}, 1)), None)
 
     def _known(self, entries: Mapping[str, Entry]) -> set[str]:
         documents = self._fetch("with_entries", {"ids": list(entries)}, len(entries))
@@ -171,10 +169,12 @@ def read_changes(log: ChangeLog, factory: Factory, store: Store, body: Mapping[s
     return log.end() if after == FROM_NOW else log.read(template.name, parse_position(after), limit)
 
 
-def _check_reach(after: Position, documents: Sequence[Mapping[str, Any]]) -> None:
-    """Raises ChangesExpired: the document of a place, with which reading begins, is not there."""
-    first = documents[0]["number"] if documents else 0
-    if first != after[0] and not (after[0] == 0 and first == 1):
+def _check_reach(after: Position | None, documents: Sequence[Mapping[str, Any]]) -> None:
+    """Raises ChangesExpired: the document of a position, with which reading begins, is not there, or one after it."""
+    numbers = [document["number"] for document in documents]
+    first = numbers[0] if numbers else 0
+    reaches = after is None or first == after[0] or (after[0] == 0 and first == 1)
+    if not reaches or numbers != list(range(first, first + len(numbers))):
         raise ChangesExpired("the log of changes does not reach back to this position", detail={"field": "after"})
 
 
@@ -190,6 +190,6 @@ def _entry(audit: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _change(entry: Entry, place: Position) -> Change:
-    shown = {name: value for name, value in entry.items() if name != "id"}
-    return Change(position=position_text(place), **shown)
+def _change(entry: Entry, position: Position) -> Change:
+    named = ("template", "operation", "record_id", "affected", "event_id", "at")
+    return Change(position_text(position), *(entry[name] for name in named))

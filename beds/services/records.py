@@ -9,7 +9,7 @@ from typing import Any
 
 from beds.domain.clock import now
 from beds.domain.event import RecordKind
-from beds.errors import BedsError, DeadEvent, InvalidPayload, MalformedEvent
+from beds.errors import DeadEvent, InvalidPayload, MalformedEvent
 from beds.services.dispatch import Factory
 
 TEMPLATES: Mapping[RecordKind, str] = {
@@ -36,16 +36,21 @@ class RecordStore:
         self._factory = factory
         self._ttl = timedelta(days=ttl_days)
 
-    def write(self, kind: RecordKind, common: Any, records: Any) -> list[dict[str, Any]]:
-        """Write the records of one message, and return them as they were written.
+    def write(
+        self, kind: RecordKind, common: Any, records: Any
+    ) -> tuple[list[dict[str, Any]], MalformedEvent | InvalidPayload | None]:
+        """Write the records of one message.
 
         Args:
             kind: the kind of the records.
             common: the fields that all of them share.
             records: plain JSON objects.
 
+        Returns:
+            The records as they were written, and the error of one that breaks the contract and was not.
+
         Raises:
-            MalformedEvent, InvalidPayload: a record breaks the contract; the others were written.
+            MalformedEvent: the message is not one of records.
             StoreUnavailable: MongoDB cannot be reached.
         """
         if not isinstance(common, Mapping) or not isinstance(records, list) or not 0 < len(records) <= MAX_RECORDS:
@@ -53,7 +58,7 @@ class RecordStore:
         template = self._factory.registry[TEMPLATES[kind]]
         expires = {} if kind is RecordKind.METRIC else {"expires_at": now() + self._ttl}
         good: list[dict[str, Any]] = []
-        bad: BedsError | None = None
+        bad: MalformedEvent | InvalidPayload | None = None
         for record in records:
             try:
                 good.append(template.check_create(_document(kind, common, record) | expires))
@@ -61,9 +66,7 @@ class RecordStore:
                 bad = error
         if good:
             self._factory.adapter(template.name).create_records(good)
-        if bad:
-            raise bad
-        return good
+        return good, bad
 
 
 def _document(kind: RecordKind, common: Mapping[str, Any], record: Any) -> dict[str, Any]:

@@ -47,6 +47,8 @@ def check_roles(http: Http, templates: TemplateRegistry) -> None:
                     raise ConfigurationError(f"{where}: only the role {OPS} may see the records of BEDS itself")
                 known = ["*", READ, *names_of(templates[kind])]
                 known += [CHANGES] if templates[kind].keeps_changes else []
+            if what == CHANGES and role.bind:
+                raise ConfigurationError(f"{where}: a change does not say whose record it is, so bind cannot limit it")
             if what not in known:
                 raise ConfigurationError(
                     f"{where}: {kind} has no {what}{nearest(what, known)}", hint=f"it has: {', '.join(known)}"

@@ -29,7 +29,7 @@ _failed_at: dict[str, float] = {}
 """When each host failed last, in monotonic seconds; by its URL."""
 
 
-class HostsConnection(Connection):
+class HostsConnection(Connection):  # type: ignore[misc]  # kombu has no types
     """kombu's connection, over the first of several hosts that completes the handshake.
 
     kombu tries a further host only after a whole timeout of the one before, and only where it retries at all.
@@ -72,7 +72,7 @@ class HostsConnection(Connection):
     @property
     def where(self) -> str:
         """All hosts, for messages; without the password."""
-        uri = self.as_uri()
+        uri = str(self.as_uri())
         return uri.replace(self.host, ",".join(map(_host_of, self.alt)), 1) if len(self.alt) > 1 else uri
 
     def _open(self, url: str, seconds: float) -> amqp.Connection:

@@ -60,11 +60,13 @@ class RecordTask(Task):
         common, records = body.get("common"), body.get("records")
         if user != workers and isinstance(common, dict) and isinstance(records, list):
             records = [{**record, "user": user} if isinstance(record, dict) else record for record in records]
-        written = self.app.records.write(kind, common, records)
+        written, bad = self.app.records.write(kind, common, records)
         if kind is RecordKind.AUDIT:
             self.app.changes.append(written)
         if kind is RecordKind.METRIC:
             PROMETHEUS.take(written)
+        if bad:
+            raise bad
 
 
 def _make(name: str) -> Task:

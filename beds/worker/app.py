@@ -125,7 +125,7 @@ class BedsApp(Celery):
 
     @cached_property
     def changes(self) -> ChangeLog:
-        return ChangeLog(self.factory, self.settings.logging.ttl_days)
+        return ChangeLog(self.factory, self.settings.logging.ttl_days, self.settings.amqp.max_body_bytes // 2)
 
     @cached_property
     def Worker(self) -> Any:

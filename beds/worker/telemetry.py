@@ -92,14 +92,15 @@ class Telemetry:
         """
         seconds, queue, route = trace.seconds, delivery.queue, delivery.route
         verb = route.verb if route else "?"
-        is_question = route is not None and route.queue.service == "calgon"  # its probes, too
+        # Requests about tickets, with their probes, and looks at the log of changes.
+        is_question = route is not None and (route.queue.service == "calgon" or route.kind is Kind.CHANGES)
         template = trace.template if trace.template in self._registry else ""
         if not trace.counted:
             self._meter.count((queue, verb, template, outcome), seconds)
             trace.counted = True
         self.shipper.start()
         if is_question and not trace.lineage.parent_id:
-            return None  # a ticket or operator request without a parent belongs to no other event's lineage
+            return None  # such a request without a parent belongs to no other event's lineage
         using = trace.body.get("using")
         known = isinstance(using, str) and template and using in self._registry[template].fetch
         name = f"{template or '?'}.{verb}" + (f" using {using}" if known else "")

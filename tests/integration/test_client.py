@@ -484,7 +484,7 @@ def test_descriptions_of_others_and_of_wrong_questions_are_refused(client: Clien
         client.describe("Flight")
     for store, body in ((Store.REC, {"template": "SampleRows"}), (Store.REL, {"template": ["SampleRows"]}),
                         (Store.REL, {}), (Store.REL, {"template": "SampleRows", "using": "by_id"})):  # fmt: skip
-        made = Event.about(store, "describe", "SampleRows", {}, Lineage.root("test", "test"), 60)
+        made = Event.of_question(store, "describe", "SampleRows", Lineage.root("test", "test"), {}, expires_in=60)
         deadline = time.monotonic() + 60
         pending = client.send(with_encoded_body(replace(made, arguments=body), 100_000), deadline)
         with pytest.raises(MalformedEvent):

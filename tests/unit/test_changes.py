@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from beds import testing
-from beds.adapters.memory import MemoryStore
+from beds.adapters.memory import MemoryAdapter, MemoryStore
 from beds.domain.change import parse_position
-from beds.domain.event import Store
+from beds.domain.event import Operation, Store
+from beds.domain.lineage import Lineage
+from beds.domain.trace import Trace, tracing
 from beds.errors import ChangesExpired, DuplicateKey, InvalidCursor, MalformedEvent, OutOfRange, UnknownOperation
 from beds.services.changes import EXPIRE_EVERY, READ_AT_ONCE, ChangeLog, read_changes
 from beds.templates.registry import TemplateRegistry
@@ -180,3 +182,35 @@ def test_changes_over_memory(tmp_path: Path) -> None:
         ("update_record", "a"),
         ("delete_record", "a"),
     ]
+
+
+def test_a_log_with_a_hole_is_not_read_over_it(log: ChangeLog, factory: testing.MemoryFactory) -> None:
+    """A failover may take back a document that no majority had."""
+    for name in "abcd":
+        log.append([audit(name)])
+    del documents(factory)[3]
+    with pytest.raises(ChangesExpired):
+        keys(log, "1-1")
+
+
+def test_a_reply_has_no_more_bytes_than_a_message_may_have(factory: testing.MemoryFactory) -> None:
+    small = ChangeLog(factory, ttl_days=1, max_bytes=2000)
+    small.append([audit(str(n), record_id="é" * 100) for n in range(10)])
+    found = small.read("SampleDocs", None, 1000)
+    assert (len(found.changes), found.complete) == (3, False)
+    assert len(small.read("SampleDocs", parse_position(found.position), 1000).changes) == 3
+
+
+def test_a_template_with_changes_has_a_ledger_entry_for_each_delete(tmp_path: Path) -> None:
+    """A delete that is repeated without one fails with not_found, and would be no change."""
+    registry = TemplateRegistry.from_folder(SCHEMA)
+    template = registry["SampleDocs"]
+    assert template.delete is not None
+    repeatable = template.model_copy(update={"delete": template.delete.model_copy(update={"idempotent": True})})
+    adapter = MemoryAdapter(repeatable)
+    adapter.create_record({"id": "a"})
+    trace = Trace(Lineage.root("n", "test"), "user", operation=Operation.DELETE, template="SampleDocs")
+    for _ in range(2):
+        trace.steps = 0
+        with tracing(trace):
+            assert adapter.delete_record("a").affected == 1

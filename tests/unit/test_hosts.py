@@ -127,6 +127,22 @@ def test_a_user_that_is_refused_is_not_tried_elsewhere(opened: list[tuple[str, f
     assert len(opened) == 1
 
 
+def test_port_and_server_name_are_those_of_each_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """kombu keeps the port of the host before, and writes its name into the TLS options of all."""
+    tried: list[tuple[str, ...]] = []
+
+    class Refusing(amqp.Connection):  # type: ignore[misc]
+        def __init__(self, host: str, *, ssl: dict[str, Any], **_: Any) -> None:
+            tried.append((*host.split(":"), ssl["server_hostname"]))
+            raise ConnectionRefusedError
+
+    monkeypatch.setattr("kombu.transport.pyamqp.Transport.Connection", Refusing)
+    monkeypatch.setattr(connection, "_failed_at", {})
+    with pytest.raises(ConnectionRefusedError):
+        to("amqps://u:p@a:1,b,c:3/v").establish()
+    assert set(tried) == {("a", "1", "a"), ("b", "5671", "b"), ("c", "3", "c")}
+
+
 def test_a_clone_knows_all_hosts(opened: list[tuple[str, float]]) -> None:
     to("amqp://u:p@bad1,good/v").clone().establish()
     assert opened[-1][0] == "good"
