@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
 
-from beds.config.hosts import check_amqp, each_host
+from beds.config.hosts import check_amqp, check_hosts, each_host
 
 BrokerName = Literal[
     "rec.read", "rec.write", "rel.read", "rel.write", "job.aggregate", "job.migrate", "job.warehouse", "calgon", "admin"
@@ -248,15 +248,39 @@ class RecDatabase(Section):
         return self
 
 
+def _hosts(hosts: tuple[str, ...]) -> tuple[str, ...]:
+    check_hosts(list(hosts))
+    return hosts
+
+
 class RelDatabase(Section):
     host: Text = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65535)] = 3306
+    hosts: Annotated[tuple[Text, ...], AfterValidator(_hosts)] = ()
+    """A primary and its candidates, `["a:3306", "b:3306"]`, instead of `host`; the one that takes writes is used."""
     database: Text = "beds"
     user: Text = "beds_broker"
     password: SecretStr = SecretStr("")
     tls: Tls | None = None
     connect_timeout: Annotated[float, Field(gt=0, le=60)] = 3.0
     """Seconds for one attempt to connect."""
+
+    @property
+    def addresses(self) -> list[tuple[str, int]]:
+        """Host and port of each server."""
+        parts = [urlsplit(f"//{each}") for each in self.hosts]
+        return [(str(part.hostname), part.port or self.port) for part in parts] or [(self.host, self.port)]
+
+    @property
+    def where(self) -> str:
+        """All servers, for messages."""
+        return ",".join(f"{host}:{port}" for host, port in self.addresses)
+
+    @model_validator(mode="after")
+    def _host_or_hosts(self) -> RelDatabase:
+        if self.hosts and "host" in self.model_fields_set:
+            raise ValueError("hosts: give host or hosts, not both")
+        return self
 
 
 class Databases(Section):

@@ -208,7 +208,7 @@ def _place(settings: Settings, store: Store) -> str:
     """The address of a store's server, without user and password."""
     rel, rec = settings.databases.rel, settings.databases.rec
     if store is Store.REL and rel:
-        return f"{rel.host}:{rel.port}"
+        return rel.where
     return urlsplit(rec.uri.get_secret_value()).netloc.rpartition("@")[2] if rec else "no server is named"
 
 

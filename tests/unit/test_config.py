@@ -54,7 +54,7 @@ def test_the_environment_wins_over_the_env_file_and_that_over_the_toml(
     [
         ("[nod]\nname='x'", "unknown key nod; did you mean 'node'?"),
         ("[amqp]\nqueue_typ='x'", "unknown key amqp.queue_typ; did you mean 'queue_type'?"),
-        ("[databases.rel]\nhots='x'", "unknown key databases.rel.hots; did you mean 'host'?"),
+        ("[databases.rel]\nhots='x'", "unknown key databases.rel.hots; did you mean 'hosts'?"),
         ("[brokers]\n'rec.raed'={instances=1}", "unknown broker 'rec.raed'; did you mean 'rec.read'?"),
         ("[brokers]\n'rec.read'={instancs=1}", "did you mean 'instances'?"),
         ("[schema]\npaht='x'", "did you mean 'path'?"),

@@ -25,6 +25,7 @@ from beds.adapters.mariadb.errors import (
     translate,
     translated,
 )
+from beds.adapters.mariadb.hosts import connect_to_primary
 from beds.adapters.mariadb.signatures import Column, Source
 from beds.adapters.mariadb.types import SqlType
 from beds.adapters.mariadb.values import bulk_to_json, to_sql
@@ -68,32 +69,36 @@ def connect(config: RelDatabase, timeout: float, *, multi_statements: bool = Fal
     """Open a connection in strict mode, in UTC, with transactions.
 
     Args:
-        config: where to connect.
+        config: where to connect; of several hosts, to the one that takes writes.
         timeout: of the socket, in seconds.
         multi_statements: whether one query may hold several statements.
     """
     tls = {"ssl": config.tls.named("ca", "cert", "key"), "ssl_mode": "VERIFY_IDENTITY"} if config.tls else {}
-    with translated():
-        return MySQLdb.connect(
-            **tls,
-            host=config.host,
-            port=config.port,
-            user=config.user,
-            passwd=config.password.get_secret_value(),
-            db=config.database,
-            charset="utf8mb4",
-            connect_timeout=max(1, int(config.connect_timeout)),
-            read_timeout=max(1, int(timeout)),
-            write_timeout=max(1, int(timeout)),
-            # The server ends a statement and releases its locks before the driver's socket timeout.
-            init_command=f"{SESSION_SETUP}, max_statement_time = {max(1.0, timeout - 1):.1f}",
-            autocommit=False,
-            client_flag=CLIENT.FOUND_ROWS,  # an update counts a record that it finds, even if it stays the same
-            local_infile=0,
-            multi_statements=multi_statements,
-            conv=_CONVERSIONS,
-            cursorclass=MySQLdb.cursors.DictCursor,
-        )
+
+    def connect_to(host: str, port: int, seconds: float) -> Any:
+        with translated():
+            return MySQLdb.connect(
+                **tls,
+                host=host,
+                port=port,
+                user=config.user,
+                passwd=config.password.get_secret_value(),
+                db=config.database,
+                charset="utf8mb4",
+                connect_timeout=max(1, int(seconds)),
+                read_timeout=max(1, int(timeout)),
+                write_timeout=max(1, int(timeout)),
+                # The server ends a statement and releases its locks before the driver's socket timeout.
+                init_command=f"{SESSION_SETUP}, max_statement_time = {max(1.0, timeout - 1):.1f}",
+                autocommit=False,
+                client_flag=CLIENT.FOUND_ROWS,  # an update counts a record that it finds, even if it stays the same
+                local_infile=0,
+                multi_statements=multi_statements,
+                conv=_CONVERSIONS,
+                cursorclass=MySQLdb.cursors.DictCursor,
+            )
+
+    return connect_to_primary(config, connect_to)
 
 
 class MariaDBSession:

@@ -11,7 +11,7 @@ from typing import Any
 from bson.binary import UuidRepresentation
 from bson.codec_options import CodecOptions, DatetimeConversion
 from bson.errors import InvalidBSON
-from pymongo import MongoClient
+from pymongo import MongoClient, ReadPreference, WriteConcern
 from pymongo.client_session import ClientSession
 from pymongo.database import Database
 from pymongo.errors import DuplicateKeyError
@@ -31,6 +31,7 @@ OBJECTS = "beds_objects"
 
 LEDGER = "msLedger"
 """The collection of idempotency records."""
+MAJORITY = WriteConcern("majority")
 DUPLICATE = 11000
 """MongoDB's code for a key that exists."""
 
@@ -74,7 +75,10 @@ class MongoSession:
 
     def __init__(self, config: RecDatabase, timeout: float) -> None:
         self._client = connect(config, timeout)
-        self._database: Database[Document] = self._client[config.database]
+        # Whatever the URI says: a secondary may lack what was just written, and one member alone may lose it.
+        self._database: Database[Document] = self._client.get_database(
+            config.database, read_preference=ReadPreference.PRIMARY, write_concern=MAJORITY
+        )
         self._session: ClientSession | None = None
 
     def describe(self, names: Iterable[str]) -> dict[str, NamedObject]:
@@ -138,7 +142,7 @@ class MongoSession:
             self._session = self._client.start_session(causal_consistency=False)
         session = self._session
         try:
-            with session.start_transaction():
+            with session.start_transaction(write_concern=MAJORITY, read_preference=ReadPreference.PRIMARY):
                 yield session
         except BaseException:
             self._session = None
