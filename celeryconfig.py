@@ -8,7 +8,7 @@ from beds.config import load_settings
 from beds.config.hosts import each_host
 from beds.transport.connection import tls_options
 from beds.transport.topology import Topology
-from beds.wire.routes import DEAD, ROUTES
+from beds.wire.routes import DEAD, LATER, ROUTES
 
 _settings = load_settings()
 _topology = Topology.from_settings(_settings.amqp)
@@ -38,7 +38,8 @@ timezone = "UTC"
 # --- Routing: by the name of a queue, never at call time -------------------------------------------------------------
 # A retry loses an exchange and key given at call time. It then runs on another queue's worker, since Celery prefers the
 # default queue's binding.
-task_queues = [queue.to_kombu() for queue in _topology.queues]
+# Nothing consumes beds.later: its messages return by themselves.
+task_queues = [queue.to_kombu() for queue in _topology.queues if queue.name != LATER]
 task_routes = {route.task: {"queue": route.queue.name} for route in ROUTES.values()}
 # A task without a route goes to the dead-letter queue, whose consumer executes no task.
 task_default_queue = DEAD

@@ -30,7 +30,7 @@ EXPIRED = "expired"
 """RabbitMQ's reason for an event whose TTL passed in the queue."""
 DELIVERY_LIMIT = "delivery_limit"
 """RabbitMQ's reason for an event that was redelivered too often."""
-_RABBITMQS = ("x-death", "x-first-death", "x-last-death", "x-delivery-count", "x-acquired-count")
+RABBITMQS = ("x-death", "x-first-death", "x-last-death", "x-delivery-count", "x-acquired-count")
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +139,7 @@ class DeadStore:
             "routing_key": message.routing_key if exchange_of(message.routing_key) else "",
         }
         template = self._factory.registry[TEMPLATE]
-        kept = {n: v for n, v in message.headers.items() if not str(n).startswith(_RABBITMQS)}
+        kept = {n: v for n, v in message.headers.items() if not str(n).startswith(RABBITMQS)}
         document = {
             "dead_id": str(_id_of(message)),
             **{name: str(value or "")[: template.fields[name].max_length] for name, value in text.items()},

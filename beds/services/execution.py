@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, Protocol
@@ -62,6 +63,7 @@ class Delivery:
         worker: the worker's name.
         summary: template and operation, as monitors show them.
         redelivered: whether RabbitMQ delivered it before.
+        waiting_since: when it first waited for its store, in Unix seconds; 0 if it did not.
         arguments: the task's, as the codec writes them.
     """
 
@@ -74,6 +76,7 @@ class Delivery:
     worker: str = ""
     summary: str = ""
     redelivered: bool = False
+    waiting_since: float = 0.0
     arguments: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
@@ -138,6 +141,10 @@ class Redeliver(Exception):
     """The outcome is open: RabbitMQ must deliver the event again."""
 
 
+class Postpone(Redeliver):
+    """As `Redeliver`, because a store is away: the event is delivered again after a pause, which counts as no death."""
+
+
 class InOtherHands(Exception):
     """Another worker executes a copy of the event and ends the ticket. This copy is acknowledged without a reply."""
 
@@ -176,6 +183,7 @@ class Execution:
         max_body_bytes: the largest reply.
         patience: called with a queue; returns the seconds to wait for the ticket store before an event is requeued.
         interrupts: the exception raised inside an event when its soft time limit strikes.
+        longest_wait: seconds for which an event waits for its store.
         give_up: called with the reason when an outcome can be neither stored nor undone. It does not return, and the
             event is redelivered.
         clock: what its deadlines and pauses go by.
@@ -190,6 +198,7 @@ class Execution:
         max_body_bytes: int,
         patience: Callable[[str], float],
         interrupts: type[Exception],
+        longest_wait: float,
         give_up: Callable[[str], NoReturn],
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
@@ -199,6 +208,7 @@ class Execution:
         self._max_body_bytes = max_body_bytes
         self._patience = patience
         self._interrupts = interrupts
+        self._longest_wait = longest_wait
         self._give_up = give_up
         self._clock = clock
 
@@ -266,11 +276,11 @@ class Execution:
         except self._interrupts:
             raise
         except StoreUnavailable as error:
-            if trace.operation is None or trace.operation.is_read or is_harmless(error):
+            wrote_nothing = trace.operation is None or trace.operation.is_read or is_harmless(error)
+            if wrote_nothing and (not delivery.header.ticket or self._has_waited(delivery)):
                 return _failed(delivery, error, error)
-            # The write may have been committed. On redelivery the ledger shows whether it was; a reply now would guess.
-            logger.warning("%s is in doubt: %s; it will be delivered again", delivery.guid, error.message)
-            raise Redeliver(error.message) from None
+            # A write may have been committed. On redelivery the ledger shows whether it was; a reply now would guess.
+            raise self._later(delivery, error) from None
         except BedsError as error:
             return _failed(delivery, error, error)
         except (Redeliver, InOtherHands):
@@ -297,7 +307,7 @@ class Execution:
                 break
             except StoreUnavailable as error:
                 if not backoff.wait():
-                    raise Redeliver(error.message) from None
+                    raise self._later(delivery, error) from None
         if found is None:
             raise InOtherHands
         state = TicketState(found["state"])
@@ -321,13 +331,21 @@ class Execution:
             try:
                 found = self._factory.adapter(trace.template).note_failure(trace, error)
             except StoreUnavailable as away:
-                logger.warning("%s is in doubt: %s; it will be delivered again", delivery.guid, away.message)
-                raise Redeliver(away.message) from None
+                raise self._later(delivery, away) from None
             except BedsError as noted:
                 return _failed(delivery, noted, noted)
             if found is not None:
                 return self._answered(delivery, found)
         return _failed(delivery, error, error)
+
+    def _later(self, delivery: Delivery, error: BedsError) -> Redeliver:
+        """How an event is delivered again whose store is away."""
+        logger.warning("%s waits for its store: %s; it will be delivered again", delivery.guid, error.message)
+        return Redeliver(error.message) if self._has_waited(delivery) else Postpone(error.message)
+
+    def _has_waited(self, delivery: Delivery) -> bool:
+        """Whether the event has waited for as long as it may."""
+        return delivery.waiting_since > 0 and time.time() > delivery.waiting_since + self._longest_wait
 
     def _answered(self, delivery: Delivery, value: Any) -> Ending:
         """The ending with a result, or with an error if the result cannot be sent."""

@@ -12,10 +12,13 @@ from kombu import Connection, Exchange, Queue
 
 from beds.config.sections import Amqp
 from beds.errors import BrokerUnavailable, PermissionDenied, TopologyMismatch
-from beds.wire.routes import DEAD, EVENTS, LOGS, QUEUE_ROUTES, QueueRoute
+from beds.wire.routes import DEAD, EVENTS, LATER, LOGS, QUEUE_ROUTES, QueueRoute
 
 UNLIMITED = 1_000_000_000
 """Deliveries. RabbitMQ 4 drops a message after 20 if a quorum queue sets no limit; 3.x has no value for no limit."""
+
+LATER_SECONDS = 5.0
+"""How long an event waits for its store before it is delivered again."""
 
 _DELAY = re.compile(r"^(?:[01]\.){28}")
 
@@ -70,9 +73,10 @@ class Topology:
             return found
 
         return cls(
-            exchanges=(EVENTS, LOGS, DEAD),
+            exchanges=(EVENTS, LOGS, LATER, DEAD),
             queues=(
                 *(QueueSpec(q.name, q.exchange, q.keys, arguments(q)) for q in QUEUE_ROUTES.values()),
+                QueueSpec(LATER, LATER, ("#",), _later(amqp_settings.queue_type)),
                 # The last queue: it is consumed as raw messages, and has no dead-letter exchange.
                 QueueSpec(DEAD, DEAD, ("#",), _kind(amqp_settings.queue_type, UNLIMITED)),
             ),
@@ -85,6 +89,18 @@ class Topology:
 def _kind(queue_type: str, deliveries: int) -> dict[str, Any]:
     """The arguments for a queue's type; only a quorum queue counts deliveries."""
     return {"x-queue-type": queue_type} | ({"x-delivery-limit": deliveries} if queue_type == "quorum" else {})
+
+
+def _later(queue_type: str) -> dict[str, Any]:
+    """The arguments of the queue whose messages return to beds.events by themselves. Nothing consumes it."""
+    arguments = _kind(queue_type, UNLIMITED) | {
+        "x-message-ttl": int(LATER_SECONDS * 1000),
+        "x-dead-letter-exchange": EVENTS,
+    }
+    if queue_type == "quorum":
+        # By default a quorum queue drops a message that it cannot return at once.
+        arguments |= {"x-dead-letter-strategy": "at-least-once", "x-overflow": "reject-publish"}
+    return arguments
 
 
 Problems = dict[str, TopologyMismatch | PermissionDenied]

@@ -11,6 +11,7 @@ from beds.domain.lineage import Lineage
 
 HEADER = "beds"
 _FOR_USER = "user"
+_WAITING = "waiting_since"
 ACTOR_CHARACTERS = 200
 
 
@@ -25,6 +26,8 @@ class EventHeader:
         actor: on whose behalf its application acts.
         submitted_at: when the client made it, in ISO 8601.
         for_user: the user whose event it is, if the workers' user publishes it for another.
+        waiting_since: when it first waited for its store, in Unix seconds; 0 for an event that did not. Only workers
+            may say so.
     """
 
     lineage: Lineage
@@ -33,6 +36,7 @@ class EventHeader:
     actor: str = ""
     submitted_at: str = ""
     for_user: str = ""
+    waiting_since: float = 0.0
 
     @classmethod
     def of(cls, event: Event) -> EventHeader:
@@ -56,6 +60,7 @@ class EventHeader:
             _text(found, "actor")[:ACTOR_CHARACTERS],
             _text(found, "submitted_at"),
             _text(found, _FOR_USER),
+            _seconds(found.get(_WAITING)),
         )
 
     def to_wire(self) -> dict[str, Any]:
@@ -83,6 +88,11 @@ class EventHeader:
             return ""
         return self.for_user if user == workers and self.for_user else user
 
+    def waits_since(self, properties: Any, workers: str) -> float:
+        """As `waiting_since`, if the workers' user says so; else 0."""
+        is_theirs = isinstance(properties, Mapping) and properties.get("user_id") == workers
+        return self.waiting_since if is_theirs else 0.0
+
     def acceptance(self, guid: str, summary: str) -> dict[str, Any]:
         """The ticket of an event whose acceptance has not arrived, for the ticket store.
 
@@ -106,6 +116,16 @@ class EventHeader:
 def published_for(header: Any, user: str) -> dict[str, Any]:
     """The header of an event that the workers' user publishes again on behalf of its original sender, `user`."""
     return {**(header if isinstance(header, Mapping) else {}), _FOR_USER: user}
+
+
+def waiting_for(header: Any, user: str, since: float) -> dict[str, Any]:
+    """The header of an event that waits for its store since a time, and is published again for its sender."""
+    return published_for(header, user) | {_WAITING: since}
+
+
+def _seconds(value: Any) -> float:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return float(value) if is_number and 0 < value < 1e11 else 0.0
 
 
 def _text(header: Mapping[str, Any], name: str) -> str:

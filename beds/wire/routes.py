@@ -36,6 +36,8 @@ EVENTS = "beds.events"
 LOGS = "beds.logs"
 DEAD = "beds.dead"
 """The dead-letter exchange, and its one queue, which is consumed as raw messages."""
+LATER = "beds.later"
+"""The exchange and the queue of events that wait for their store, and then return to the queue they came from."""
 LEVELS = ("debug", "info", "warning", "error", "critical")
 """Levels of log records in routing keys."""
 

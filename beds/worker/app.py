@@ -85,6 +85,7 @@ class BedsApp(Celery):
             max_body_bytes=self.settings.amqp.max_body_bytes,
             patience=lambda queue: self.settings.broker(QUEUE_ROUTES[queue].pool).soft_limit / 2,
             interrupts=SoftTimeLimitExceeded,
+            longest_wait=self.settings.calgon.result_ttl,
             give_up=kill_process_unacked,
         )
 

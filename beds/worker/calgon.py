@@ -11,7 +11,7 @@ from beds.client.call import check_name
 from beds.domain.ticket import TicketState, TicketStatus
 from beds.domain.trace import Trace
 from beds.errors import MalformedEvent, StoreUnavailable, TicketExpired, UnknownTicket
-from beds.services.execution import Redeliver, cancelled
+from beds.services.execution import Postpone, cancelled
 from beds.services.tickets import TicketStore
 from beds.wire.reply import encode_error
 from beds.wire.routes import JOB_QUEUES, Kind
@@ -32,7 +32,7 @@ class CalgonTask(EventTask):
             if self.route.verb != "accept" or "idempotency_key" in body:
                 raise
             # An acceptance has no waiting caller, so it is redelivered until it is stored.
-            raise Redeliver(error.message) from None
+            raise Postpone(error.message) from None
 
 
 def _accept(store: TicketStore, trace: Trace, body: Mapping[str, Any]) -> Any:

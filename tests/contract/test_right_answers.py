@@ -402,7 +402,7 @@ def test_10_time_up_after_the_commit(request: pytest.FixtureRequest, project: An
     recorder.ended.return_value = None
     execution = Execution(
         made, TicketStore(made, 3600), recorder, max_body_bytes=2**20, patience=lambda _: 1.0, interrupts=TimeUp,
-        give_up=pytest.fail,
+        longest_wait=60, give_up=pytest.fail,
     )  # fmt: skip
     lineage = Lineage.root("ms", "development")
     arguments = codec.encode({"template": name, "payload": {"id": key}})

@@ -11,7 +11,7 @@ import pytest
 from beds.config import Settings, load_settings
 from beds.errors import ConfigurationError
 from beds.transport.topology import Topology
-from beds.wire.routes import DEAD, EVENT_QUEUES
+from beds.wire.routes import DEAD, EVENT_QUEUES, EVENTS, LATER
 from tests.conftest import ROOT
 
 SECRET = "hunter2"
@@ -121,6 +121,10 @@ def test_trap_16_every_queue_dead_letters_and_counts_deliveries() -> None:
     for queue in topology.queues:
         if queue.name == DEAD:
             assert "x-dead-letter-exchange" not in queue.arguments
+            continue
+        if queue.name == LATER:
+            assert queue.arguments["x-dead-letter-exchange"] == EVENTS
+            assert queue.arguments["x-dead-letter-strategy"] == "at-least-once"
             continue
         assert queue.arguments["x-dead-letter-exchange"] == DEAD
         assert queue.arguments["x-delivery-limit"] == 5

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
 
+from beds.adapters.store import harmless
 from beds.client.lineage import build
 from beds.domain.clock import Clock
 from beds.domain.lineage import Lineage
@@ -33,6 +35,7 @@ from beds.services.execution import (
     Ending,
     Execution,
     InOtherHands,
+    Postpone,
     Redeliver,
     checkpoint,
 )
@@ -116,14 +119,20 @@ class Bench:
             max_body_bytes=2**20,
             patience=lambda queue: 0.1,
             interrupts=Interrupt,
+            longest_wait=60,
             give_up=lambda why: pytest.fail(why),
         )
 
-    def run(self, act: Any, task: str = "rel.create_record", *, ticket: bool = True, **arguments: Any) -> Ending:
+    def run(
+        self, act: Any, task: str = "rel.create_record", *, ticket: bool = True, since: float = 0.0, **arguments: Any
+    ) -> Ending:
         lineage = Lineage.root("ms", "test")
         header = EventHeader(lineage, lineage.event_id, ticket)
         body = codec.encode(arguments or {"template": "Airlines", "payload": ZED})
-        delivery = Delivery(lineage.guid, task, ROUTES[task], header, "beds_app", "rel.write", arguments=body)
+        route = ROUTES[task]
+        delivery = Delivery(
+            lineage.guid, task, route, header, "beds_app", "rel.write", waiting_since=since, arguments=body
+        )
         return self.execution.run(Attempt(delivery), act)
 
 
@@ -194,10 +203,44 @@ def test_a_store_in_doubt_decides_nothing(bench: Bench) -> None:
     def doubt(trace: Trace, body: Any) -> Response:
         raise StoreUnavailable("the connection broke")
 
-    with pytest.raises(Redeliver):
+    with pytest.raises(Postpone):
         bench.run(doubt)
     assert (bench.recorder.outcomes, bench.tickets.ended) == ([], [])
-    assert bench.run(doubt, "rel.fetch_records").error is not None  # a read is answered
+    assert bench.run(doubt, "rel.fetch_records", ticket=False).error is not None  # a caller of a read gets its error
+
+
+@pytest.mark.parametrize("task", ["rel.create_record", "rel.fetch_records"])
+def test_an_event_with_a_ticket_waits_for_its_store_as_long_as_it_may(bench: Bench, task: str) -> None:
+    def away(trace: Trace, body: Any) -> Response:
+        raise harmless(StoreUnavailable("it is away"))
+
+    for since in (0.0, time.time() - 50):
+        with pytest.raises(Postpone):
+            bench.run(away, task, since=since)
+    assert bench.tickets.ended == []
+    assert isinstance(bench.run(away, task, since=time.time() - 61).error, StoreUnavailable)
+    assert [state for state, _ in bench.tickets.ended] == [TicketState.FAILURE]
+    assert isinstance(bench.run(away, task, ticket=False).error, StoreUnavailable)
+
+
+def test_a_write_in_doubt_that_has_waited_too_long_goes_to_the_dead_events(bench: Bench) -> None:
+    """Nobody may tell its caller that it failed."""
+
+    def doubt(trace: Trace, body: Any) -> Response:
+        raise StoreUnavailable("the connection broke")
+
+    with pytest.raises(Redeliver) as caught:
+        bench.run(doubt, since=time.time() - 61)
+    assert not isinstance(caught.value, Postpone)
+
+
+def test_only_workers_say_that_an_event_waits() -> None:
+    header = EventHeader.read({"waiting_since": 5.0}, "g")
+    assert header.waits_since({"user_id": "workers"}, "workers") == 5.0
+    assert header.waits_since({"user_id": "app"}, "workers") == 0.0
+    odd: Any
+    for odd in (True, "5", -1, None, [], 1e300, float("nan")):
+        assert EventHeader.read({"waiting_since": odd}, "g").waiting_since == 0.0
 
 
 def test_a_copy_in_other_hands_is_left_to_them(bench: Bench) -> None:
@@ -271,6 +314,7 @@ def test_an_outcome_that_cannot_be_stored_for_minutes_leaves_the_event_unacknowl
         max_body_bytes=2**20,
         patience=lambda queue: 0.1,
         interrupts=Interrupt,
+        longest_wait=60,
         give_up=give_up,
         clock=Clock(lambda: seconds[0], lambda pause: seconds.__setitem__(0, seconds[0] + pause)),
     )

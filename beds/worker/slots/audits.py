@@ -38,6 +38,8 @@ class Batch:
     """Audit records that are published together; their events are acknowledged once RabbitMQ has confirmed them."""
 
     records: list[Record] = field(default_factory=list)
+    message: tuple[amqp.Message, str, str] | None = None
+    """A message of another kind, with exchange and key, instead of records."""
     is_confirmed: bool = False
     unconfirmed: int = 0
     """Messages in flight: one, unless the records are too large for one."""
@@ -78,6 +80,14 @@ class SlotAudits:
             self._open.records.append(record)
             return self._open
 
+    def send_message(self, message: amqp.Message, exchange: str, key: str) -> Batch:
+        """Publish one message, which is confirmed as audit records are."""
+        connection = self._current()
+        batch = Batch(message=(message, exchange, key))
+        with connection.lock if connection is not None else contextlib.nullcontext():
+            self._due.append(batch)
+        return batch
+
     def confirm(self, audit: Batch) -> None:
         """Wait until RabbitMQ has confirmed a record.
 
@@ -115,7 +125,7 @@ class SlotAudits:
                     self._due.rotate(-1)
                     continue
                 batch.is_refused = False
-                messages = self._messages(batch.records, connection.user)
+                messages = [batch.message] if batch.message else self._messages(batch.records, connection.user)
                 batch.unconfirmed, batch.is_confirmed = len(messages), not messages
                 for message, exchange, key in messages:
                     connection.publish_confirmed(message, exchange, key, self._awaiting(batch))
@@ -155,7 +165,7 @@ class SlotAudits:
     def _publish_again(self, batch: Batch) -> None:
         if time.monotonic() > batch.since + AUDIT_SECONDS:
             kill_process_unacked("RabbitMQ keeps refusing an audit record")
-        logger.warning("RabbitMQ refused %d audit records; they are published again", len(batch.records))
+        logger.warning("RabbitMQ refused %d audit records, or an event; published again", len(batch.records))
         batch.not_before = time.monotonic() + PAUSE_SECONDS
         self._due.append(batch)
 

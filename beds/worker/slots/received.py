@@ -93,6 +93,7 @@ class Received:
         headers = self.headers
         guid = str(headers["id"])
         header = EventHeader.read(headers.get(HEADER), guid)
+        waiting_since = header.waits_since(self.properties, workers)
         return Attempt(
             Delivery(
                 guid=guid,
@@ -103,7 +104,8 @@ class Received:
                 queue=undelayed(str(self.delivery_info.get("routing_key", ""))),
                 worker=worker,
                 summary=str(headers.get("kwargsrepr", ""))[1:-1],
-                redelivered=self.is_redelivered,
+                redelivered=self.is_redelivered or waiting_since > 0,
+                waiting_since=waiting_since,
                 arguments=self.payload[1],
             )
         )

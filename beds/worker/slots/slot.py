@@ -23,16 +23,17 @@ from celery import states
 from beds.domain.backoff import Backoff
 from beds.domain.event import RecordKind
 from beds.errors import BedsError, DeadEvent, MalformedEvent
-from beds.services.execution import Attempt, Ending, Redeliver
+from beds.services.execution import Attempt, Ending, Postpone, Redeliver
 from beds.transport import topology
 from beds.transport.connection import connect_to
 from beds.wire.reply import encode_error, reply_message
-from beds.wire.routes import Route
+from beds.wire.routes import LATER, Route
 from beds.worker.slots.audits import Batch, SlotAudits
 from beds.worker.slots.board import Page, SlotState
 from beds.worker.slots.connection import ConnectionLost, QueueMissing, SlotConnection
 from beds.worker.slots.executor import SlotExecutor
 from beds.worker.slots.monitor import Monitor
+from beds.worker.slots.postponed import postponed
 from beds.worker.slots.received import Received
 from beds.worker.slots.replies import Replies, Reply
 from beds.worker.task import shown
@@ -363,6 +364,8 @@ class Slot:
         self._show_begin(received, route)
         try:
             ending = self._executor.execute(received, route, attempt)
+        except Postpone:
+            self._postpone(received, connection, attempt)
         except Redeliver:
             connection.reject(received.tag, requeue=True)
         else:
@@ -391,6 +394,12 @@ class Slot:
             return
         self._afterwards.append(partial(self._show_end, attempt, ending))
         self._finish_event(Handled(received.tag, ending.audit, self._reply(received, ending.reply)), connection)
+
+    def _postpone(self, received: Received, connection: SlotConnection, attempt: Attempt) -> None:
+        """Let an event wait in beds.later, from which RabbitMQ returns it to its queue."""
+        message = postponed(received, attempt.delivery, self._workers)
+        later = self._audits.send_message(message, LATER, attempt.delivery.queue)
+        self._finish_event(Handled(received.tag, later, None), connection)
 
     def _finish_event(self, handled: Handled, connection: SlotConnection) -> None:
         if handled.is_settled:

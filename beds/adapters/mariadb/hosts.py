@@ -1,0 +1,88 @@
+"""Finds the server that takes writes among the hosts of `[databases.rel]`."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import time
+from collections.abc import Callable
+from typing import Any
+
+import MySQLdb
+
+from beds.config.sections import RelDatabase
+from beds.errors import StoreUnavailable
+
+FIRST_TRY_SECONDS = 1.0
+"""The longest attempt at one host while others were not tried; the driver counts whole seconds."""
+AVOID_SECONDS = 15.0
+"""A host that failed, or refused writes, is tried last for this time."""
+
+Open = Callable[[str, int, float], Any]
+"""Opens a connection to a host and port, within some seconds."""
+
+_avoided_at: dict[str, float] = {}
+"""When each host failed or was read-only, in monotonic seconds."""
+
+
+def connect_to_primary(config: RelDatabase, connect: Open) -> Any:
+    """A connection to the first host that takes writes. If none does, to one that is read-only: reads go on meanwhile.
+
+    Args:
+        config: with its hosts.
+        connect: opens a connection to one of them.
+
+    Raises:
+        StoreUnavailable: no host can be reached.
+        BedsError: a host refuses the user, or the configuration is wrong.
+    """
+    hosts = config.addresses
+    if len(hosts) == 1:
+        return connect(*hosts[0], config.connect_timeout)
+    deadline = time.monotonic() + config.connect_timeout
+    readable: Any = None
+    failure: StoreUnavailable | None = None
+    for number, (host, port) in enumerate(_ordered(hosts)):
+        left = max(deadline - time.monotonic(), FIRST_TRY_SECONDS)
+        try:
+            found = connect(host, port, min(FIRST_TRY_SECONDS, left) if number < len(hosts) - 1 else left)
+        except StoreUnavailable as error:
+            failure = error
+            _avoided_at[f"{host}:{port}"] = time.monotonic()
+            continue
+        if not is_read_only(found):
+            if readable is not None:
+                _close(readable)
+            return found
+        _avoided_at[f"{host}:{port}"] = time.monotonic()
+        if readable is not None:
+            _close(found)
+        else:
+            readable = found
+    if readable is not None:
+        return readable
+    assert failure is not None
+    raise failure
+
+
+def is_read_only(connection: Any) -> bool:
+    """Whether the server refuses writes, as a replica does. True if it breaks off."""
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT @@global.read_only AS it")
+            (row,) = cursor.fetchall()
+    except MySQLdb.Error:
+        return True
+    return bool(row["it"])
+
+
+def _ordered(hosts: list[tuple[str, int]]) -> list[tuple[str, int]]:
+    """Those that failed or were read-only lately last, and otherwise an order of chance."""
+    shuffled = random.sample(hosts, len(hosts))
+    soon = time.monotonic() - AVOID_SECONDS
+    return sorted(shuffled, key=lambda each: max(_avoided_at.get(f"{each[0]}:{each[1]}", 0.0), soon))
+
+
+def _close(connection: Any) -> None:
+    with contextlib.suppress(MySQLdb.Error):
+        connection.close()
