@@ -42,6 +42,21 @@ class IdempotencyRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class Member:
+    """One server of several that hold the same data.
+
+    Args:
+        address: its host and port.
+        is_up: whether it answers.
+        takes_writes: whether it is a primary.
+    """
+
+    address: str
+    is_up: bool
+    takes_writes: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Health:
     """A database's state, checked before a node serves.
 
@@ -50,12 +65,14 @@ class Health:
         transactions: whether it supports them.
         read_only: whether it refuses writes, as a replica does.
         surplus: rights of this user that a broker does not need, in the database's words.
+        members: all servers that hold the data, as far as this user sees them.
     """
 
     clock: datetime
     transactions: bool
     surplus: tuple[str, ...]
     read_only: bool = False
+    members: tuple[Member, ...] = ()
 
 
 Verify = Callable[[Outcome], object]

@@ -75,7 +75,7 @@ def settings_of(config: str | None) -> Settings:
 def print_checks(checks: Iterable[Check], *, as_json: bool) -> bool:
     """Print each check as it arrives, with its remedy below it, or all as JSON. False if one failed."""
     done: list[Check] = []
-    colours = {Verdict.OK: "green", Verdict.FAILED: "red", Verdict.SKIPPED: "yellow"}
+    colours = {Verdict.OK: "green", Verdict.WARNING: "magenta", Verdict.FAILED: "red", Verdict.SKIPPED: "yellow"}
     for found in checks:
         done.append(found)
         if as_json:

@@ -10,6 +10,7 @@ from beds.errors import BedsError
 
 class Verdict(StrEnum):
     OK = "ok"
+    WARNING = "warning"
     FAILED = "failed"
     SKIPPED = "skipped"
 
@@ -20,7 +21,7 @@ class Check:
     name: the subject of the check.
     verdict: its result.
     found: the finding, without secrets.
-    remedy: what to do after a failure.
+    remedy: what to do after a failure or a warning.
     """
 
     name: str
@@ -45,6 +46,11 @@ def ok(name: str, found: str) -> Check:
 
 def failed(name: str, found: str, remedy: str) -> Check:
     return Check(name, Verdict.FAILED, found, remedy)
+
+
+def warned(name: str, found: str, remedy: str) -> Check:
+    """Something to mend, with which the node serves nevertheless."""
+    return Check(name, Verdict.WARNING, found, remedy)
 
 
 def skipped(name: str, why: str) -> Check:

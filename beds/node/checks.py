@@ -20,6 +20,7 @@ from beds.domain.event import Store
 from beds.errors import BedsError, ConfigurationError
 from beds.node.amqp_checks import amqp_checks
 from beds.node.check import Check, failed, of_error, ok, skipped
+from beds.node.members import rabbitmq_members, store_members
 from beds.services.factory import AdapterFactory
 from beds.templates.registry import TemplateRegistry
 from beds.templates.roles import check_roles
@@ -54,6 +55,7 @@ def startup_checks(settings: Settings, *, runs_here: bool = False) -> Iterator[C
         host, _, port = settings.metrics.prometheus.rpartition(":")
         yield _port("metrics", host, int(port), runs_here, "[metrics] prometheus")
     yield from amqp_checks(settings, runs_here=runs_here)
+    yield from rabbitmq_members(settings)
     yield from _stores(settings)
 
 
@@ -232,6 +234,7 @@ def _store(settings: Settings, factory: AdapterFactory, store: Store) -> Iterato
     if health.read_only:
         yield failed(f"{server} writes", "the server takes none: it is a replica, or was made read-only",
                      f"let [databases.{store}] lead to the primary")  # fmt: skip
+    yield from store_members(server, health)
     if not health.transactions:
         yield failed(f"{server} transactions", "it is no replica set, and has none",
                      "start mongod with --replSet, and rs.initiate() once; one member is enough")  # fmt: skip

@@ -19,6 +19,7 @@ from beds.domain.lineage import Lineage
 from beds.errors import BedsError, MalformedEvent, NotFound, PermissionDenied, Unroutable
 from beds.node.amqp_checks import ALARMS, UNROUTABLE, client_checks
 from beds.node.check import Check, failed, of_error, ok, skipped
+from beds.node.members import rabbitmq_members
 from beds.transport.connection import connect_to
 from beds.transport.pending import Pending
 from beds.transport.topology import Depth, depths
@@ -52,6 +53,7 @@ def examine(settings: Settings, timeout: float) -> Iterator[Check]:
         except BedsError as error:
             yield of_error("RabbitMQ", error)
             return
+        yield from rabbitmq_members(settings)
         yield from doctor.pools(found)
         yield from _consumers(found)
         if settings.services.app_server.is_local:

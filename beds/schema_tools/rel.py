@@ -51,6 +51,8 @@ _BINARY_LOG = (
 _SETTING_REMEDIES = {1418: _BINARY_LOG, 1419: _BINARY_LOG}
 """For errors that no change of the file repairs: https://mariadb.com/kb/en/binary-logging-of-stored-routines/"""
 
+_CREATES_LOGGED = re.compile(r"\bCREATE\b[^;]*?\b(FUNCTION|TRIGGER)\b", re.IGNORECASE)
+
 CREATE_HISTORY = f"""
 CREATE TABLE IF NOT EXISTS {HISTORY} (
   file VARCHAR(200) NOT NULL PRIMARY KEY,
@@ -149,6 +151,12 @@ class RelSchema:
         text = self._files[name]
         started = time.monotonic()
         with self._connected() as cursor:
+            if _CREATES_LOGGED.search(NOT_CODE.sub(" ", text)) and _binary_log_refuses(cursor):
+                raise SchemaError(
+                    f"{name}: MariaDB would refuse its functions or triggers; nothing of it was applied",
+                    detail={"file": name},
+                    hint=_BINARY_LOG,
+                )
             self._note(cursor, name, text, 0.0, success=False)
             try:
                 cursor.execute(text)
@@ -248,6 +256,16 @@ def _that_commit(routines: list[dict[str, Any]]) -> set[str]:
     while more := {n for n in bodies if n not in found and {name.casefold() for name in found} & calls[n]}:
         found |= more
     return found - OWN_PROCEDURES
+
+
+def _binary_log_refuses(cursor: Any) -> bool:
+    """Whether MariaDB takes no functions and triggers of this user, because it writes a binary log."""
+    cursor.execute("SELECT @@global.log_bin AND NOT @@global.log_bin_trust_function_creators AS refuses")
+    if not cursor.fetchone()["refuses"]:
+        return False
+    cursor.execute("SHOW GRANTS FOR CURRENT_USER")
+    grants = [str(value) for row in cursor.fetchall() for value in row.values()]
+    return not any(" ON *.*" in grant and re.search(r"\bSUPER\b|\bALL PRIVILEGES\b", grant) for grant in grants)
 
 
 def _read_folder(folder: Path) -> dict[str, str]:

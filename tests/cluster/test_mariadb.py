@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import shutil
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,6 +27,7 @@ from tests.cluster.conftest import (
     Load,
     SwitchedProxy,
     check,
+    kill,
     rows_of,
     servers_of_their_own,
     wait_until_written,
@@ -58,6 +61,12 @@ class Member(MariaDB):
             "--binlog-format=ROW",
             "--gtid-strict-mode",
             "--sync-binlog=1",
+            # A commit is answered when the replica has it, so a kill of the primary loses no answered write.
+            "--rpl-semi-sync-master-enabled=1",
+            "--rpl-semi-sync-slave-enabled=1",
+            "--rpl-semi-sync-master-wait-point=AFTER_SYNC",
+            "--rpl-semi-sync-master-timeout=600000",
+            "--rpl-semi-sync-master-wait-no-slave=OFF",
         )
 
     def ask(self, statement: str) -> list[dict[str, Any]]:
@@ -112,6 +121,12 @@ class Pair:
     replica: Member
     proxy: SwitchedProxy
     env: dict[str, str]
+
+    @property
+    def hosts(self) -> dict[str, str]:
+        """A worker's environment with both servers' addresses, without the proxy."""
+        servers = [f"127.0.0.1:{server.plan.mariadb_port}" for server in (self.primary, self.replica)]
+        return {"BEDS_DATABASES__REL__HOSTS": json.dumps(servers), "BEDS_RETRY__DEADLINE": "1.5"}
 
     def close_primary(self) -> None:
         """Make the primary read-only, and wait until the replica has all its writes."""
@@ -225,3 +240,54 @@ def test_slots_that_only_read_leave_a_primary_that_was_demoted(project: Path, ow
         after = add()
         wait_for(lambda: found(after) and not old.broker_connections(), PATIENCE, "the move of every slot")
         assert all(found(after) for _ in range(5)), "a slot still reads the old primary"
+
+
+@pytest.mark.timeout(900)
+def test_workers_with_both_addresses_find_the_primary(project: Path, own_vhost: OwnVhost, pair: Pair) -> None:
+    """A planned switchover that keeps the sessions, and then a kill: no proxy, and no change of a configuration."""
+    with running_worker(project, "rel.write", "-c", "4", env=own_vhost.env | pair.hosts) as worker:
+        wait_until_written(own_vhost.settings, TEMPLATES)
+        with Load(own_vhost.settings, TEMPLATES) as load:
+            load.wait_for_more()
+            old = pair.primary
+            pair.close_primary()
+            pair.switch()
+            load.wait_for_more()
+            wait_for(lambda: not old.broker_connections(), PATIENCE, "the move of every slot")
+            refused = load.told()["store_unavailable"]
+            load.wait_for_more()
+            assert load.told()["store_unavailable"] == refused, "a slot that moved is refused again"
+            pair.replica.follow(pair.primary, demoted=True)
+            load.wait_for_more()
+            kill(pair.primary)
+            pair.switch()
+            load.wait_for_more()
+        assert worker.poll() is None, "the worker ended"
+    print(f"mariadb: {dict(load.told())}")
+    # The proxy of other tests makes every refusal harmless; a kill may also leave a call without an answer in time.
+    surprises = load.unlike(lambda answer: _wrote_nothing(answer) or answer.code == "call_timeout")
+    assert not surprises, (len(surprises), surprises[:5])
+    check(load, rows_of(pair.primary.plan, load.name), ["call_timeout"])
+
+
+@pytest.mark.timeout(300)
+def test_a_file_that_the_binary_log_would_refuse_is_not_begun(project: Path, tmp_path: Path, pair: Pair) -> None:
+    port = str(pair.primary.plan.mariadb_port)
+    env = {
+        "BEDS_DATABASES__REL__PORT": port,
+        "BEDS_SCHEMA__DBA__REL__PORT": port,
+        "BEDS_SCHEMA__PATH": str(tmp_path / "schema"),
+    }
+    shutil.copytree(project / "schema", tmp_path / "schema")
+    (tmp_path / "schema/rel/V0990__doubled.sql").write_text(
+        "CREATE TABLE doubled (id INT PRIMARY KEY);\nCREATE FUNCTION doubled_of(p INT) RETURNS INT RETURN 2 * p;\n"
+    )
+    pair.primary.ask("SET GLOBAL log_bin_trust_function_creators = 0")
+    refused = run(project, "beds", "schema", "apply", env=env)
+    assert refused.returncode != 0
+    assert "nothing of it was applied" in refused.stderr
+    assert "log_bin_trust_function_creators = 1" in refused.stderr
+    assert not pair.primary.ask("SELECT 1 FROM information_schema.TABLES WHERE TABLE_NAME = 'doubled'")
+    pair.primary.ask("SET GLOBAL log_bin_trust_function_creators = 1")
+    applied = run(project, "beds", "schema", "apply", env=env)
+    assert applied.returncode == 0, applied.stderr

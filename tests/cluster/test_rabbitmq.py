@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -19,9 +20,11 @@ from pymongo import MongoClient
 from beds.client.client import Client
 from beds.config import Settings
 from beds.node.daemon import Daemon
+from beds.node.members import rabbitmq_members
 from beds.stack.plan import VHOST, Plan
 from beds.stack.rabbitmq import RabbitMQ
 from beds.stack.stack import Stack
+from beds.transport import connection
 from tests.cluster.conftest import (
     CALL_SECONDS,
     OK,
@@ -127,8 +130,15 @@ class Way:
             plan: with the passwords.
             clients, workers: their ports.
         """
-        app = plan.amqp_url("app").replace(f":{plan.amqp_port}/", f":{clients}/")
-        worker = plan.amqp_url("worker").replace(f":{plan.amqp_port}/", f":{workers}/")
+        return cls.over_all(settings, plan, [clients], [workers])
+
+    @classmethod
+    def over_all(cls, settings: Settings, plan: Plan, clients: Sequence[int], workers: Sequence[int]) -> Way:
+        """The same on several ports each, in addresses of several hosts."""
+        app, worker = (
+            plan.amqp_url(user).replace(f":{plan.amqp_port}/", f":{',127.0.0.1:'.join(map(str, ports))}/")
+            for user, ports in (("app", clients), ("worker", workers))
+        )
         amqp = settings.amqp.model_copy(update={"url": SecretStr(app), "worker_url": SecretStr(worker)})
         env = {"BEDS_AMQP__URL": app, "BEDS_AMQP__WORKER_URL": worker, "BEDS_METRICS__PROMETHEUS": ""}
         return cls(settings.model_copy(update={"amqp": amqp}), env)
@@ -235,6 +245,99 @@ def test_a_client_whose_first_write_meets_no_leader_is_served_by_the_next(
             answers = list(pool.map(create, new, TEMPLATES * 2, [uuid.uuid4().hex for _ in new]))
         refused = [answer for answer in answers if answer.code != OK]
         assert not refused, (f"{len(refused)} of {len(new)}", refused)
+
+
+@pytest.mark.timeout(1200)
+def test_an_address_of_three_hosts_outlives_each_of_them(
+    project: Path, settings: Settings, stack: Stack, cluster: tuple[Node, Node, Node]
+) -> None:
+    """Leader killed, rolling restart, two of three down and back, a leader frozen for 40 seconds; no proxy helps."""
+    ports = [node.amqp_port for node in cluster]
+    way = Way.over_all(settings, cluster[0].plan, ports, ports)
+    with running_node(project, way.env | {"BEDS_NODE__NAME": "hosts"}) as node:
+        wait_until_written(way.settings, TEMPLATES)
+        with Load(way.settings, TEMPLATES) as load:
+            load.wait_for_more()
+            victim, witness, other = cluster
+            wait_for(lambda: _leads(victim, witness), PATIENCE, "the leadership of the victim")
+            assert found_by_checks(way, cluster)["queue leaders"] == "warning", "one node leads all"
+            assert kill(victim), "the victim had ended"
+            load.wait_for_more()
+            found = found_by_checks(way, cluster)
+            assert {found[name] for name in ("RabbitMQ hosts", "RabbitMQ cluster", "quorum queues")} == {"warning"}
+            victim.up()
+            wait_for(lambda: _is_whole(victim, witness), PATIENCE, "the victim's return to its queues")
+            found = found_by_checks(way, cluster)
+            assert {found[name] for name in ("RabbitMQ hosts", "RabbitMQ cluster")} == {"ok"}
+            assert "quorum queues" not in found
+            for each, beside in ((victim, witness), (witness, other), (other, victim)):
+                each.control("stop_app")
+                load.wait_for_more(10)
+                each.control("start_app")
+                wait_for(lambda e=each, b=beside: _is_whole(e, b), PATIENCE, "the return to its queues")
+            load.wait_for_more()
+            assert kill(witness)
+            assert kill(other)
+            time.sleep(5)
+            witness.up()
+            other.up()
+            wait_for(lambda: _is_whole(witness, victim) and _is_whole(other, victim), PATIENCE, "three members")
+            load.wait_for_more()
+            wait_for(lambda: _leads(victim, witness), PATIENCE, "the leadership of the victim")
+            with _frozen(victim):
+                time.sleep(40)
+                load.wait_for_more()
+            wait_for(lambda: _is_whole(victim, witness), PATIENCE, "the frozen one's return to its queues")
+            load.wait_for_more()
+        wait_for(lambda: _is_empty(cluster[0]), PATIENCE, "empty queues")
+        assert node.poll() is None, "the node ended"
+    _reckon(load, settings, stack)
+
+
+def found_by_checks(way: Way, nodes: Sequence[Node]) -> dict[str, str]:
+    """The verdicts on the cluster, by the names of the checks."""
+    plan = nodes[0].plan
+    hosts = ",".join(f"127.0.0.1:{node.plan.management_port}" for node in nodes)
+    api = SecretStr(f"http://beds_admin:{plan.passwords['amqp_admin']}@{hosts}/api/")
+    settings = way.settings.model_copy(update={"flower": way.settings.flower.model_copy(update={"broker_api": api})})
+    return {check.name: str(check.verdict) for check in rabbitmq_members(settings)}
+
+
+@contextlib.contextmanager
+def _frozen(server: Node) -> Iterator[None]:
+    """Stop all processes of a server, which keeps its ports open."""
+    family = server.daemon.family()
+    for process in family:
+        process.suspend()
+    try:
+        yield
+    finally:
+        for process in family:
+            process.resume()
+
+
+@pytest.mark.timeout(300)
+def test_a_frozen_first_address_costs_a_client_about_a_second(
+    project: Path, settings: Settings, cluster: tuple[Node, Node, Node]
+) -> None:
+    frozen, witness, other = cluster
+    workers = Way.over(settings, frozen.plan, witness.amqp_port, witness.amqp_port)
+    with running_worker(project, ALL_QUEUES, env=workers.env):
+        wait_until_written(workers.settings, TEMPLATES)
+        wait_for(lambda: _leads(witness, other), PATIENCE, "the leadership of another node")
+        with _frozen(frozen):
+            way = Way.over_all(settings, frozen.plan, [frozen.amqp_port, other.amqp_port], [witness.amqp_port])
+            took = []
+            for _ in range(8):  # an order of chance: some begin at the frozen one
+                connection._failed_at.clear()
+                with Client(way.settings) as client:
+                    began = time.monotonic()
+                    client.call("fetch_records", "SampleRows", {"id": "none"}, using="by_id", timeout=CALL_SECONDS)
+                    took.append(time.monotonic() - began)
+    print(f"frozen first address: {[round(each, 2) for each in took]}")
+    assert any(each >= connection.FIRST_TRY_SECONDS for each in took), "none began at the frozen one"
+    # Half of the 4 s of [amqp] connect_timeout: the frozen one has not used them up.
+    assert sorted(took)[len(took) // 2] < connection.FIRST_TRY_SECONDS + 2
 
 
 def _leads(node: Node, witness: Node) -> bool:

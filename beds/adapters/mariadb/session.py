@@ -7,6 +7,7 @@ import logging
 import random
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import MySQLdb
@@ -25,7 +26,7 @@ from beds.adapters.mariadb.errors import (
     translate,
     translated,
 )
-from beds.adapters.mariadb.hosts import connect_to_primary
+from beds.adapters.mariadb.hosts import connect_to_primary, is_read_only
 from beds.adapters.mariadb.signatures import Column, Source
 from beds.adapters.mariadb.types import SqlType
 from beds.adapters.mariadb.values import bulk_to_json, to_sql
@@ -35,6 +36,7 @@ from beds.adapters.store import (
     DefinitionChanged,
     Health,
     IdempotencyRecord,
+    Member,
     Outcome,
     ResultLimit,
     Verify,
@@ -43,7 +45,7 @@ from beds.adapters.store import (
 from beds.config.sections import RelDatabase
 from beds.domain.event import Operation
 from beds.domain.reply import Record
-from beds.errors import BedsError, ResultTooLarge, SchemaMismatch, StoreError
+from beds.errors import BedsError, ResultTooLarge, SchemaMismatch, StoreError, StoreUnavailable
 from beds.templates.binding import BULK_NAMES, KEYS, Binding, spec_of
 from beds.templates.fields import FieldSpec
 from beds.templates.named_object import NamedObject, ObjectKind, Param
@@ -190,7 +192,20 @@ class MariaDBSession:
         if self._is_read_only():
             self.close()
         with self._transaction(cursors=MySQLdb.cursors.DictCursor) as cursor:
-            return health.examine(cursor)
+            found = health.examine(cursor)
+        return replace(found, members=tuple(self._members()))
+
+    def _members(self) -> Iterator[Member]:
+        """The state of each host, where there are several."""
+        if len(self._config.addresses) == 1:
+            return
+        for host, port in self._config.addresses:
+            alone = self._config.model_copy(update={"host": host, "port": port, "hosts": (), "connect_timeout": 1.0})
+            try:
+                with contextlib.closing(connect(alone, self._timeout)) as connection:
+                    yield Member(f"{host}:{port}", is_up=True, takes_writes=not is_read_only(connection))
+            except StoreUnavailable:
+                yield Member(f"{host}:{port}", is_up=False)
 
     def _is_read_only(self) -> bool:
         """True if the connected server is read-only. A new connection may reach another server."""

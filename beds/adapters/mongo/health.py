@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC
 from typing import Any
 
+from pymongo import MongoClient
 from pymongo.database import Database
 
-from beds.adapters.store import Health
+from beds.adapters.store import Health, Member
 
+SEEN_SECONDS = 1.0
+"""Time for the driver to find all members."""
 BROKERS = frozenset({"find", "insert", "update", "remove"})
 """A broker's actions on the application's collections."""
 READ_ONLY = frozenset({"find"})
@@ -37,7 +41,21 @@ def examine(database: Database[dict[str, Any]], objects: str) -> Health:
         transactions="setName" in hello or hello.get("msg") == "isdbgrid",
         surplus=tuple(surplus(privileges, database.name, read_only)),
         read_only=not hello.get("isWritablePrimary", hello.get("ismaster", True)),
+        members=tuple(_members(database.client)),
     )
+
+
+def _members(client: MongoClient[dict[str, Any]]) -> Iterator[Member]:
+    """The members of the replica set, as the driver's monitors see them; each gets a moment to be seen first."""
+    deadline = time.monotonic() + SEEN_SECONDS
+    while True:
+        seen = client.topology_description.server_descriptions()
+        unseen = [each for each in seen.values() if each.server_type_name == "Unknown"]
+        if not unseen or time.monotonic() > deadline:
+            break
+        time.sleep(0.05)
+    for (host, port), each in sorted(seen.items()):
+        yield Member(f"{host}:{port}", each.server_type_name != "Unknown", each.server_type_name == "RSPrimary")
 
 
 def surplus(privileges: Iterable[Mapping[str, Any]], database: str, read_only: set[str]) -> list[str]:
