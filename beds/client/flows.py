@@ -177,7 +177,7 @@ class Flows:
         """
         deadline = deadline_after(timeout)
         if key is not None:
-            ticket = yield from self.submit(call, key, timeout)
+            ticket = yield from self._submit_keyed(call, key, timeout, is_called=True)
             if begun:
                 begun(ticket.event_id)
             return (yield from self.encoded_result(ticket, left(deadline)))
@@ -244,7 +244,7 @@ class Flows:
 
     def submit(self, call: Call, key: str | None, timeout: float) -> Flow[Handle]:
         if key is not None:
-            return (yield from self._submit_keyed(call, check_name("idempotency_key", key, empty=False), timeout))
+            return (yield from self._submit_keyed(call, key, timeout))
         (handle,) = yield from self.submit_many([call], timeout)
         return handle
 
@@ -281,9 +281,10 @@ class Flows:
         pendings = (yield from self._confirmed([*acceptances, *events], deadline))[len(acceptances) :]
         return [_own(pending) for pending in pendings]
 
-    def _submit_keyed(self, call: Call, key: str, timeout: float) -> Flow[Handle]:
+    def _submit_keyed(self, call: Call, key: str, timeout: float, *, is_called: bool = False) -> Flow[Handle]:
         deadline = deadline_after(timeout)
-        event = self.event(call, ticket=True, timeout=timeout)
+        key = check_name("idempotency_key", key, empty=False)
+        event = replace(self.event(call, ticket=True, timeout=timeout), is_called=is_called)
         return (yield from self._submit_event_keyed(event, key, call.digest, deadline, timeout))
 
     def _submit_event_keyed(self, event: Event, key: str, digest: str, deadline: float, timeout: float) -> Flow[Handle]:

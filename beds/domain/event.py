@@ -98,6 +98,7 @@ class Event:
         lineage: the event's lineage.
         repeatable: whether publishing it again has no second effect; a late reply then needs no warning.
         ticket: whether the outcome is kept for polling.
+        is_called: whether its caller waits for the outcome of the ticket, and so wants an error rather than a delay.
         expires_in: seconds after which RabbitMQ drops the event if no worker has received it. RabbitMQ's clock counts,
             because a client's clock may be wrong.
         actor: on whose behalf the application acts; a name of its own choice.
@@ -115,6 +116,7 @@ class Event:
     lineage: Lineage
     repeatable: bool = False
     ticket: bool = False
+    is_called: bool = False
     expires_in: float | None = None
     actor: str = ""
     for_user: str = ""

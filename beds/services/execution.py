@@ -277,7 +277,8 @@ class Execution:
             raise
         except StoreUnavailable as error:
             wrote_nothing = trace.operation is None or trace.operation.is_read or is_harmless(error)
-            if wrote_nothing and (not delivery.header.ticket or self._has_waited(delivery)):
+            header = delivery.header
+            if wrote_nothing and (header.called or not header.ticket or self._has_waited(delivery)):
                 return _failed(delivery, error, error)
             # A write may have been committed. On redelivery the ledger shows whether it was; a reply now would guess.
             raise self._later(delivery, error) from None

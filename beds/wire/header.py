@@ -12,6 +12,7 @@ from beds.domain.lineage import Lineage
 HEADER = "beds"
 _FOR_USER = "user"
 _WAITING = "waiting_since"
+_CALLED = "called"
 ACTOR_CHARACTERS = 200
 
 
@@ -23,6 +24,7 @@ class EventHeader:
         lineage: the event's lineage; fields that a foreign client left out get the values of a root.
         event_id: as its publisher wrote it; empty where that is no text.
         ticket: whether its outcome is kept for polling.
+        called: whether its caller waits, so that the event does not wait for a store that is away.
         actor: on whose behalf its application acts.
         submitted_at: when the client made it, in ISO 8601.
         for_user: the user whose event it is, if the workers' user publishes it for another.
@@ -37,12 +39,13 @@ class EventHeader:
     submitted_at: str = ""
     for_user: str = ""
     waiting_since: float = 0.0
+    called: bool = False
 
     @classmethod
     def of(cls, event: Event) -> EventHeader:
         lineage = event.lineage
         sent = event.submitted_at.isoformat()
-        return cls(lineage, lineage.event_id, event.ticket, event.actor, sent, event.for_user)
+        return cls(lineage, lineage.event_id, event.ticket, event.actor, sent, event.for_user, called=event.is_called)
 
     @classmethod
     def read(cls, header: Any, guid: str) -> EventHeader:
@@ -61,6 +64,7 @@ class EventHeader:
             _text(found, "submitted_at"),
             _text(found, _FOR_USER),
             _seconds(found.get(_WAITING)),
+            found.get(_CALLED) is True,
         )
 
     def to_wire(self) -> dict[str, Any]:
@@ -71,6 +75,7 @@ class EventHeader:
             "actor": self.actor,
             "submitted_at": self.submitted_at,
             **({_FOR_USER: self.for_user} if self.for_user else {}),
+            **({_CALLED: True} if self.called else {}),
         }
 
     def sender(self, properties: Any, workers: str) -> str:
