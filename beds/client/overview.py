@@ -16,7 +16,7 @@ from beds.domain.job import Job
 from beds.domain.trace import OK
 from beds.errors import BedsError
 from beds.transport.topology import Depth, depths
-from beds.wire.routes import DEAD, EVENT_QUEUES, LOG_QUEUES
+from beds.wire.routes import DEAD, EVENT_QUEUES, LATER, LOG_QUEUES
 
 PERCENTS = (50, 95, 99)
 
@@ -65,7 +65,7 @@ def queue_rates(client: Client, connection: Connection, window: float, timeout: 
 
 
 def _rows(client: Client, connection: Connection, window: float, timeout: float) -> dict[str, Row]:
-    found = depths((*EVENT_QUEUES, *LOG_QUEUES, DEAD), connection)
+    found = depths((*EVENT_QUEUES, *LOG_QUEUES, LATER, DEAD), connection)
     rows: dict[str, Row] = defaultdict(lambda: Row(None), {name: Row(depth) for name, depth in found.items()})
     since = datetime.now(UTC) - timedelta(seconds=window)
     if not client.is_operator or not (asked := found[OPERATOR]) or not asked.consumers:

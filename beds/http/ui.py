@@ -33,7 +33,7 @@ from beds.http.streams import EventStream
 from beds.http.values import encode
 from beds.templates.roles import WRITES, names_of
 from beds.templates.template import Template
-from beds.wire.routes import DEAD, QUEUES
+from beds.wire.routes import DEAD, LATER, QUEUES
 
 COOKIE = "beds_session"
 LIVE_SECONDS = 2.0
@@ -123,7 +123,7 @@ class Page:
         match segments:
             case () | ("",):
                 return await self._live_page("live.html", self._live_parts, title="Live", ops=self._ops is not None)
-            case ("queues", name) if name in (*QUEUES, DEAD):
+            case ("queues", name) if name in (*QUEUES, LATER, DEAD):
                 return await self._live_page(
                     "queue.html", lambda: self._queue_parts(name), title=name, window=WINDOW_SECONDS
                 )
