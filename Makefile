@@ -59,7 +59,7 @@ kills: setup
 	$(BIN)/pytest -m long tests/faults
 
 cluster: setup
-	$(BIN)/pytest -s tests/cluster
+	$(BIN)/pytest -s -m "" tests/cluster
 
 flower: setup
 	eval "$$($(BIN)/beds stack env)" && $(BIN)/celery -A beds flower --address=127.0.0.1

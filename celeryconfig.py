@@ -18,7 +18,7 @@ _topology = Topology.from_settings(_settings.amqp)
 broker_url = each_host(_settings.amqp.broker_url)
 # TLS for amqps, with the server's name checked, which py-amqp does not do by itself.
 broker_use_ssl = tls_options(_settings.amqp, _settings.amqp.broker_url)
-broker_heartbeat = _settings.amqp.beat
+broker_heartbeat = _settings.amqp.heartbeat_seconds
 broker_connection_timeout = _settings.amqp.connect_timeout
 # A worker reconnects after any restart of RabbitMQ, however long it takes.
 broker_connection_retry_on_startup = True

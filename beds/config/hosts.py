@@ -13,6 +13,12 @@ def each_host(url: str) -> list[str]:
     return [f"{before}{user}{at}{host}{after}" for host in hosts.split(",")]
 
 
+def secret_of(url: str) -> str:
+    """User, password and vhost of a URL: what stays the same when hosts are added."""
+    parts = urlsplit(url)
+    return f"{parts.netloc.rpartition('@')[0]}{parts.path}"
+
+
 def check_host(text: str) -> None:
     """Raises ValueError: this is no `host` or `host:port`. The error shows it, since it holds no secret."""
     try:
@@ -26,11 +32,11 @@ def check_host(text: str) -> None:
 
 
 def check_hosts(texts: list[str]) -> None:
-    """Raises ValueError: one is no `host` or `host:port`, or stands twice."""
+    """Raises ValueError: one is no `host` or `host:port`, or is listed twice."""
     for text in texts:
         check_host(text)
     if len(set(texts)) < len(texts):
-        raise ValueError("a host stands twice")
+        raise ValueError("a host is listed twice")
 
 
 def check_amqp(url: str) -> None:

@@ -157,7 +157,7 @@ class Amqp(Section):
         return {str(name): kind for name, kind in self.queue_types.items()}.get(queue, self.queue_type)
 
     @property
-    def beat(self) -> int:
+    def heartbeat_seconds(self) -> int:
         """Seconds of the heartbeat."""
         return self.heartbeat or (10 if len(each_host(self.broker_url)) == 1 else 3)
 

@@ -7,8 +7,9 @@ import json
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
+from http.client import HTTPException
 from typing import Any
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 import amqp
 
@@ -36,7 +37,7 @@ def store_members(server: str, health: Health) -> Iterator[Check]:
         yield warned(name, f"{whole - len(away)} of {whole} answer; not {', '.join(away)}",
                      "start them: the next failure may leave no majority, or no candidate")  # fmt: skip
     else:
-        yield ok(name, f"all {whole} answer, and {writing[0] if writing else 'none'} takes writes")
+        yield ok(name, f"all {whole} answer" + (f", and {writing[0]} takes writes" if len(writing) == 1 else ""))
     if len(writing) > 1:
         yield warned(f"{server} writes", f"several servers take writes: {', '.join(writing)}",
                      "make all but the primary read-only at once: their data diverge")  # fmt: skip
@@ -57,12 +58,12 @@ def rabbitmq_members(settings: Settings) -> Iterator[Check]:
     api = settings.flower.broker_api.get_secret_value()
     if not api:
         if len(each_host(url)) > 1:
-            yield skipped("RabbitMQ cluster", "[flower] broker_api is not set, which tells nodes and leaders")
+            yield skipped("RabbitMQ cluster", "[flower] broker_api is not set, which lists nodes and leaders")
         return
     try:
         nodes = _ask(api, "nodes")
         queues = _ask(api, f"queues/{quote(vhost_of(url), safe='')}?columns=name,type,leader,node,members,online")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPException) as error:
         yield warned("RabbitMQ cluster", f"its management API does not answer: {error}", "mend [flower] broker_api")
         return
     if len(nodes) > 1:
@@ -116,7 +117,7 @@ def _ask(api: str, path: str) -> Any:
     for url in each_host(api):
         parts = urlsplit(url)
         bare = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/") + "/", "", ""))
-        user = parts.netloc.rpartition("@")[0].encode()
+        user = ":".join(unquote(part or "") for part in (parts.username, parts.password)).encode()
         request = urllib.request.Request(
             bare + path, headers={"Authorization": f"Basic {base64.b64encode(user).decode()}"}
         )

@@ -42,6 +42,8 @@ logger = logging.getLogger("celery.beds.execution")
 
 KEEP_SECONDS = 300.0
 """An event stays unacknowledged for this time while its ticket's outcome cannot be stored."""
+CALL_WAIT_SECONDS = 60.0
+"""For this time a write without a ticket, which is in doubt, waits for its store: its caller has long gone."""
 STATUS_BYTES = 4096
 """The most that the fields of a status take, without the outcome."""
 
@@ -142,7 +144,11 @@ class Redeliver(Exception):
 
 
 class Postpone(Redeliver):
-    """As `Redeliver`, because a store is away: the event is delivered again after a pause, which counts as no death."""
+    """As `Redeliver`, because a store is away: after a pause, and it does not count as a delivery."""
+
+
+class Abandon(Redeliver):
+    """The event has waited for its store as long as it may. It goes to the dead events."""
 
 
 class InOtherHands(Exception):
@@ -183,7 +189,7 @@ class Execution:
         max_body_bytes: the largest reply.
         patience: called with a queue; returns the seconds to wait for the ticket store before an event is requeued.
         interrupts: the exception raised inside an event when its soft time limit strikes.
-        longest_wait: seconds for which an event waits for its store.
+        longest_wait: seconds for which an event with a ticket waits for its store.
         give_up: called with the reason when an outcome can be neither stored nor undone. It does not return, and the
             event is redelivered.
         clock: what its deadlines and pauses go by.
@@ -269,7 +275,12 @@ class Execution:
                 trace.operation, trace.body = delivery.route.operation, body
                 trace.template = template if isinstance(template, str) else ""
                 body = {"template": template, **body}
-            ended = self._claim(delivery, trace)
+            try:
+                ended = self._claim(delivery, trace)
+            except TicketRevoked as revoked:
+                if not delivery.redelivered:
+                    raise
+                return self._settled(delivery, trace, revoked)  # an earlier delivery may have written
             if ended is not None:
                 return ended
             return self._answered(delivery, act(trace, body))
@@ -326,8 +337,11 @@ class Execution:
         _stop_if_cancelled(found)
 
     def _out_of_time(self, delivery: Delivery, trace: Trace) -> Ending:
-        """The ending after the soft limit struck: the ledger's result if the write was committed, else the error."""
-        error = TimeLimitExceeded("the operation ran longer than its pool allows")
+        """The ending after the soft limit struck."""
+        return self._settled(delivery, trace, TimeLimitExceeded("the operation ran longer than its pool allows"))
+
+    def _settled(self, delivery: Delivery, trace: Trace, error: BedsError) -> Ending:
+        """The ending of an event that may have written: the ledger's result if it has, else the error."""
         if trace.operation is not None and not trace.operation.is_read and trace.template in self._factory.registry:
             try:
                 found = self._factory.adapter(trace.template).note_failure(trace, error)
@@ -340,13 +354,18 @@ class Execution:
         return _failed(delivery, error, error)
 
     def _later(self, delivery: Delivery, error: BedsError) -> Redeliver:
-        """How an event is delivered again whose store is away."""
+        """The exception that redelivers an event whose store is away."""
         logger.warning("%s waits for its store: %s; it will be delivered again", delivery.guid, error.message)
-        return Redeliver(error.message) if self._has_waited(delivery) else Postpone(error.message)
+        if self._has_waited(delivery):
+            return Abandon(error.message)
+        has_caller = delivery.header.called or not delivery.header.ticket
+        # A caller waits, so the first repetition is at once.
+        return Redeliver(error.message) if has_caller and not delivery.redelivered else Postpone(error.message)
 
     def _has_waited(self, delivery: Delivery) -> bool:
         """Whether the event has waited for as long as it may."""
-        return delivery.waiting_since > 0 and time.time() > delivery.waiting_since + self._longest_wait
+        longest = self._longest_wait if delivery.header.ticket else CALL_WAIT_SECONDS
+        return delivery.waiting_since > 0 and time.time() > delivery.waiting_since + longest
 
     def _answered(self, delivery: Delivery, value: Any) -> Ending:
         """The ending with a result, or with an error if the result cannot be sent."""

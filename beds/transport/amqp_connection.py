@@ -135,7 +135,7 @@ class AmqpConnection:
             self._departures = select.poll()
             self._departures.register(self._socket, select.POLLOUT)
             # The timeouts so far were the first caller's; from here on, twice the heartbeat applies.
-            limit_waits(self._socket, settings.beat * 2)
+            limit_waits(self._socket, settings.heartbeat_seconds * 2)
         except (amqp.AccessRefused, amqp.NotAllowed) as error:  # NotAllowed: the vhost does not exist
             _collect(opened)
             raise PermissionDenied(
@@ -145,7 +145,7 @@ class AmqpConnection:
         except _LOST as error:
             _collect(opened)
             raise BrokerUnavailable(f"RabbitMQ at {self._where} cannot be reached: {error}") from None
-        self._heartbeat = settings.beat
+        self._heartbeat = settings.heartbeat_seconds
         threading.Thread(target=self._read, name="beds-link", daemon=True).start()
 
     def publish(

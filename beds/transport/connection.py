@@ -1,6 +1,6 @@
 """Makes all connections to RabbitMQ, with the same timeouts, and TLS that verifies the server's name.
 
-An address may name several hosts, the nodes of a cluster. A connection tries them in an order of chance, those that
+An address may name several hosts, the nodes of a cluster. A connection tries them in random order, those that
 failed lately last.
 """
 
@@ -10,6 +10,7 @@ import random
 import ssl
 import time
 from typing import Any
+from urllib.parse import urlsplit
 
 import amqp
 from kombu import Connection
@@ -49,22 +50,20 @@ class HostsConnection(Connection):  # type: ignore[misc]  # kombu has no types
         """
         urls = self._ordered()
         deadline = time.monotonic() + self._initial_params["connect_timeout"]
-        # A second round gives slow hosts more time than the first.
-        attempts = [*urls, *urls] if len(urls) > 1 else urls
-        for number, url in enumerate(attempts):
+        slow: list[str] = []
+        for number, url in enumerate(urls if len(urls) > 1 else []):
             left = deadline - time.monotonic()
-            seconds = left / (len(attempts) - number)
-            if len(urls) > 1 and number < len(urls):
-                seconds = min(FIRST_TRY_SECONDS, left)
             try:
-                return self._open(url, max(seconds, 0.05))
+                return self._open(url, min(FIRST_TRY_SECONDS, left / (len(urls) - number + 1)))
             except (amqp.AccessRefused, amqp.NotAllowed):
                 raise
+            except TimeoutError:
+                slow.append(url)
             except (OSError, amqp.AMQPError):
-                _failed_at[url] = time.monotonic()
-                if number == len(attempts) - 1 or deadline <= time.monotonic():
-                    raise
-        raise AssertionError("there is at least one host")
+                pass
+            _failed_at[url] = time.monotonic()
+        # One of those that did not refuse gets all the time that is left: it may only be slow.
+        return self._open(random.choice(slow or urls), max(deadline - time.monotonic(), 0.05))
 
     def _establish_connection(self) -> amqp.Connection:
         return self.establish()
@@ -72,8 +71,11 @@ class HostsConnection(Connection):  # type: ignore[misc]  # kombu has no types
     @property
     def where(self) -> str:
         """All hosts, for messages; without the password."""
-        uri = str(self.as_uri())
-        return uri.replace(self.host, ",".join(map(_host_of, self.alt)), 1) if len(self.alt) > 1 else uri
+        if len(self.alt) < 2:
+            return str(self.as_uri())
+        first = urlsplit(self.alt[0])
+        hosts = ",".join(urlsplit(url).netloc.rpartition("@")[2] for url in self.alt)
+        return f"{first.scheme}://{first.username}:**@{hosts}{first.path}"
 
     def _open(self, url: str, seconds: float) -> amqp.Connection:
         named = _parameters(url) if url else {}
@@ -88,11 +90,12 @@ class HostsConnection(Connection):  # type: ignore[misc]  # kombu has no types
             opened = self.transport.establish_connection()
         finally:
             self.transport_options = options
+            self.connect_timeout = self._initial_params["connect_timeout"]
         limit_calls(opened.sock, patience["read_timeout"] or 0, patience["write_timeout"] or 0)
         return opened
 
     def _ordered(self) -> list[str]:
-        """The URL of each host: those that failed lately last, and otherwise in an order of chance."""
+        """The URL of each host: those that failed lately last, and otherwise in random order."""
         if len(self.alt) < 2:
             return list(self.alt) or [""]
         urls = list(self.alt)
@@ -107,11 +110,6 @@ def _parameters(url: str) -> dict[str, Any]:
     return found | {"port": found["port"] or DEFAULT_PORTS[found["transport"]]}
 
 
-def _host_of(url: str) -> str:
-    found = _parameters(url)
-    return f"{found['hostname']}:{found['port']}"
-
-
 def connect_to(settings: Amqp, url: str, *, patience: float | None = None, **options: Any) -> HostsConnection:
     """A connection, opened at its first use.
 
@@ -121,7 +119,7 @@ def connect_to(settings: Amqp, url: str, *, patience: float | None = None, **opt
         patience: read and write timeout in seconds, for a caller that waits; no timeout when absent.
         options: kombu's; they override those that come from the settings.
     """
-    defaults: dict[str, Any] = {"heartbeat": settings.beat, "connect_timeout": settings.connect_timeout}
+    defaults: dict[str, Any] = {"heartbeat": settings.heartbeat_seconds, "connect_timeout": settings.connect_timeout}
     if patience is not None:
         defaults["transport_options"] = {"read_timeout": patience, "write_timeout": patience}
     return HostsConnection(each_host(url), ssl=tls_options(settings, url), **defaults | options)

@@ -76,7 +76,7 @@ class Topology:
             exchanges=(EVENTS, LOGS, LATER, DEAD),
             queues=(
                 *(QueueSpec(q.name, q.exchange, q.keys, arguments(q)) for q in QUEUE_ROUTES.values()),
-                QueueSpec(LATER, LATER, ("#",), _later(amqp_settings.queue_type)),
+                QueueSpec(LATER, LATER, ("#",), _LATER),
                 # The last queue: it is consumed as raw messages, and has no dead-letter exchange.
                 QueueSpec(DEAD, DEAD, ("#",), _kind(amqp_settings.queue_type, UNLIMITED)),
             ),
@@ -91,16 +91,14 @@ def _kind(queue_type: str, deliveries: int) -> dict[str, Any]:
     return {"x-queue-type": queue_type} | ({"x-delivery-limit": deliveries} if queue_type == "quorum" else {})
 
 
-def _later(queue_type: str) -> dict[str, Any]:
-    """The arguments of the queue whose messages return to beds.events by themselves. Nothing consumes it."""
-    arguments = _kind(queue_type, UNLIMITED) | {
-        "x-message-ttl": int(LATER_SECONDS * 1000),
-        "x-dead-letter-exchange": EVENTS,
-    }
-    if queue_type == "quorum":
-        # By default a quorum queue drops a message that it cannot return at once.
-        arguments |= {"x-dead-letter-strategy": "at-least-once", "x-overflow": "reject-publish"}
-    return arguments
+_LATER: Mapping[str, Any] = _kind("quorum", UNLIMITED) | {
+    "x-message-ttl": int(LATER_SECONDS * 1000),
+    "x-dead-letter-exchange": EVENTS,
+    "x-dead-letter-strategy": "at-least-once",
+    "x-overflow": "reject-publish",
+}
+"""The queue whose messages return to beds.events by themselves; nothing consumes it. Always a quorum queue: others, and
+it without the strategy, lose a message that they cannot return at once."""
 
 
 Problems = dict[str, TopologyMismatch | PermissionDenied]

@@ -28,8 +28,8 @@ class EventHeader:
         actor: on whose behalf its application acts.
         submitted_at: when the client made it, in ISO 8601.
         for_user: the user whose event it is, if the workers' user publishes it for another.
-        waiting_since: when it first waited for its store, in Unix seconds; 0 for an event that did not. Only workers
-            may say so.
+        waiting_since: when it first waited for its store, in Unix seconds; 0 for an event that did not. It is trusted
+            from the workers' user only.
     """
 
     lineage: Lineage
@@ -120,7 +120,9 @@ class EventHeader:
 
 def published_for(header: Any, user: str) -> dict[str, Any]:
     """The header of an event that the workers' user publishes again on behalf of its original sender, `user`."""
-    return {**(header if isinstance(header, Mapping) else {}), _FOR_USER: user}
+    found = header if isinstance(header, Mapping) else {}
+    # A client may have written that it waits; from the workers' user it would be believed.
+    return {**{name: value for name, value in found.items() if name != _WAITING}, _FOR_USER: user}
 
 
 def waiting_for(header: Any, user: str, since: float) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from celery import Celery
 from celery.app.amqp import AMQP
 
 from beds.config import Settings, load_settings
+from beds.config.hosts import secret_of
 from beds.errors import BedsError, ConfigurationError
 from beds.services.changes import ChangeLog
 from beds.services.dead import DeadStore
@@ -85,7 +86,8 @@ class BedsApp(Celery):
             max_body_bytes=self.settings.amqp.max_body_bytes,
             patience=lambda queue: self.settings.broker(QUEUE_ROUTES[queue].pool).soft_limit / 2,
             interrupts=SoftTimeLimitExceeded,
-            longest_wait=self.settings.calgon.result_ttl,
+            # The ledger must still know a write that was committed when its event is delivered again.
+            longest_wait=min(self.settings.calgon.result_ttl, self.settings.ledger.ttl / 2),
             give_up=kill_process_unacked,
         )
 
@@ -99,7 +101,7 @@ class BedsApp(Celery):
 
     @cached_property
     def job_store(self) -> JobStore:
-        return JobStore(self.factory, self.settings.logging.ttl_days, self.settings.amqp.broker_url)
+        return JobStore(self.factory, self.settings.logging.ttl_days, secret_of(self.settings.amqp.broker_url))
 
     @cached_property
     def jobs(self) -> Jobs:

@@ -10,7 +10,7 @@ from beds.domain.job import JobKind
 from beds.domain.reply import Response
 from beds.domain.trace import Trace
 from beds.errors import BrokerUnavailable, StoreUnavailable
-from beds.services.execution import Redeliver
+from beds.services.execution import Postpone, Redeliver
 from beds.services.jobs.jobs import Delivered
 from beds.wire.routes import Kind
 from beds.worker.task import EventTask, register
@@ -33,7 +33,9 @@ class JobTask(EventTask):
                     return Response("", self.app.jobs.sweep() + len(started))
             return self._start(delivered, body)
         except StoreUnavailable as away:
-            raise Redeliver(away.message) from None
+            if route.verb == TICK:
+                raise Redeliver(away.message) from None
+            raise Postpone(away.message) from None
 
     def _start(self, delivered: Delivered, body: Mapping[str, Any]) -> Any:
         try:

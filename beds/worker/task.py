@@ -11,7 +11,7 @@ from celery.exceptions import Ignore, Reject
 from beds.domain.reply import Page, Response
 from beds.domain.trace import Trace
 from beds.errors import BedsError, MalformedEvent
-from beds.services.execution import Attempt, Delivery, InOtherHands, Redeliver
+from beds.services.execution import Abandon, Attempt, Delivery, InOtherHands, Redeliver
 from beds.transport.topology import undelayed
 from beds.wire.header import HEADER, EventHeader
 from beds.wire.routes import ROUTES, Kind, Route
@@ -33,7 +33,7 @@ class EventTask(Task):
         try:
             ending = self.app.execution.run(attempt, self.act)
         except Redeliver as doubt:
-            raise Reject(doubt, requeue=True) from None
+            raise Reject(doubt, requeue=not isinstance(doubt, Abandon)) from None
         except InOtherHands:
             raise Ignore from None
         if ending.cause is not None:

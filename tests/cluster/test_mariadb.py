@@ -175,6 +175,7 @@ def pair(project: Path, stack: Stack) -> Iterator[Pair]:
             proxy.close()
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_primary_that_becomes_a_replica_costs_no_write(project: Path, own_vhost: OwnVhost, pair: Pair) -> None:
     """Writing slots reconnect to the new primary, although their old connections stay open."""
@@ -211,6 +212,7 @@ def _wrote_nothing(answer: Answer) -> bool:
     return answer.code == "store_unavailable" and answer.nothing_written
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_slots_that_only_read_leave_a_primary_that_was_demoted(project: Path, own_vhost: OwnVhost, pair: Pair) -> None:
     """The old primary keeps running with old data; a record created after the switch must be found."""

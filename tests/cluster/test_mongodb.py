@@ -148,6 +148,7 @@ def _take_in(plan: Plan, hosts: list[str]) -> None:
             wait_for(stand, PATIENCE, f"{host} as a secondary")
 
 
+@pytest.mark.long
 @pytest.mark.timeout(1200)
 def test_a_primary_that_steps_down_twelve_times_costs_no_write(
     project: Path, own_vhost: OwnVhost, replica_set: ReplicaSet

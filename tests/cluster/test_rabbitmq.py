@@ -169,6 +169,7 @@ def cluster(project: Path, settings: Settings, stack: Stack) -> Iterator[tuple[N
             nodes[0].epmd.stop()
 
 
+@pytest.mark.long
 @pytest.mark.timeout(1200)
 def test_a_leader_that_is_killed_costs_no_write_and_no_refusal(
     project: Path, settings: Settings, stack: Stack, cluster: tuple[Node, Node, Node]
@@ -199,6 +200,7 @@ def test_a_leader_that_is_killed_costs_no_write_and_no_refusal(
     _reckon(load, settings, stack)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(1200)
 def test_the_node_that_all_are_connected_to_is_killed(
     project: Path, settings: Settings, stack: Stack, cluster: tuple[Node, Node, Node]
@@ -227,6 +229,7 @@ def test_the_node_that_all_are_connected_to_is_killed(
     _reckon(load, settings, stack)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_client_whose_first_write_meets_no_leader_is_served_by_the_next(
     project: Path, settings: Settings, cluster: tuple[Node, Node, Node]
@@ -247,6 +250,7 @@ def test_a_client_whose_first_write_meets_no_leader_is_served_by_the_next(
         assert not refused, (f"{len(refused)} of {len(new)}", refused)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(1200)
 def test_an_address_of_three_hosts_outlives_each_of_them(
     project: Path, settings: Settings, stack: Stack, cluster: tuple[Node, Node, Node]

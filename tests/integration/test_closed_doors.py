@@ -179,7 +179,7 @@ def test_12_the_first_callers_patience_is_not_the_connections(client: Client) ->
             in_flight = impatient.transport._in_flight  # type: ignore[attr-defined]
             for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
                 seconds, _ = struct.unpack("ll", in_flight.connection._socket.getsockopt(socket.SOL_SOCKET, option, 16))
-                assert seconds == client.settings.amqp.beat * 2
+                assert seconds == client.settings.amqp.heartbeat_seconds * 2
 
 
 def test_12_a_wrong_vhost_is_an_answer(settings: Settings) -> None:

@@ -29,7 +29,9 @@ from beds.errors import (
     UnknownTemplate,
 )
 from beds.services.execution import (
+    CALL_WAIT_SECONDS,
     KEEP_SECONDS,
+    Abandon,
     Attempt,
     Delivery,
     Ending,
@@ -124,14 +126,30 @@ class Bench:
         )
 
     def run(
-        self, act: Any, task: str = "rel.create_record", *, ticket: bool = True, since: float = 0.0, **arguments: Any
+        self,
+        act: Any,
+        task: str = "rel.create_record",
+        *,
+        ticket: bool = True,
+        since: float = 0.0,
+        redelivered: bool = False,
+        lineage: Lineage | None = None,
+        **arguments: Any,
     ) -> Ending:
-        lineage = Lineage.root("ms", "test")
+        lineage = lineage or Lineage.root("ms", "test")
         header = EventHeader(lineage, lineage.event_id, ticket)
         body = codec.encode(arguments or {"template": "Airlines", "payload": ZED})
         route = ROUTES[task]
         delivery = Delivery(
-            lineage.guid, task, route, header, "beds_app", "rel.write", waiting_since=since, arguments=body
+            lineage.guid,
+            task,
+            route,
+            header,
+            "beds_app",
+            "rel.write",
+            redelivered=redelivered,
+            waiting_since=since,
+            arguments=body,
         )
         return self.execution.run(Attempt(delivery), act)
 
@@ -229,9 +247,36 @@ def test_a_write_in_doubt_that_has_waited_too_long_goes_to_the_dead_events(bench
     def doubt(trace: Trace, body: Any) -> Response:
         raise StoreUnavailable("the connection broke")
 
-    with pytest.raises(Redeliver) as caught:
+    with pytest.raises(Abandon):
         bench.run(doubt, since=time.time() - 61)
+    with pytest.raises(Abandon):
+        bench.run(doubt, since=time.time() - CALL_WAIT_SECONDS - 1, ticket=False)
+
+
+def test_a_write_whose_caller_waits_is_repeated_at_once_and_then_later(bench: Bench) -> None:
+    def doubt(trace: Trace, body: Any) -> Response:
+        raise StoreUnavailable("the connection broke")
+
+    with pytest.raises(Redeliver) as caught:
+        bench.run(doubt, ticket=False)
     assert not isinstance(caught.value, Postpone)
+    with pytest.raises(Postpone):
+        bench.run(doubt, ticket=False, redelivered=True)
+
+
+def test_a_cancelled_write_that_was_committed_before_is_no_cancelled_one(bench: Bench) -> None:
+    """Its first delivery committed, and was lost; the user cancelled before the second."""
+    lineage = Lineage.root("ms", "test")
+
+    def write(trace: Trace, body: Any) -> Any:
+        return bench.factory.adapter("Airlines").create_record(ZED)
+
+    bench.run(write, lineage=lineage)
+    bench.tickets.found = {"state": "STARTED", "guid": lineage.guid, "cancelled_by": "somebody"}
+    ended = bench.run(write, lineage=lineage, redelivered=True)
+    assert (ended.state, ended.value.affected) == (TicketState.SUCCESS, 1)
+    never = bench.run(write, redelivered=True)
+    assert isinstance(never.error, TicketRevoked)
 
 
 def test_only_workers_say_that_an_event_waits() -> None:

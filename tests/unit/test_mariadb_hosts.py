@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from beds.adapters.mariadb import hosts
 from beds.config.sections import RelDatabase
-from beds.errors import StoreUnavailable
+from beds.errors import StoreDenied, StoreUnavailable
 
 NAMES = ("a:1", "b:2", "c:3")
 
@@ -50,6 +50,8 @@ def opened(states: dict[str, Any]) -> tuple[Any, list[str]]:
         tried.append(f"{host}:{port}")
         assert 1 <= seconds <= 3
         state = states[tried[-1]]
+        if state == "stranger":
+            raise StoreDenied("it does not know the user")
         if state == "away":
             raise StoreUnavailable("it is away")
         return Server(read_only=state == "replica")
@@ -76,6 +78,15 @@ def test_reads_go_on_while_no_host_takes_writes() -> None:
     assert found.read_only
     assert not found.is_closed
     assert set(tried) >= {"b:2", "c:3"}
+
+
+def test_a_candidate_that_does_not_know_the_user_is_passed_over() -> None:
+    for _ in range(20):
+        found, tried = opened({"a:1": "stranger", "b:2": "primary", "c:3": "stranger"})
+        assert not found.read_only
+    assert tried == ["b:2"]
+    with pytest.raises(StoreDenied):
+        opened(dict.fromkeys(NAMES, "stranger"))
 
 
 def test_no_host_at_all_is_an_error() -> None:

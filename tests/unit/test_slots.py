@@ -191,7 +191,7 @@ def test_a_refused_or_returned_audit_record_is_published_again(
     audits.flush(connection)  # type: ignore[arg-type]
     audits.on_confirm(1, False, False)
     audits.flush(connection)  # type: ignore[arg-type]
-    audits.on_return()
+    audits.on_return("beds.logs", "audit")
     audits.on_confirm(2, False, True)
     assert not audit.is_confirmed, "no queue took it, although RabbitMQ confirms it"
     connection.answers = [True]

@@ -11,7 +11,7 @@ from typing import Any
 import MySQLdb
 
 from beds.config.sections import RelDatabase
-from beds.errors import StoreUnavailable
+from beds.errors import BedsError
 
 FIRST_TRY_SECONDS = 1.0
 """The longest attempt at one host while others were not tried; the driver counts whole seconds."""
@@ -33,20 +33,19 @@ def connect_to_primary(config: RelDatabase, connect: Open) -> Any:
         connect: opens a connection to one of them.
 
     Raises:
-        StoreUnavailable: no host can be reached.
-        BedsError: a host refuses the user, or the configuration is wrong.
+        StoreUnavailable, StoreDenied: no host can be reached, or none takes the user.
     """
     hosts = config.addresses
     if len(hosts) == 1:
         return connect(*hosts[0], config.connect_timeout)
     deadline = time.monotonic() + config.connect_timeout
     readable: Any = None
-    failure: StoreUnavailable | None = None
+    failure: BedsError | None = None
     for number, (host, port) in enumerate(_ordered(hosts)):
         left = max(deadline - time.monotonic(), FIRST_TRY_SECONDS)
         try:
             found = connect(host, port, min(FIRST_TRY_SECONDS, left) if number < len(hosts) - 1 else left)
-        except StoreUnavailable as error:
+        except BedsError as error:  # also of a candidate that does not know the user yet
             failure = error
             _avoided_at[f"{host}:{port}"] = time.monotonic()
             continue
@@ -66,7 +65,7 @@ def connect_to_primary(config: RelDatabase, connect: Open) -> Any:
 
 
 def is_read_only(connection: Any) -> bool:
-    """Whether the server refuses writes, as a replica does. True if it breaks off."""
+    """Whether the server refuses writes, as a replica does. True if the connection fails."""
     try:
         with connection.cursor() as cursor:
             cursor.execute("SELECT @@global.read_only AS it")
@@ -77,7 +76,7 @@ def is_read_only(connection: Any) -> bool:
 
 
 def _ordered(hosts: list[tuple[str, int]]) -> list[tuple[str, int]]:
-    """Those that failed or were read-only lately last, and otherwise an order of chance."""
+    """Those that failed or were read-only lately last, and otherwise in random order."""
     shuffled = random.sample(hosts, len(hosts))
     soon = time.monotonic() - AVOID_SECONDS
     return sorted(shuffled, key=lambda each: max(_avoided_at.get(f"{each[0]}:{each[1]}", 0.0), soon))

@@ -204,8 +204,8 @@ class MariaDBSession:
             try:
                 with contextlib.closing(connect(alone, self._timeout)) as connection:
                     yield Member(f"{host}:{port}", is_up=True, takes_writes=not is_read_only(connection))
-            except StoreUnavailable:
-                yield Member(f"{host}:{port}", is_up=False)
+            except BedsError as error:
+                yield Member(f"{host}:{port}", is_up=not isinstance(error, StoreUnavailable))
 
     def _is_read_only(self) -> bool:
         """True if the connected server is read-only. A new connection may reach another server."""

@@ -1,4 +1,7 @@
-"""Publishes the audit records of a slot: several in one message, and not waited for before the next event."""
+"""Publishes what a slot's events leave behind, with confirms that do not delay the next event.
+
+These are audit records, several in one message, and events that wait for their store.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,12 @@ from typing import Any
 
 import amqp
 
-from beds.domain.event import Event
+from beds.domain.event import Event, RecordKind
 from beds.errors import BodyTooLarge
 from beds.services.audit import without_values
 from beds.services.execution import Redeliver
 from beds.wire.message import to_message, with_encoded_body
+from beds.wire.routes import LOGS
 from beds.worker.slots.connection import ConnectionLost, SlotConnection
 from beds.worker.telemetry import AUDIT_SECONDS, kill_process_unacked
 
@@ -145,10 +149,11 @@ class SlotAudits:
             if batch.is_refused:
                 self._publish_again(batch)
 
-    def on_return(self) -> None:
-        """Take the news that no queue takes a record; RabbitMQ confirms it nevertheless."""
+    def on_return(self, exchange: str, key: str) -> None:
+        """Take the news that no queue takes a message; RabbitMQ confirms it nevertheless."""
         for batch in self._in_flight.values():
-            batch.is_refused = True
+            _, own_exchange, own_key = batch.message or (None, LOGS, str(RecordKind.AUDIT))
+            batch.is_refused |= (own_exchange, own_key) == (exchange, key)
 
     def forget(self) -> None:
         """Drop all: the connection is lost, so RabbitMQ delivers the events again, and their records are made anew."""

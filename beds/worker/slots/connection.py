@@ -41,7 +41,7 @@ class SlotConnection:
         declare: called with the channel before anything is consumed.
         on_delivery: called with each delivered message. It must not use the connection.
         on_confirm: called with (delivery tag, multiple, accepted) of each confirm of `publish_confirmed`.
-        on_return: called when no queue took a message of `publish_confirmed`, before its confirm.
+        on_return: called with exchange and key when no queue took a message of `publish_confirmed`, before its confirm.
 
     Raises:
         QueueMissing: a queue does not exist.
@@ -56,7 +56,7 @@ class SlotConnection:
         declare: Callable[[Any], None],
         on_delivery: Callable[[amqp.Message], None],
         on_confirm: Callable[[int, bool, bool], None],
-        on_return: Callable[[], None],
+        on_return: Callable[[str, str], None],
     ) -> None:
         self.is_open = True
         self.lock = threading.RLock()
@@ -74,13 +74,13 @@ class SlotConnection:
             self._confirmed.confirm_select()
             self._confirmed.events["basic_ack"].add(lambda tag, multiple: on_confirm(tag, multiple, True))
             self._confirmed.events["basic_nack"].add(lambda tag, multiple: on_confirm(tag, multiple, False))
-            self._confirmed.events["basic_return"].add(lambda *_: on_return())
+            self._confirmed.events["basic_return"].add(lambda _error, exchange, key, _message: on_return(exchange, key))
             self._queues, self._on_delivery = queues, on_delivery
             self._consumers: list[str] = []
             self._consume()
             self._socket: socket.socket = self._amqp.sock
             self._frames = FrameReader(self._amqp)
-            limit_waits(self._socket, settings.beat * 2)
+            limit_waits(self._socket, settings.heartbeat_seconds * 2)
             self._wake = wake
 
     def wait(self, seconds: float, other: int | None = None) -> None:

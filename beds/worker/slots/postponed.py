@@ -26,6 +26,7 @@ def postponed(received: Received, delivery: Delivery, workers: str) -> amqp.Mess
     """
     headers = {name: value for name, value in received.headers.items() if not str(name).startswith(RABBITMQS)}
     since = delivery.waiting_since or time.time()
+    headers["expires"] = None  # a worker has begun it, so it must not end as one that nobody began
     headers[HEADER] = waiting_for(headers.get(HEADER), delivery.user, since)
     kept = {name: value for name in _KEPT if (value := received.properties.get(name)) is not None}
     return amqp.Message(received.body, application_headers=headers, delivery_mode=2, user_id=workers, **kept)

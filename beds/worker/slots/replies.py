@@ -108,7 +108,11 @@ class Replies:
     def is_stuck(self) -> bool:
         """True if replies wait and RabbitMQ has accepted no connection for two heartbeats."""
         since = self._unconnected_since
-        return bool(self._waiting) and since is not None and time.monotonic() - since > 2 * self._settings.beat
+        return (
+            bool(self._waiting)
+            and since is not None
+            and time.monotonic() - since > 2 * self._settings.heartbeat_seconds
+        )
 
     def forget(self) -> None:
         """Drop all replies: their events are delivered again, and replied to again."""
@@ -161,7 +165,7 @@ class Replies:
             self._channel.events[event].add(self._on_confirm)
         self._published = 0
         self._unconnected_since = None
-        limit_waits(self._amqp.sock, settings.beat * 2)
+        limit_waits(self._amqp.sock, settings.heartbeat_seconds * 2)
         self._frames = FrameReader(self._amqp)
         self.descriptor = self._amqp.sock.fileno()
 

@@ -23,7 +23,7 @@ from celery import states
 from beds.domain.backoff import Backoff
 from beds.domain.event import RecordKind
 from beds.errors import BedsError, DeadEvent, MalformedEvent
-from beds.services.execution import Attempt, Ending, Postpone, Redeliver
+from beds.services.execution import Abandon, Attempt, Ending, Postpone, Redeliver
 from beds.transport import topology
 from beds.transport.connection import connect_to
 from beds.wire.reply import encode_error, reply_message
@@ -366,6 +366,8 @@ class Slot:
             ending = self._executor.execute(received, route, attempt)
         except Postpone:
             self._postpone(received, connection, attempt)
+        except Abandon:
+            connection.reject(received.tag, requeue=False)
         except Redeliver:
             connection.reject(received.tag, requeue=True)
         else:
