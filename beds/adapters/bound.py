@@ -371,7 +371,9 @@ class BoundAdapter(NamasteCore):
 
     def _try(self, action: Callable[[], T], *, repeatable: bool) -> T:
         """Run `action`. Retry it after transient errors, with backoff, until the deadline."""
-        backoff = Backoff(time.monotonic() + self._retry.deadline, first=self._retry.first_delay)
+        trace = current_trace()
+        patience = min(self._retry.deadline, trace.patience) if trace else self._retry.deadline
+        backoff = Backoff(time.monotonic() + patience, first=self._retry.first_delay)
         in_doubt = False
         while True:
             try:

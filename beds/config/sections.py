@@ -249,7 +249,7 @@ class RecDatabase(Section):
 
 
 def _hosts(hosts: tuple[str, ...]) -> tuple[str, ...]:
-    check_hosts(list(hosts))
+    check_hosts(list(hosts), 3306)
     return hosts
 
 
@@ -257,7 +257,7 @@ class RelDatabase(Section):
     host: Text = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65535)] = 3306
     hosts: Annotated[tuple[Text, ...], AfterValidator(_hosts)] = ()
-    """A primary and its candidates, `["a:3306", "b:3306"]`, instead of `host`; the one that takes writes is used."""
+    """A primary and its candidates, `["a:3306", "b:3306"]`, before `host`; the one that takes writes is used."""
     database: Text = "beds"
     user: Text = "beds_broker"
     password: SecretStr = SecretStr("")
@@ -275,12 +275,6 @@ class RelDatabase(Section):
     def where(self) -> str:
         """All servers, for messages."""
         return ",".join(f"{host}:{port}" for host, port in self.addresses)
-
-    @model_validator(mode="after")
-    def _host_or_hosts(self) -> RelDatabase:
-        if self.hosts and "host" in self.model_fields_set:
-            raise ValueError("hosts: give host or hosts, not both")
-        return self
 
 
 class Databases(Section):

@@ -16,7 +16,7 @@ FROM_NOW = "$"
 """The position at the log's end: only what is written later follows it."""
 MAX_CHANGES = 1000
 """Changes of one reply."""
-_POSITION = re.compile(r"(\d{1,15})-(\d{1,6})")
+_POSITION = re.compile(r"([0-9]{1,15})-([0-9]{1,6})")
 
 Position = tuple[int, int]
 """The number of a document of the log, and how many of its changes are before the position."""

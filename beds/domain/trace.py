@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -70,6 +71,8 @@ class Trace:
     """Whether the metrics include it."""
     checkpoint: Callable[[int, int | None, str], None] | None = None
     """Called with `done`, `total` and `unit` to report progress; None for an event without a ticket."""
+    patience: float = math.inf
+    """Seconds for which a store that is away is tried; `[retry] deadline` if that is less."""
     _clock: float = field(default_factory=time.perf_counter)
 
     @property

@@ -64,6 +64,8 @@ def change_json(change: Change) -> dict[str, Any]:
 
 
 def _limit(text: str | None) -> int:
-    if text is not None and not text.isdecimal():
-        raise OutOfRange("limit takes a number", detail={"field": "limit"})
-    return MAX_CHANGES if text is None else check_limit(int(text[:9]))
+    if text is None:
+        return MAX_CHANGES
+    if not (text.isascii() and text.isdecimal() and len(text) < 10):
+        raise OutOfRange(f"limit takes 1 to {MAX_CHANGES}", detail={"field": "limit"})
+    return check_limit(int(text))

@@ -235,9 +235,11 @@ class Conversation:
 
         self._subscribe(number, {"subscribed": handle.guid}, follow)
 
-    async def _subscribe_to_changes(self, number: str | int, message: Mapping[str, Any]) -> None:
+    async def _subscribe_to_changes(self, number: str | int, message: dict[str, Any]) -> None:
         """Send each committed write of a template under the message's id, after a position or from now on."""
-        name, after = message["changes"], message.get("after", FROM_NOW)
+        name, after = message.pop("changes"), message.pop("after", FROM_NOW)
+        if message:
+            raise Problem(422, "unknown_field", "subscribe takes changes and after.", field=min(message))
         template = self._node.template(name if isinstance(name, str) else "")
         check_may_follow(self._caller, template)
         position = await self._node.feeds.position(template.name, after)

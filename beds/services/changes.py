@@ -70,7 +70,7 @@ class ChangeLog:
         Raises:
             StoreUnavailable: MongoDB cannot be reached, or others append too fast.
         """
-        entries = {str(audit["event_id"]): _entry(audit) for audit in audits if self._is_wanted(audit)}
+        entries = {str(entry["id"]): entry for entry in map(_entry, filter(self._is_wanted, audits))}
         for _ in range(ATTEMPTS):
             if not entries:
                 return
@@ -180,7 +180,8 @@ def _check_reach(after: Position | None, documents: Sequence[Mapping[str, Any]])
 
 def _entry(audit: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "id": audit["event_id"],
+        # Without node and environment, which the client chooses: a copy of the event could name others.
+        "id": audit["event_id"].rpartition(".")[2],
         "template": audit["template"],
         "operation": audit["operation"],
         "record_id": audit.get("record_id", ""),

@@ -42,6 +42,8 @@ logger = logging.getLogger("celery.beds.execution")
 
 KEEP_SECONDS = 300.0
 """An event stays unacknowledged for this time while its ticket's outcome cannot be stored."""
+TICKET_PATIENCE = 1.0
+"""Seconds for which the store of an event with a ticket is tried before the event waits."""
 CALL_WAIT_SECONDS = 60.0
 """For this time a write without a ticket, which is in doubt, waits for its store: its caller has long gone."""
 STATUS_BYTES = 4096
@@ -64,7 +66,8 @@ class Delivery:
         queue: its routing key.
         worker: the worker's name.
         summary: template and operation, as monitors show them.
-        redelivered: whether RabbitMQ delivered it before.
+        redelivered: whether it was delivered before.
+        in_doubt: whether an earlier delivery may have written.
         waiting_since: when it first waited for its store, in Unix seconds; 0 if it did not.
         arguments: the task's, as the codec writes them.
     """
@@ -78,6 +81,7 @@ class Delivery:
     worker: str = ""
     summary: str = ""
     redelivered: bool = False
+    in_doubt: bool = False
     waiting_since: float = 0.0
     arguments: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
@@ -144,7 +148,14 @@ class Redeliver(Exception):
 
 
 class Postpone(Redeliver):
-    """As `Redeliver`, because a store is away: after a pause, and it does not count as a delivery."""
+    """As `Redeliver`, because a store is away: after a pause, and it does not count as a delivery.
+
+    `in_doubt` is true if this delivery may have written.
+    """
+
+    def __init__(self, message: str, *, in_doubt: bool = False) -> None:
+        super().__init__(message)
+        self.in_doubt = in_doubt
 
 
 class Abandon(Redeliver):
@@ -270,6 +281,9 @@ class Execution:
         """Execute the event and return its outcome, not yet recorded."""
         try:
             body = decoded(delivery.arguments)
+            if delivery.header.ticket and not delivery.header.called:
+                # It will come back, so it must not occupy the pool while a store is away.
+                trace.patience = 0.0 if delivery.waiting_since else TICKET_PATIENCE
             if delivery.route is not None and delivery.route.operation is not None:
                 template = body.pop("template", None)
                 trace.operation, trace.body = delivery.route.operation, body
@@ -287,12 +301,14 @@ class Execution:
         except self._interrupts:
             raise
         except StoreUnavailable as error:
-            wrote_nothing = trace.operation is None or trace.operation.is_read or is_harmless(error)
+            writes = trace.operation is not None and not trace.operation.is_read
+            # That this attempt wrote nothing says nothing of the one before.
+            wrote_nothing = not writes or (is_harmless(error) and not delivery.in_doubt)
             header = delivery.header
             if wrote_nothing and (header.called or not header.ticket or self._has_waited(delivery)):
                 return _failed(delivery, error, error)
             # A write may have been committed. On redelivery the ledger shows whether it was; a reply now would guess.
-            raise self._later(delivery, error) from None
+            raise self._later(delivery, error, in_doubt=not wrote_nothing) from None
         except BedsError as error:
             return _failed(delivery, error, error)
         except (Redeliver, InOtherHands):
@@ -346,21 +362,23 @@ class Execution:
             try:
                 found = self._factory.adapter(trace.template).note_failure(trace, error)
             except StoreUnavailable as away:
-                raise self._later(delivery, away) from None
+                raise self._later(delivery, away, in_doubt=True) from None
             except BedsError as noted:
                 return _failed(delivery, noted, noted)
             if found is not None:
                 return self._answered(delivery, found)
         return _failed(delivery, error, error)
 
-    def _later(self, delivery: Delivery, error: BedsError) -> Redeliver:
+    def _later(self, delivery: Delivery, error: BedsError, *, in_doubt: bool = False) -> Redeliver:
         """The exception that redelivers an event whose store is away."""
         logger.warning("%s waits for its store: %s; it will be delivered again", delivery.guid, error.message)
         if self._has_waited(delivery):
             return Abandon(error.message)
         has_caller = delivery.header.called or not delivery.header.ticket
         # A caller waits, so the first repetition is at once.
-        return Redeliver(error.message) if has_caller and not delivery.redelivered else Postpone(error.message)
+        if has_caller and not delivery.redelivered:
+            return Redeliver(error.message)
+        return Postpone(error.message, in_doubt=in_doubt or delivery.in_doubt)
 
     def _has_waited(self, delivery: Delivery) -> bool:
         """Whether the event has waited for as long as it may."""

@@ -59,7 +59,7 @@ class HostsConnection(Connection):  # type: ignore[misc]  # kombu has no types
                 raise
             except TimeoutError:
                 slow.append(url)
-            except (OSError, amqp.AMQPError):
+            except (OSError, amqp.AMQPError, UnicodeError):  # UnicodeError: a name that DNS cannot have
                 pass
             _failed_at[url] = time.monotonic()
         # One of those that did not refuse gets all the time that is left: it may only be slow.

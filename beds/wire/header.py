@@ -13,6 +13,7 @@ HEADER = "beds"
 _FOR_USER = "user"
 _WAITING = "waiting_since"
 _CALLED = "called"
+_DOUBT = "in_doubt"
 ACTOR_CHARACTERS = 200
 
 
@@ -24,6 +25,7 @@ class EventHeader:
         lineage: the event's lineage; fields that a foreign client left out get the values of a root.
         event_id: as its publisher wrote it; empty where that is no text.
         ticket: whether its outcome is kept for polling.
+        in_doubt: whether an earlier delivery may have written. It is trusted from the workers' user only.
         called: whether its caller waits, so that the event does not wait for a store that is away.
         actor: on whose behalf its application acts.
         submitted_at: when the client made it, in ISO 8601.
@@ -40,6 +42,7 @@ class EventHeader:
     for_user: str = ""
     waiting_since: float = 0.0
     called: bool = False
+    in_doubt: bool = False
 
     @classmethod
     def of(cls, event: Event) -> EventHeader:
@@ -65,6 +68,7 @@ class EventHeader:
             _text(found, _FOR_USER),
             _seconds(found.get(_WAITING)),
             found.get(_CALLED) is True,
+            found.get(_DOUBT) is True,
         )
 
     def to_wire(self) -> dict[str, Any]:
@@ -122,12 +126,12 @@ def published_for(header: Any, user: str) -> dict[str, Any]:
     """The header of an event that the workers' user publishes again on behalf of its original sender, `user`."""
     found = header if isinstance(header, Mapping) else {}
     # A client may have written that it waits; from the workers' user it would be believed.
-    return {**{name: value for name, value in found.items() if name != _WAITING}, _FOR_USER: user}
+    return {**{name: value for name, value in found.items() if name not in (_WAITING, _DOUBT)}, _FOR_USER: user}
 
 
-def waiting_for(header: Any, user: str, since: float) -> dict[str, Any]:
+def waiting_for(header: Any, user: str, since: float, *, in_doubt: bool) -> dict[str, Any]:
     """The header of an event that waits for its store since a time, and is published again for its sender."""
-    return published_for(header, user) | {_WAITING: since}
+    return published_for(header, user) | {_WAITING: since} | ({_DOUBT: True} if in_doubt else {})
 
 
 def _seconds(value: Any) -> float:

@@ -24,11 +24,13 @@ from beds.worker.frames import UNREADABLE
 MAX_WIRE_DEPTH = 3 * MAX_DEPTH + 8
 """Levels of JSON in a body. The codec writes an object with a key that begins with `$` as three levels."""
 _GUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-_HEADERS = frozenset(
+HEADERS = frozenset(
     {"lang", "task", "id", "root_id", "parent_id", "retries", "eta", "expires", "timelimit", "argsrepr", "kwargsrepr",
      "origin", "beds"}
 )  # fmt: skip
 """The allowed headers. Celery would obey others, such as callbacks, compression and reply settings."""
+MAX_HEADER_CHARACTERS = 65_536
+"""A message that is published again must fit a frame of 128 KiB with its headers."""
 _NOT_CELERYS = ("x-", "traceparent", "tracestate", "baggage")
 """Prefixes of the headers that RabbitMQ and tracers add; Celery ignores these headers."""
 _ODD_VALUES = re.compile(rb"NaN|Infinity|\\u[dD][89a-fA-F]|\d[eE]\+?\d{3}|\d{300}|\xed[\xa0-\xbf]")
@@ -106,8 +108,10 @@ def _check_headers(headers: Mapping[str, Any], properties: Mapping[str, Any]) ->
     if isinstance(retries, bool) or not isinstance(retries, int):
         raise wrong("retries", "it is not a whole number")
     for name, value in headers.items():
-        if value and name not in _HEADERS and not str(name).startswith(_NOT_CELERYS):
+        if value and name not in HEADERS and not str(name).startswith(_NOT_CELERYS):
             raise wrong(str(name)[:64], "an event has no such header")
+    if sum(len(str(value)) for value in headers.values()) > MAX_HEADER_CHARACTERS:
+        raise wrong("headers", f"they have more than the {MAX_HEADER_CHARACTERS:,} characters allowed")
     expiry_of(headers)
     reply_to = properties.get("reply_to")
     if not isinstance(reply_to or "", str):

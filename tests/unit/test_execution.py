@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 import time
@@ -31,6 +32,7 @@ from beds.errors import (
 from beds.services.execution import (
     CALL_WAIT_SECONDS,
     KEEP_SECONDS,
+    TICKET_PATIENCE,
     Abandon,
     Attempt,
     Delivery,
@@ -133,6 +135,7 @@ class Bench:
         ticket: bool = True,
         since: float = 0.0,
         redelivered: bool = False,
+        in_doubt: bool = False,
         lineage: Lineage | None = None,
         **arguments: Any,
     ) -> Ending:
@@ -148,6 +151,7 @@ class Bench:
             "beds_app",
             "rel.write",
             redelivered=redelivered,
+            in_doubt=in_doubt,
             waiting_since=since,
             arguments=body,
         )
@@ -251,6 +255,34 @@ def test_a_write_in_doubt_that_has_waited_too_long_goes_to_the_dead_events(bench
         bench.run(doubt, since=time.time() - 61)
     with pytest.raises(Abandon):
         bench.run(doubt, since=time.time() - CALL_WAIT_SECONDS - 1, ticket=False)
+
+
+def test_an_attempt_that_wrote_nothing_says_nothing_of_the_one_before(bench: Bench) -> None:
+    """The first delivery was in doubt; the second cannot reach the store at all."""
+
+    def away(trace: Trace, body: Any) -> Response:
+        raise harmless(StoreUnavailable("it cannot be reached"))
+
+    for ticket in (True, False):
+        with pytest.raises(Postpone) as caught:
+            bench.run(away, ticket=ticket, redelivered=True, in_doubt=True, since=time.time() - 5)
+        assert caught.value.in_doubt
+        with pytest.raises(Abandon):
+            bench.run(away, ticket=ticket, redelivered=True, in_doubt=True, since=time.time() - 61)
+    assert bench.tickets.ended == []
+
+
+def test_a_ticket_occupies_its_slot_for_a_moment_while_the_store_is_away(bench: Bench) -> None:
+    seen: list[float] = []
+
+    def look(trace: Trace, body: Any) -> Response:
+        seen.append(trace.patience)
+        return Response("a", 1)
+
+    bench.run(look)
+    bench.run(look, since=time.time() - 5)
+    bench.run(look, ticket=False)
+    assert seen == [TICKET_PATIENCE, 0.0, math.inf]
 
 
 def test_a_write_whose_caller_waits_is_repeated_at_once_and_then_later(bench: Bench) -> None:

@@ -33,6 +33,8 @@ CONFIRM_SECONDS = 0.2
 """Longest wait between two looks at a confirm that an event waits for."""
 GATHER_SECONDS = 0.005
 """A record waits this time for others while further events are handled."""
+MAX_REFUSALS = 3
+"""A channel that refuses a message so often leads to a leader that is gone; a new one finds its successor."""
 PAUSE_SECONDS = 0.5
 """Pause before a message is published again that RabbitMQ refused."""
 
@@ -48,6 +50,7 @@ class Batch:
     unconfirmed: int = 0
     """Messages in flight: one, unless the records are too large for one."""
     is_refused: bool = False
+    refusals: int = 0
     since: float = field(default_factory=time.monotonic)
     not_before: float = 0.0
 
@@ -73,6 +76,7 @@ class SlotAudits:
         self._open: Batch | None = None
         self._due: deque[Batch] = deque()
         self._in_flight: dict[int, Batch] = {}
+        self._must_reconnect = False
 
     def send(self, record: Record) -> Batch:
         """Add a record to the open batch, which `flush` publishes."""
@@ -121,6 +125,9 @@ class SlotAudits:
         """Publish all records, from either thread. Raises ConnectionLost."""
         if not self._due:
             return
+        if self._must_reconnect:
+            connection.give_up()
+            raise ConnectionLost("RabbitMQ keeps refusing messages on it")
         with connection.lock:
             self._open = None
             for _ in range(len(self._due)):
@@ -158,6 +165,7 @@ class SlotAudits:
     def forget(self) -> None:
         """Drop all: the connection is lost, so RabbitMQ delivers the events again, and their records are made anew."""
         self._open = None
+        self._must_reconnect = False
         self._due.clear()
         self._in_flight.clear()
 
@@ -171,6 +179,8 @@ class SlotAudits:
         if time.monotonic() > batch.since + AUDIT_SECONDS:
             kill_process_unacked("RabbitMQ keeps refusing an audit record")
         logger.warning("RabbitMQ refused %d audit records, or an event; published again", len(batch.records))
+        batch.refusals += 1
+        self._must_reconnect |= batch.refusals >= MAX_REFUSALS
         batch.not_before = time.monotonic() + PAUSE_SECONDS
         self._due.append(batch)
 

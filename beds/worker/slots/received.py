@@ -105,6 +105,7 @@ class Received:
                 worker=worker,
                 summary=str(headers.get("kwargsrepr", ""))[1:-1],
                 redelivered=self.is_redelivered or waiting_since > 0,
+                in_doubt=self.is_redelivered or (waiting_since > 0 and header.in_doubt),
                 waiting_since=waiting_since,
                 arguments=self.payload[1],
             )

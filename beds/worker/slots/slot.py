@@ -364,8 +364,8 @@ class Slot:
         self._show_begin(received, route)
         try:
             ending = self._executor.execute(received, route, attempt)
-        except Postpone:
-            self._postpone(received, connection, attempt)
+        except Postpone as later:
+            self._postpone(received, connection, attempt, in_doubt=later.in_doubt)
         except Abandon:
             connection.reject(received.tag, requeue=False)
         except Redeliver:
@@ -397,9 +397,9 @@ class Slot:
         self._afterwards.append(partial(self._show_end, attempt, ending))
         self._finish_event(Handled(received.tag, ending.audit, self._reply(received, ending.reply)), connection)
 
-    def _postpone(self, received: Received, connection: SlotConnection, attempt: Attempt) -> None:
+    def _postpone(self, received: Received, connection: SlotConnection, attempt: Attempt, *, in_doubt: bool) -> None:
         """Let an event wait in beds.later, from which RabbitMQ returns it to its queue."""
-        message = postponed(received, attempt.delivery, self._workers)
+        message = postponed(received, attempt.delivery, self._workers, in_doubt=in_doubt)
         later = self._audits.send_message(message, LATER, attempt.delivery.queue)
         self._finish_event(Handled(received.tag, later, None), connection)
 
