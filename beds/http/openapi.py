@@ -356,13 +356,14 @@ _PARAMETERS: dict[str, Json] = {
 }
 
 
+_ID: Json = {"type": "string", "pattern": "^[0-9A-Za-z._-]{1,120}$"}
+
+
 def _get(summary: str, schema: Json, *parameters: str, media: str = "application/json") -> Json:
     return {
         "summary": summary,
         "tags": ["tickets, jobs and lineage"],
-        "parameters": [
-            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in parameters
-        ],
+        "parameters": [{"name": name, "in": "path", "required": True, "schema": _ID} for name in parameters],
         "responses": {
             "200": {"description": "Found", "content": {media: {"schema": schema}}},
             "202": _ACCEPTED_TICKET,
