@@ -47,7 +47,7 @@ from beds.errors import (
 )
 from beds.templates.binding import BULK_NAMES, Binding, bind, is_unfilled, reserved_type, spec_of
 from beds.templates.fields import fits
-from beds.templates.named_object import NamedObject, Param
+from beds.templates.named_object import NamedObject, ObjectKind, Param
 from beds.templates.template import EXPECTED_VERSION, ROLES, Template
 from beds.wire import codec
 
@@ -541,7 +541,24 @@ def _described(binding: Binding) -> OperationDescription:
                 spec.description if spec else "",
             )
         )
-    return replace(found, args=tuple(args), pages=binding.pages, limit=fetch.limit, max_limit=fetch.max_limit)
+    return replace(
+        found,
+        args=tuple(args),
+        pages=binding.pages,
+        limit=fetch.limit,
+        max_limit=fetch.max_limit,
+        results=_results(binding),
+    )
+
+
+def _results(binding: Binding) -> tuple[str, ...]:
+    """What a fetch returns, where the database declares it."""
+    target = binding.target
+    if target.kind not in (ObjectKind.FIND, ObjectKind.VIEW) or "projection" in target.command:
+        return target.results
+    stored = target.shape.get("properties") or {}
+    keys = binding.template.keys if "_id" in stored else ()
+    return target.results or (*keys, *(name for name in stored if name not in ("_id", *keys)))
 
 
 def bulk_values(binding: Binding, payloads: Sequence[Payload]) -> dict[str, Any]:

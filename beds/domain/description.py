@@ -45,6 +45,8 @@ class OperationDescription:
         args: of a fetch; the other operations take the template's fields.
         pages: whether a fetch has a cursor.
         limit, max_limit: of a fetch, in records; 0 for other operations.
+        results: the columns or fields that a fetch returns, where the database declares them: those of a view, and of
+            a stored command without a projection.
         problem: why the operation cannot be called, such as an object that is missing; empty if it can.
     """
 
@@ -56,6 +58,7 @@ class OperationDescription:
     pages: bool = False
     limit: int = 0
     max_limit: int = 0
+    results: tuple[str, ...] = ()
     problem: str = ""
 
 
@@ -82,7 +85,11 @@ class Description:
         try:
             operations = {
                 name: OperationDescription(
-                    **{**found, "args": tuple(Argument(**{**a, "types": tuple(a["types"])}) for a in found["args"])}
+                    **{
+                        **found,
+                        "args": tuple(Argument(**{**a, "types": tuple(a["types"])}) for a in found["args"]),
+                        "results": tuple(found.get("results", ())),
+                    }
                 )
                 for name, found in wire["operations"].items()
             }

@@ -87,6 +87,7 @@ class NamedObject:
         command: a stored command's body (MongoDB only).
         shape: the collection's declared BSON types (MongoDB only); see `schema_tools.rec`.
         columns: the columns that a bulk object reads of a record, by field (MariaDB only).
+        results: the columns of a view (MariaDB only).
         reads_all: whether a bulk object may read more than `columns`.
         fields_of: the field that goes into a column, by the column's name, for messages.
         several: whether a routine has several statements; only the last one's warnings are available then.
@@ -102,6 +103,7 @@ class NamedObject:
     command: Mapping[str, Any] = field(default_factory=dict)
     shape: Mapping[str, Any] = field(default_factory=dict)
     columns: Mapping[str, Param] = field(default_factory=dict)
+    results: tuple[str, ...] = ()
     reads_all: bool = True
     fields_of: Mapping[str, str] = field(default_factory=dict)
     several: bool = False

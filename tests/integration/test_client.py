@@ -477,6 +477,14 @@ def test_arguments_that_only_the_object_declares_are_told(client: Client, projec
     assert Description.from_wire(as_json).operations["fetch.nearest"] == nearest
 
 
+def test_what_a_fetch_returns_is_told_where_the_database_declares_it(client: Client) -> None:
+    view = client.describe("Airlines", timeout=60).operations["fetch.all"]
+    assert view.results == ("carrier", "name")
+    documents = client.describe("SampleDocs", timeout=60).operations["fetch.by_id"]
+    assert documents.results[0] == "id"
+    assert {"text", "whole", "price"} <= set(documents.results)
+
+
 def test_descriptions_of_others_and_of_wrong_questions_are_refused(client: Client) -> None:
     with pytest.raises(StoreDenied, match="belongs to BEDS itself"):
         client.describe("msAudit", timeout=60)

@@ -23,8 +23,9 @@ SELECT SPECIFIC_NAME AS object, PARAMETER_NAME AS name, PARAMETER_MODE AS mode, 
  WHERE SPECIFIC_SCHEMA = %(database)s AND SPECIFIC_NAME IN %(names)s AND ORDINAL_POSITION > 0
  ORDER BY SPECIFIC_NAME, ORDINAL_POSITION"""
 VIEWS = """
-SELECT TABLE_NAME AS name FROM information_schema.VIEWS
- WHERE TABLE_SCHEMA = %(database)s AND TABLE_NAME IN %(names)s"""
+SELECT v.TABLE_NAME AS name, c.COLUMN_NAME AS result
+  FROM information_schema.VIEWS v JOIN information_schema.COLUMNS c USING (TABLE_SCHEMA, TABLE_NAME)
+ WHERE v.TABLE_SCHEMA = %(database)s AND v.TABLE_NAME IN %(names)s ORDER BY v.TABLE_NAME, c.ORDINAL_POSITION"""
 
 PREFIX = "p_"
 """Prefix of parameters, so that their names differ from the columns they are compared with."""
@@ -101,7 +102,12 @@ def build(
             strict=definition.is_strict(source.sql_mode),
             description=row["description"],
         )
-    return found | {row["name"]: NamedObject(row["name"], ObjectKind.VIEW, (VIEW_LIMIT,)) for row in views}
+    results: dict[str, list[str]] = defaultdict(list)
+    for row in views:
+        results[row["name"]].append(row["result"])
+    return found | {
+        name: NamedObject(name, ObjectKind.VIEW, (VIEW_LIMIT,), results=tuple(of)) for name, of in results.items()
+    }
 
 
 def _param(row: Mapping[str, Any], source: Source, behind: list[Column]) -> Param:
