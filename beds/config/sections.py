@@ -353,13 +353,16 @@ class Flower(Section):
     basic_auth: SecretStr = SecretStr("")
     """`user:password`, several with commas. Flower does not start without it."""
     broker_api: SecretStr = SecretStr("")
-    """RabbitMQ's management API with a user that has the tag `monitoring`: http://user:password@host:15672/api/"""
+    """RabbitMQ's management API with a user that has the tag `monitoring`: http://user:password@host:15672/api/.
+    Of several hosts, `a:15672,b:15672`, Flower uses the first."""
 
     @property
     def environment(self) -> dict[str, str]:
         """Flower's environment. Other users of the machine can read a command line, but not the environment."""
         secrets = {"FLOWER_BASIC_AUTH": self.basic_auth, "FLOWER_BROKER_API": self.broker_api}
         found = {name: value.get_secret_value() for name, value in secrets.items() if value.get_secret_value()}
+        if (api := found.get("FLOWER_BROKER_API")) is not None:
+            found["FLOWER_BROKER_API"] = each_host(api)[0]  # Flower takes one
         return {**found, "FLOWER_UNAUTHENTICATED_API": "0"}
 
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import amqp
 import pytest
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
 from beds.config.hosts import each_host
-from beds.config.sections import Amqp
+from beds.config.sections import Amqp, Flower
 from beds.transport import connection
 from beds.transport.connection import FIRST_TRY_SECONDS, HostsConnection, connect_to
 
@@ -193,3 +193,8 @@ def test_messages_name_all_hosts_and_no_password() -> None:
     assert "geheim" not in where
     assert to("amqp://u:geheim@[::1]:1,[::2]/v").where == "amqp://u:**@[::1]:1,[::2]/v"
     assert "geheim" not in repr(to("amqp://u:geheim@a:1,b:2/v"))
+
+
+def test_flower_gets_one_of_several_addresses() -> None:
+    flower = Flower(broker_api=SecretStr("http://u:p@a:15672,b:15672/api/"))
+    assert flower.environment["FLOWER_BROKER_API"] == "http://u:p@a:15672/api/"
