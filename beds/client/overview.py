@@ -86,7 +86,7 @@ def _rows(client: Client, connection: Connection, window: float, timeout: float)
 
 
 def operation_rates(client: Client, queue: str, window: float, timeout: float) -> list[dict[str, Any]]:
-    """What a queue's pool has executed, by template, operation and outcome; the most frequent first.
+    """The executed events of a queue, by template, operation and outcome; the most frequent first.
 
     Args:
         client: an operator's.

@@ -11,7 +11,7 @@ _NAME = re.compile(
 _IPV6 = re.compile(r"[0-9A-Fa-f:.]{2,45}(%25[A-Za-z0-9]+)?")
 _HOST = re.compile(rf"(?P<name>{_NAME.pattern}|\[{_IPV6.pattern}\])(:(?P<port>[0-9]{{1,5}}))?")
 _SHOWN = re.compile(r"[A-Za-z0-9_.:\[\]-]{1,100}")
-"""What an error may show of a text that is no host; other characters may belong to a password."""
+"""The texts that an error may show; other characters may belong to a password."""
 _PORTS = {"amqp": 5672, "amqps": 5671}
 
 

@@ -63,7 +63,7 @@ class Operator:
         return found
 
     async def operations(self, queue: str) -> list[dict[str, Any]]:
-        """What a queue's pool has executed lately, by template, operation and outcome."""
+        """The lately executed events of a queue, by template, operation and outcome."""
         return await asyncio.to_thread(operation_rates, self._client, queue, WINDOW_SECONDS, TIMEOUT)
 
     def logs(self, least: int) -> list[Record]:

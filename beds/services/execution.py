@@ -381,7 +381,7 @@ class Execution:
         return Postpone(error.message, in_doubt=in_doubt or delivery.in_doubt)
 
     def _has_waited(self, delivery: Delivery) -> bool:
-        """Whether the event has waited for as long as it may."""
+        """True if the event has waited for as long as it may."""
         longest = self._longest_wait if delivery.header.ticket else CALL_WAIT_SECONDS
         return delivery.waiting_since > 0 and time.time() > delivery.waiting_since + longest
 

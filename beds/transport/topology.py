@@ -18,7 +18,7 @@ UNLIMITED = 1_000_000_000
 """Deliveries. RabbitMQ 4 drops a message after 20 if a quorum queue sets no limit; 3.x has no value for no limit."""
 
 LATER_SECONDS = 5.0
-"""How long an event waits for its store before it is delivered again."""
+"""An event waits this time for its store before it is delivered again."""
 
 _DELAY = re.compile(r"^(?:[01]\.){28}")
 

@@ -18,8 +18,8 @@ _KEPT = ("content_type", "content_encoding", "correlation_id", "reply_to", "prio
 def postponed(received: Received, delivery: Delivery, workers: str, *, in_doubt: bool) -> amqp.Message:
     """The message of an event, published again for its sender.
 
-    Headers of RabbitMQ and of others are left out: RabbitMQ would count the deaths of all rounds, a client may have
-    forged them, and with some more bytes the largest header no longer fits a frame.
+    Headers of RabbitMQ and of others are left out. RabbitMQ would count the deaths of all rounds, and a client may have
+    forged them. With some more bytes the largest header no longer fits a frame.
 
     Args:
         received: the message, as it came.
@@ -29,7 +29,7 @@ def postponed(received: Received, delivery: Delivery, workers: str, *, in_doubt:
     """
     headers = {name: value for name, value in received.headers.items() if name in HEADERS or name == REPLAYED}
     since = delivery.waiting_since or time.time()
-    headers["expires"] = None  # a worker has begun it, so it must not end as one that nobody began
+    headers["expires"] = None  # a worker has begun it, so it expires no more
     headers[HEADER] = waiting_for(headers.get(HEADER), delivery.user, since, in_doubt=in_doubt)
     kept = {name: value for name in _KEPT if (value := received.properties.get(name)) is not None}
     return amqp.Message(received.body, application_headers=headers, delivery_mode=2, user_id=workers, **kept)
