@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import random
+import select
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -57,6 +58,7 @@ PURGE_SECONDS, PURGE_ROWS = 10.0, 5000
 ANSWER_CHARACTERS = 4_000_000
 """Limit of a write's reply, which the ledger stores (MEDIUMTEXT: 16 MiB)."""
 ROWS_AT_ONCE = 200
+CLOSING: int = getattr(select, "POLLRDHUP", 0)  # of Linux; elsewhere only a reset connection shows
 SESSION_SETUP = (
     "SET time_zone = '+00:00', max_error_count = 65535, "
     "sql_mode = 'STRICT_ALL_TABLES,ERROR_FOR_DIVISION_BY_ZERO,NO_ENGINE_SUBSTITUTION'"
@@ -110,6 +112,8 @@ class MariaDBSession:
         self._config = config
         self._timeout = timeout
         self._connection: Any = None
+        self._ending = select.poll()
+        """Tells when the server has closed the connection."""
         self._writers: set[tuple[str, str]] = set()
         """The names and stamps of objects that wrote although their text does not say so."""
         self._next_purge = time.monotonic() + PURGE_SECONDS * random.random()
@@ -251,8 +255,12 @@ class MariaDBSession:
         If the connection's state is unknown after an error, the connection is closed. By default rows stay on the
         server until they are read, so that a large result does not fill this process's memory.
         """
+        if self._connection is not None and self._ending.poll(0):
+            self.close()  # the server ended it meanwhile: a statement sent there would be in doubt, for nothing
         if self._connection is None:
             self._connection = connect(self._config, self._timeout, multi_statements=True)
+            self._ending = select.poll()
+            self._ending.register(self._connection.fileno(), CLOSING)
         cursor = self._connection.cursor(cursors)
         try:
             yield cursor
