@@ -14,11 +14,13 @@ _settings = load_settings()
 _topology = Topology.from_settings(_settings.amqp)
 
 # --- Where -----------------------------------------------------------------------------------------------------------
-# Each host of a cluster; a connection tries them all (beds/transport/connection.py).
-broker_url = each_host(_settings.amqp.broker_url)
+# One host of a cluster: Celery would set up its delayed delivery over each of them in turn, and wait for those that are
+# down. The app's connections try all hosts (beds/worker/app.py).
+broker_url = each_host(_settings.amqp.broker_url)[0]
 # TLS for amqps, with the server's name checked, which py-amqp does not do by itself.
 broker_use_ssl = tls_options(_settings.amqp, _settings.amqp.broker_url)
-broker_heartbeat = _settings.amqp.heartbeat_seconds
+# Not the shorter one of several hosts: a worker's own process sends none while it starts.
+broker_heartbeat = _settings.amqp.heartbeat or 10
 broker_connection_timeout = _settings.amqp.connect_timeout
 # A worker reconnects after any restart of RabbitMQ, however long it takes.
 broker_connection_retry_on_startup = True

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
 
@@ -69,6 +70,7 @@ class Application:
         self._operator = Operator(settings) if has_operator else None
         self._tools = McpTools(self.node) if McpTools is not None else None
         self._conversations: set[Conversation] = set()
+        self._streams: set[EventStream] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -95,9 +97,11 @@ class Application:
             await asyncio.to_thread(self._operator.close)
 
     def drain(self) -> None:
-        """Close all WebSocket connections, so that their clients connect to another node."""
+        """Close all WebSocket connections and event streams, so that their clients connect to another node."""
         for conversation in list(self._conversations):
             conversation.end()
+        for stream in list(self._streams):
+            stream.end()
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
@@ -123,7 +127,7 @@ class Application:
                 with self.node.limits.admitted(person) if person else nullcontext():
                     response = await self._page(request, segments[2:], person)
                 if person and isinstance(response, EventStream):
-                    with self.node.limits.streaming(person), self.node.metrics.streams.track_inprogress():
+                    with self._open(response, person):
                         await response(scope, receive, sending)
                     return
             else:
@@ -144,7 +148,7 @@ class Application:
                     if request.method == "HEAD" or not isinstance(response, EventStream):
                         await response(scope, receive, sending)
                         return
-                with self.node.limits.streaming(caller), self.node.metrics.streams.track_inprogress():
+                with self._open(response, caller):
                     await response(scope, receive, sending)
                 return
         except Problem as refusal:
@@ -164,6 +168,16 @@ class Application:
             logger.exception("a request failed")
             response = self._problem(request, Problem(500, "internal", "This is a fault of the service."), asked)
         await response(scope, receive, sending)
+
+    @contextlib.contextmanager
+    def _open(self, stream: EventStream, caller: Caller) -> Iterator[None]:
+        """Count a stream while it lasts. Raises Problem: the caller has as many as it may."""
+        with self.node.limits.streaming(caller), self.node.metrics.streams.track_inprogress():
+            self._streams.add(stream)
+            try:
+                yield
+            finally:
+                self._streams.discard(stream)
 
     async def _page(self, request: Request, segments: tuple[str, ...], person: Caller | None) -> Response:
         """A page for people, whose key or token is in a cookie."""

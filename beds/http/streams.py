@@ -85,7 +85,27 @@ class EventStream(StreamingResponse):
     def __init__(self, content: AsyncGenerator[bytes, None], headers: Mapping[str, str]) -> None:
         headers = {**headers, "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         self._content = content
-        super().__init__(content, headers=headers, media_type=EVENTS)
+        self._ends = asyncio.Event()
+        super().__init__(self._until_end(), headers=headers, media_type=EVENTS)
+
+    def end(self) -> None:
+        """End the stream: the node stops, and the client connects to another one."""
+        self._ends.set()
+
+    async def _until_end(self) -> AsyncGenerator[bytes, None]:
+        ending = asyncio.ensure_future(self._ends.wait())
+        upcoming = asyncio.ensure_future(anext(self._content, None))
+        try:
+            while True:
+                await asyncio.wait([upcoming, ending], return_when=asyncio.FIRST_COMPLETED)
+                if not upcoming.done() or (part := upcoming.result()) is None:
+                    return
+                yield part
+                upcoming = asyncio.ensure_future(anext(self._content, None))
+        finally:
+            ending.cancel()
+            upcoming.cancel()
+            await asyncio.wait([upcoming])
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with aclosing(self._content):  # also if the client goes while something is sent

@@ -175,7 +175,10 @@ def _check_reach(after: Position | None, documents: Sequence[Mapping[str, Any]])
     first = numbers[0] if numbers else 0
     reaches = after is None or first == after[0] or (after[0] == 0 and first == 1)
     if not reaches or numbers != list(range(first, first + len(numbers))):
-        raise ChangesExpired("the log of changes does not reach back to this position", detail={"field": "after"})
+        raise ChangesExpired(
+            "the log does not reach back to this position: read the records themselves, and follow the changes from $",
+            detail={"field": "after"},
+        )
 
 
 def _entry(audit: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from celery import Celery
 from celery.app.amqp import AMQP
 
 from beds.config import Settings, load_settings
-from beds.config.hosts import secret_of
+from beds.config.hosts import each_host, secret_of
 from beds.errors import BedsError, ConfigurationError
 from beds.services.changes import ChangeLog
 from beds.services.dead import DeadStore
@@ -55,6 +55,17 @@ class BedsApp(Celery):
     """Seconds; the worker derives it from its pool's time limits."""
     prefetch: Mapping[str, int] = {}
     """The most unacknowledged events of a slot, by queue; the worker sets it."""
+
+    def connection_for_read(self, url: Any = None, **options: Any) -> HostsConnection:
+        return super().connection_for_read(self._hosts(url), **options)  # type: ignore[no-any-return]
+
+    def connection_for_write(self, url: Any = None, **options: Any) -> HostsConnection:
+        return super().connection_for_write(self._hosts(url), **options)  # type: ignore[no-any-return]
+
+    def _hosts(self, url: Any) -> Any:
+        """All hosts of the address for workers, in place of its first one."""
+        hosts = each_host(self.settings.amqp.broker_url)
+        return hosts if url in (None, hosts[0]) else url
 
     @cached_property
     def settings(self) -> Settings:

@@ -6,6 +6,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from pydantic import SecretStr
@@ -17,7 +18,7 @@ from beds.config import Settings
 from beds.domain.ticket import TicketState
 from beds.errors import PermissionDenied, TransportError
 from beds.stack.stack import Stack
-from tests.conftest import wait_for
+from tests.conftest import OwnVhost, running_worker, wait_for, wait_until_served
 from tests.proxy import SilentProxy
 
 SLACK = 20.0
@@ -107,3 +108,29 @@ def test_a_network_that_goes_silent_ends_each_wait_by_its_deadline(
             wait_for(answered, 60, "an answer")
     finally:
         proxy.close()
+
+
+@pytest.mark.timeout(200)
+def test_workers_and_clients_start_while_one_of_their_hosts_is_away(
+    project: Path, own_vhost: OwnVhost, stack: Stack
+) -> None:
+    """Celery would wait for each host of a list when it sets up its delayed delivery."""
+    both = f"127.0.0.1:{stack.plan.amqp_port},127.0.0.1:1/"
+
+    def with_both(url: str) -> str:
+        return url.replace(f"127.0.0.1:{stack.plan.amqp_port}/", both)
+
+    env = own_vhost.env | {"BEDS_AMQP__WORKER_URL": with_both(own_vhost.env["BEDS_AMQP__WORKER_URL"])}
+    amqp = own_vhost.settings.amqp.model_copy(update={"url": SecretStr(with_both(own_vhost.settings.amqp.client_url))})
+    log = project / "worker.log"
+    before = log.stat().st_size if log.exists() else 0
+    with (
+        running_worker(project, "rel.read", env=env),
+        Client(own_vhost.settings.model_copy(update={"amqp": amqp})) as client,
+    ):
+        wait_until_served(client, ["SampleRows"])
+        for _ in range(5):
+            client.call("fetch_records", "SampleRows", {"id": "none"}, using="by_id", timeout=60)
+    told = log.read_bytes()[before:]
+    assert b"Connection to broker lost" not in told
+    assert b"delayed delivery setup" not in told, "Celery tried the host that is away by itself"
