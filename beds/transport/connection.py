@@ -75,7 +75,8 @@ class HostsConnection(Connection):  # type: ignore[misc]  # kombu has no types
             return str(self.as_uri())
         first = urlsplit(self.alt[0])
         hosts = ",".join(urlsplit(url).netloc.rpartition("@")[2] for url in self.alt)
-        return f"{first.scheme}://{first.username}:**@{hosts}{first.path}"
+        user = f"{first.username}:**@" if first.username else ""
+        return f"{first.scheme}://{user}{hosts}{first.path}"
 
     def _open(self, url: str, seconds: float) -> amqp.Connection:
         named = _parameters(url) if url else {}

@@ -128,6 +128,12 @@ class Pair:
         servers = [f"127.0.0.1:{server.plan.mariadb_port}" for server in (self.primary, self.replica)]
         return {"BEDS_DATABASES__REL__HOSTS": json.dumps(servers), "BEDS_RETRY__DEADLINE": "1.5"}
 
+    def is_semi_synchronous(self) -> bool:
+        """Whether a commit is answered only when the replica has it: before, a kill of the primary may lose it."""
+        (status,) = self.primary.ask("SHOW STATUS LIKE 'Rpl_semi_sync_master_status'")
+        (clients,) = self.primary.ask("SHOW STATUS LIKE 'Rpl_semi_sync_master_clients'")
+        return status["Value"] == "ON" and int(clients["Value"]) > 0
+
     def close_primary(self) -> None:
         """Make the primary read-only, and wait until the replica has all its writes."""
         self.primary.ask("SET GLOBAL read_only = 1")
@@ -260,6 +266,7 @@ def test_workers_with_both_addresses_find_the_primary(project: Path, own_vhost: 
             load.wait_for_more()
             assert load.told()["store_unavailable"] == refused, "a slot that moved is refused again"
             pair.replica.follow(pair.primary, demoted=True)
+            wait_for(pair.is_semi_synchronous, PATIENCE, "a replica that confirms each commit")
             load.wait_for_more()
             kill(pair.primary)
             pair.switch()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import select
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from beds.adapters.mongo import session as mongo_session
 from beds.client.client import Client
 from beds.config import Settings
 from beds.domain.event import Operation, Store
-from beds.errors import SchemaMismatch, StoreUnavailable, TopologyMismatch
+from beds.errors import NotFound, SchemaMismatch, StoreUnavailable, TopologyMismatch
 from beds.services.dispatch import execute
 from beds.services.factory import AdapterFactory
 from beds.stack.stack import Stack
@@ -203,8 +204,9 @@ def test_trap_12_a_killed_connection_is_opened_anew_and_only_a_read_is_repeated(
     dba = settings.schema_.dba.rel
     assert dba is not None
 
+    session: Any = factory.adapter("SampleRows")._store
+
     def kill() -> None:
-        session: Any = factory.adapter("SampleRows")._store
         thread = session._connection.thread_id()
         broker = settings.databases.rel
         assert broker is not None
@@ -216,6 +218,10 @@ def test_trap_12_a_killed_connection_is_opened_anew_and_only_a_read_is_repeated(
     kill()
     execute(factory, Store.REL, Operation.FETCH, "SampleRows", body)
     kill()
+    with pytest.raises(NotFound):  # the session sees that its connection has ended, and sends nothing there
+        execute(factory, Store.REL, Operation.DELETE, "SampleRows", {"record_id": "x"})
+    kill()
+    session._ending = select.poll()  # as if it ended just after the look
     with pytest.raises(StoreUnavailable) as caught:
         execute(factory, Store.REL, Operation.DELETE, "SampleRows", {"record_id": "x"})
     assert not caught.value.detail["nothing_written"]

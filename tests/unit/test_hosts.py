@@ -192,6 +192,7 @@ def test_messages_name_all_hosts_and_no_password() -> None:
     assert "a:1,b:2" in where
     assert "geheim" not in where
     assert to("amqp://u:geheim@[::1]:1,[::2]/v").where == "amqp://u:**@[::1]:1,[::2]/v"
+    assert to("amqp://a:1,b:2/v").where == "amqp://a:1,b:2/v"
     assert "geheim" not in repr(to("amqp://u:geheim@a:1,b:2/v"))
 
 

@@ -31,7 +31,6 @@ OBJECTS = "beds_objects"
 
 LEDGER = "msLedger"
 """The collection of idempotency records."""
-MAJORITY = WriteConcern("majority")
 DUPLICATE = 11000
 """MongoDB's code for a key that exists."""
 
@@ -76,8 +75,9 @@ class MongoSession:
     def __init__(self, config: RecDatabase, timeout: float) -> None:
         self._client = connect(config, timeout)
         # Whatever the URI says: a secondary may lack what was just written, and one member alone may lose it.
+        self._concern = _majority_at_least(self._client.write_concern)
         self._database: Database[Document] = self._client.get_database(
-            config.database, read_preference=ReadPreference.PRIMARY, write_concern=MAJORITY
+            config.database, read_preference=ReadPreference.PRIMARY, write_concern=self._concern
         )
         self._session: ClientSession | None = None
 
@@ -142,7 +142,7 @@ class MongoSession:
             self._session = self._client.start_session(causal_consistency=False)
         session = self._session
         try:
-            with session.start_transaction(write_concern=MAJORITY, read_preference=ReadPreference.PRIMARY):
+            with session.start_transaction(write_concern=self._concern, read_preference=ReadPreference.PRIMARY):
                 yield session
         except BaseException:
             self._session = None
@@ -216,6 +216,12 @@ class MongoSession:
                 )
                 converted[name] = field_to_bson(spec, name, value, declared.get("bsonType"), declared)
         return converted
+
+
+def _majority_at_least(given: WriteConcern) -> WriteConcern:
+    """The write concern of the URI; a majority if that is less, or absent."""
+    weak = given.document.get("w", 1) in (0, 1)
+    return WriteConcern(**{**given.document, "w": "majority"}) if weak else given
 
 
 def _collection(target: NamedObject) -> str:
