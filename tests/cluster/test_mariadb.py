@@ -128,6 +128,12 @@ class Pair:
         servers = [f"127.0.0.1:{server.plan.mariadb_port}" for server in (self.primary, self.replica)]
         return {"BEDS_DATABASES__REL__HOSTS": json.dumps(servers), "BEDS_RETRY__DEADLINE": "1.5"}
 
+    def has_applied_all(self) -> bool:
+        """Whether the replica has applied everything that it has received."""
+        (status,) = self.replica.ask("SHOW SLAVE STATUS")
+        received = status["Master_Log_File"], status["Read_Master_Log_Pos"]
+        return received == (status["Relay_Master_Log_File"], status["Exec_Master_Log_Pos"])
+
     def is_semi_synchronous(self) -> bool:
         """Whether a commit is answered only when the replica has it: before, a kill of the primary may lose it."""
         (status,) = self.primary.ask("SHOW STATUS LIKE 'Rpl_semi_sync_master_status'")
@@ -250,6 +256,7 @@ def test_slots_that_only_read_leave_a_primary_that_was_demoted(project: Path, ow
         assert all(found(after) for _ in range(5)), "a slot still reads the old primary"
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_workers_with_both_addresses_find_the_primary(project: Path, own_vhost: OwnVhost, pair: Pair) -> None:
     """A planned switchover that keeps the sessions, and then a kill: no proxy, and no change of a configuration."""
@@ -269,6 +276,8 @@ def test_workers_with_both_addresses_find_the_primary(project: Path, own_vhost: 
             wait_for(pair.is_semi_synchronous, PATIENCE, "a replica that confirms each commit")
             load.wait_for_more()
             kill(pair.primary)
+            # The replica has confirmed what is in its relay log, and has to apply it before it is promoted.
+            wait_for(pair.has_applied_all, PATIENCE, "the end of the relay log")
             pair.switch()
             load.wait_for_more()
         assert worker.poll() is None, "the worker ended"
