@@ -13,7 +13,7 @@ from beds.errors import BedsError
 LOOK_SECONDS, LONGEST_LOOK_SECONDS = 0.5, 5.0
 """Pause between two looks at the log of changes; doubled up to the second while it cannot be read."""
 LONGEST_SECONDS = 3600.0
-"""The longest time for which one client follows; it connects again with the position that it has."""
+"""The longest time of a stream or a subscription; the client then connects again, with the position that it has."""
 
 
 class Feeds:

@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 from beds.client.flows import Handle
 from beds.domain.ticket import TicketStatus
 from beds.errors import BedsError, TicketError
+from beds.http.feeds import LONGEST_SECONDS
 from beds.http.node import Node
 from beds.http.problems import Problem
 from beds.http.representations import ticket_json
@@ -24,8 +25,6 @@ POLL_SECONDS = 0.25, 2.0
 """First and longest pause between two polls of a ticket; each change starts again at the first."""
 BEAT_SECONDS = 15.0
 """A comment is sent after this time without an event, so that proxies keep the connection."""
-LONGEST_SECONDS = 3600.0
-"""A stream ends after this time; the client's EventSource connects again by itself."""
 
 
 async def statuses_of(node: Node, handle: Handle, status: TicketStatus) -> AsyncIterator[TicketStatus]:

@@ -22,6 +22,7 @@ from beds.domain.lineage import guid_of
 from beds.errors import BedsError
 from beds.http.access import Caller
 from beds.http.drawing import drawn
+from beds.http.feeds import LONGEST_SECONDS
 from beds.http.forms import call_of_form, form_of
 from beds.http.node import Node
 from beds.http.operator import WINDOW_SECONDS, Operator
@@ -38,7 +39,6 @@ from beds.wire.routes import DEAD, LATER, QUEUES
 COOKIE = "beds_session"
 LIVE_SECONDS = 2.0
 """Interval at which a page's parts are compared with what was sent."""
-LONGEST_SECONDS = 3600.0
 FORM_BYTES = 1024 * 1024
 SIGN_IN_BYTES = 20_000
 _DEAD_ACTIONS = frozenset({"replay", "discard"})

@@ -113,7 +113,7 @@ class MariaDBSession:
         self._timeout = timeout
         self._connection: Any = None
         self._ending = select.poll()
-        """Tells when the server has closed the connection."""
+        """Becomes ready when the server has closed the connection."""
         self._writers: set[tuple[str, str]] = set()
         """The names and stamps of objects that wrote although their text does not say so."""
         self._next_purge = time.monotonic() + PURGE_SECONDS * random.random()
