@@ -212,14 +212,25 @@ def _http(settings: Settings, timeout: float) -> Check:
             return failed(
                 name, f"{address} answers {status} to a request without a key", "another program listens there"
             )
-        if settings.http.admin:
-            status, why = _got(f"http://{settings.http.admin}/readyz", timeout)
-            if status != HTTPStatus.OK:
-                return failed(name, f"it is not ready: {why.strip()}", "see the checks above")
+        if settings.http.admin and (why := _not_ready(f"http://{settings.http.admin}/readyz", timeout)):
+            return failed(name, f"it is not ready: {why}", "see the checks above")
     except OSError as error:
         remedy = "start this node: `beds node run`, or `beds http` alone"
         return failed(name, f"{address} cannot be reached: {error}", remedy)
     return ok(name, f"{address} is ready after a request without a key was refused")
+
+
+def _not_ready(address: str, timeout: float) -> str:
+    """Why the app server is not ready; empty if it is within the timeout. Its answer may be a few seconds old, from
+    before a pool came back. Raises OSError."""
+    deadline = time.monotonic() + timeout
+    while True:
+        status, why = _got(address, timeout)
+        if status == HTTPStatus.OK:
+            return ""
+        if time.monotonic() >= deadline:
+            return why.strip()
+        time.sleep(ARRIVAL_SECONDS)
 
 
 def _got(address: str, timeout: float) -> tuple[int, str]:

@@ -144,7 +144,8 @@ def test_three_nodes_serve_together_and_a_role_is_a_matter_of_its_file(project: 
             assert "start a node" in failed["pool rel.read"]["remedy"]
         write_role(project, "admin", *ROLES["admin"], "rel")
         with running_node(project, "admin", env):
-            assert beds(project, "app", "doctor", env=env).returncode == 0
+            well = beds(project, "app", "doctor", env=env)
+            assert well.returncode == 0, well.stdout
             counted = beds(project, "app", "call", "Airlines.fetch_records", "--using", "count", env=env)
             assert counted.returncode == 0, counted.stderr
 
