@@ -10,12 +10,15 @@ import time
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any, TypeVar
 
 from beds.adapters.ledger import LedgerEntry
 from beds.adapters.paging import check_advance, next_cursor, read_cursor
 from beds.adapters.store import (
     AlreadyDone,
+    CallObject,
+    CallsObjects,
     DefinitionChanged,
     IdempotencyRecord,
     ObjectStore,
@@ -65,14 +68,22 @@ class BoundAdapter(NamasteCore):
         retry: how long transient errors are retried.
         refresh: seconds before signatures are read again, so that the DBA can change an object while workers run.
         ledger_ttl: seconds a ledger entry is kept.
+        reads: calls the objects of an application's fetches, such as on a replica; `store` when absent.
     """
 
     def __init__(
-        self, template: Template, store: ObjectStore, retry: Retry, refresh: float, ledger_ttl: int = Ledger().ttl
+        self,
+        template: Template,
+        store: ObjectStore,
+        retry: Retry,
+        refresh: float,
+        ledger_ttl: int = Ledger().ttl,
+        reads: CallsObjects | None = None,
     ) -> None:
         self._ledger_ttl = ledger_ttl
         self.template = template
         self._store = store
+        self._reads = store if reads is None or template.system else reads
         self._retry = retry
         self._refresh = refresh
         self._objects: dict[str, NamedObject] = {}
@@ -95,8 +106,11 @@ class BoundAdapter(NamasteCore):
         return self._write("create_many", Operation.CREATE_MANY, lambda b: bulk_values(b, payloads), answer)
 
     def fetch_records(self, query: Query) -> Page:
+        return self._page(query, self._reads)
+
+    def _page(self, query: Query, store: CallsObjects) -> Page:
         binding, outcome = self._call(
-            f"fetch.{query.using}", Operation.FETCH, lambda binding: self._query_values(binding, query)
+            f"fetch.{query.using}", Operation.FETCH, lambda binding: self._query_values(binding, query), store=store
         )
         rows = outcome.rows
         if not binding.pages:
@@ -258,6 +272,7 @@ class BoundAdapter(NamasteCore):
         values_for: Callable[[Binding], Mapping[str, Any]],
         once: IdempotencyRecord | None = None,
         verify: Verify | None = None,
+        store: CallsObjects | None = None,
     ) -> tuple[Binding, Outcome]:
         """Bind the operation, call its object, and return binding and outcome.
 
@@ -269,12 +284,14 @@ class BoundAdapter(NamasteCore):
             values_for: called with the binding; returns the value of each parameter that takes one.
             once: the idempotency record of the write.
             verify: called before the commit of a write without `once`.
+            store: calls the object; the adapter's own session when absent.
         """
+        execute = partial((store or self._store).execute, once=once, verify=verify)
         for _ in range(READINGS):
             fresh = time.monotonic() - self._read_at >= self._refresh
             try:
                 binding = self._binding(table, operation)
-                return binding, self._call_bound(binding, values_for(binding), once, verify)
+                return binding, self._call_bound(binding, values_for(binding), execute, once_only=once is not None)
             except DefinitionChanged:
                 self._read_at = float("-inf")
             except SchemaMismatch:
@@ -284,7 +301,7 @@ class BoundAdapter(NamasteCore):
         raise harmless(StoreUnavailable(f"the object of {table} is being replaced again and again"))
 
     def _call_bound(
-        self, binding: Binding, values: Mapping[str, Any], once: IdempotencyRecord | None, verify: Verify | None
+        self, binding: Binding, values: Mapping[str, Any], execute: CallObject, *, once_only: bool
     ) -> Outcome:
         for param in binding.target.params:
             if param.takes_value and not param.whole and values.get(param.name) is not None:
@@ -292,8 +309,8 @@ class BoundAdapter(NamasteCore):
         idempotent = binding.ref.idempotent and values.get(EXPECTED_VERSION) is None
         try:
             return self._try(
-                lambda: self._execute(binding, values, once, verify),
-                repeatable=binding.operation.is_read or idempotent or once is not None,
+                lambda: self._execute(binding, values, execute),
+                repeatable=binding.operation.is_read or idempotent or once_only,
             )
         except (StoreUnavailable, SchemaMismatch):
             raise
@@ -334,7 +351,7 @@ class BoundAdapter(NamasteCore):
                 continue
             if {p.name for p in found.params if p.takes_value} - {"limit"} == set(self.template.keys):
                 try:
-                    rows = self.fetch_records(Query(name, key, 1)).records
+                    rows = self._page(Query(name, key, 1), self._store).records
                 except BedsError:
                     continue  # BEDS cannot return another column of the record, but may still change the record
                 if len(rows) == 1 and all(_may_be(rows[0].get(part), given) for part, given in key.items()):
@@ -344,16 +361,14 @@ class BoundAdapter(NamasteCore):
             for name, value in key.items()
         }
 
-    def _execute(
-        self, binding: Binding, values: Mapping[str, Any], once: IdempotencyRecord | None, verify: Verify | None
-    ) -> Outcome:
+    def _execute(self, binding: Binding, values: Mapping[str, Any], execute: CallObject) -> Outcome:
         """Call the object, and record the call in the trace of the current event."""
         trace = None if self.template.system else current_trace()
         if trace is None:
-            return self._store.execute(binding, values, once, verify)
+            return execute(binding, values)
         at, clock, rows, outcome = time.time(), time.perf_counter(), 0, OK
         try:
-            found = self._store.execute(binding, values, once, verify)
+            found = execute(binding, values)
             rows = len(found.rows) if binding.operation.is_read else found.affected
             return found
         except BedsError as error:

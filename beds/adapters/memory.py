@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from beds.adapters.bulk import BulkAdapter
-from beds.adapters.store import AlreadyDone, Health, IdempotencyRecord, Outcome, Verify, Work
+from beds.adapters.store import AlreadyDone, Health, IdempotencyRecord, Outcome, Position, Verify, Work
 from beds.config.sections import Retry
 from beds.domain.clock import now, to_millisecond
 from beds.domain.event import Operation, Store
@@ -55,6 +55,9 @@ class MemoryStore:
         self._next_id = 1
         self._writes = 0
         self._ledger: dict[str, str] = {}
+
+    def position(self) -> Position:
+        return {}
 
     def describe(self, names: Iterable[str]) -> dict[str, NamedObject]:
         wanted = set(names)

@@ -41,6 +41,25 @@ class IdempotencyRecord:
     answer: Callable[[Outcome], str]
 
 
+Position = Mapping[str, int]
+"""How far a server is in each stream of writes. Empty if it does not tell."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lag:
+    """How far the replica that reads go to is behind.
+
+    Args:
+        bound: seconds that it may be behind.
+        is_within: whether it was.
+        problem: why that is not known.
+    """
+
+    bound: float
+    is_within: bool
+    problem: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class Member:
     """One server of several that hold the same data.
@@ -143,7 +162,25 @@ class ObjectStore(Protocol):
         """Read the database's state and this user's rights."""
         ...
 
+    def position(self) -> Position:
+        """The position of the primary, with all writes that were committed before."""
+        ...
+
     def close(self) -> None: ...
+
+
+class CallsObjects(Protocol):
+    """The part of an `ObjectStore` that calls an object."""
+
+    def execute(
+        self,
+        binding: Binding,
+        values: Mapping[str, Any],
+        once: IdempotencyRecord | None = None,
+        verify: Verify | None = None,
+    ) -> Outcome:
+        """See `ObjectStore.execute`."""
+        ...
 
 
 def harmless(error: StoreUnavailable) -> StoreUnavailable:

@@ -12,8 +12,10 @@ import click
 from beds.cli.output import print_json, print_table
 from beds.config.settings import CONFIG_VARIABLE, no_file_at
 from beds.node.daemon import node_daemons
+from beds.stack.members import promote as make_primary
 from beds.stack.stack import Stack
 
+CLUSTER_HELP = "Start three RabbitMQ nodes, three members of MongoDB, and a MariaDB pair."
 EX_DOWN = 3
 """The exit code of LSB `status` for "not running"."""
 
@@ -33,12 +35,28 @@ def stack() -> None:
 
 @stack.command()
 @click.option("--port-base", type=int, help="First port of a new stack (23000 when absent).")
+@click.option("--cluster", is_flag=True, help=CLUSTER_HELP)
 @click.pass_obj
-def up(config: str | None, port_base: int | None) -> None:
-    """Start the servers that do not run; create them first in a new project."""
-    found = Stack(folder_for(config), port_base)
+def up(config: str | None, port_base: int | None, cluster: bool) -> None:
+    """Start the servers that do not run; create them first in a new project.
+
+    A stack of single servers becomes a cluster with its data. Nodes that run go on; `beds node restart` tells them the
+    new hosts.
+    """
+    found = Stack(folder_for(config), port_base, cluster=cluster)
     found.up(click.echo)
     click.echo(f"passwords and ports are in {found.plan.env_file}, which beds.toml names as env_file")
+
+
+@stack.command()
+@click.pass_obj
+def promote(config: str | None) -> None:
+    """Make the replica of MariaDB the primary, as in a failover drill. It gets all writes first.
+
+    If the primary runs, it refuses writes meanwhile, and is a replica afterwards.
+    """
+    primary = make_primary(Stack(folder_for(config)).mariadbs)
+    click.echo(f"{primary.label} takes writes, on port {primary.plan.mariadb_port}")
 
 
 @stack.command()

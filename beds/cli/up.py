@@ -7,7 +7,7 @@ from collections.abc import Callable
 import click
 
 from beds.cli.http import print_address
-from beds.cli.stack import EX_DOWN, folder_for
+from beds.cli.stack import CLUSTER_HELP, EX_DOWN, folder_for
 from beds.cli.stack import down as stack_down
 from beds.config import Settings, load_settings
 from beds.config.settings import no_file_at
@@ -18,13 +18,16 @@ from beds.schema_tools.apply import changes
 from beds.stack.stack import Stack
 
 
-def bring_up(config: str | None, say: Callable[[str], None], port_base: int | None = None) -> tuple[Settings, Daemon]:
+def bring_up(
+    config: str | None, say: Callable[[str], None], port_base: int | None = None, *, cluster: bool = False
+) -> tuple[Settings, Daemon]:
     """Start the servers that do not run, apply the schema, then start this node's workers.
 
     Args:
         config: as `--config`.
         say: called with a line for each step.
         port_base: first port of a new stack.
+        cluster: whether the stack gets further members.
 
     Returns:
         The node's settings, and the daemon of its workers.
@@ -36,7 +39,7 @@ def bring_up(config: str | None, say: Callable[[str], None], port_base: int | No
     if not (folder := folder_for(config)).with_name("beds.toml").is_file() and not config:
         raise no_file_at(folder.with_name("beds.toml"))
     say("— servers")
-    Stack(folder, port_base).up(say)
+    Stack(folder, port_base, cluster=cluster).up(say)
     settings = load_settings(config)
     say("— schema (with the DBA's credentials)")
     with changes(settings) as pending:
@@ -51,14 +54,15 @@ def bring_up(config: str | None, say: Callable[[str], None], port_base: int | No
 
 @click.command()
 @click.option("--port-base", type=int, help="First port of a new stack (23000 when absent).")
+@click.option("--cluster", is_flag=True, help=CLUSTER_HELP)
 @click.pass_obj
-def up(config: str | None, port_base: int | None) -> None:
+def up(config: str | None, port_base: int | None, cluster: bool) -> None:
     """Start a local RabbitMQ, MariaDB and MongoDB, apply the schema, and start this node's workers.
 
     It may be repeated: servers and workers that run keep running. In production the servers exist already, the DBA runs
     `beds schema apply`, and `beds node run` starts a node.
     """
-    settings, daemon = bring_up(config, click.echo, port_base)
+    settings, daemon = bring_up(config, click.echo, port_base, cluster=cluster)
     if pools := refused(settings):
         click.echo(f"refused to start: {', '.join(pools)}; the end of {daemon.log}:\n{daemon.tail()}", err=True)
         raise SystemExit(EX_DOWN)

@@ -219,6 +219,15 @@ class Broker(Section):
         return self.soft_time_limit or max(1, int(self.time_limit * 0.8))
 
 
+class ReplicaReads(Section):
+    """How application reads use replicas."""
+
+    max_lag: Annotated[float, Field(ge=0.1, le=3600)] = 5.0
+    """Seconds of writes that a replica may miss. One that may miss more is not read: the primary is."""
+    own_writes: bool = False
+    """Whether each read sees all writes that ended before it. This costs a short query to the primary for each read."""
+
+
 _LOOSE_TLS = ("tlsinsecure", "tlsallowinvalidcertificates", "tlsallowinvalidhostnames", "tlsdisableocspendpointcheck")
 """Options of a MongoDB URI that disable TLS checks."""
 
@@ -229,6 +238,9 @@ class RecDatabase(Section):
     tls: Tls | None = None
     connect_timeout: Annotated[float, Field(gt=0, le=60)] = 3.0
     """Seconds to find a server."""
+    read_preference: Literal["primary", "secondaryPreferred"] = "primary"
+    """Where fetches of applications go. Tickets, ledger, stored commands and jobs always use the primary."""
+    read: ReplicaReads = ReplicaReads()
 
     @model_validator(mode="after")
     def _tls_is_not_undone(self) -> RecDatabase:
@@ -253,6 +265,11 @@ def _hosts(hosts: tuple[str, ...]) -> tuple[str, ...]:
     return hosts
 
 
+class RelReplicas(ReplicaReads):
+    hosts: Annotated[tuple[Text, ...], Field(min_length=1), AfterValidator(_hosts)]
+    """Replicas, `["b:3306", "c:3306"]`, with the user, password, database and TLS of `[databases.rel]`."""
+
+
 class RelDatabase(Section):
     host: Text = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65535)] = 3306
@@ -264,6 +281,8 @@ class RelDatabase(Section):
     tls: Tls | None = None
     connect_timeout: Annotated[float, Field(gt=0, le=60)] = 3.0
     """Seconds for one attempt to connect."""
+    read: RelReplicas | None = None
+    """Replicas for the fetches of applications. Jobs and the ledger always use the primary."""
 
     @property
     def addresses(self) -> list[tuple[str, int]]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from beds.adapters.bulk import BulkAdapter
+from beds.adapters.replicas import ReplicaReader
 from beds.adapters.store import Health, ObjectStore
 from beds.config import Settings
 from beds.domain.event import Store
@@ -58,6 +59,7 @@ class AdapterFactory:
                 self._settings.retry,
                 self._settings.schema_.refresh,
                 self._settings.ledger.ttl,
+                self._reads(template.store),
             )
         return adapters[template.name]  # type: ignore[no-any-return]
 
@@ -71,16 +73,18 @@ class AdapterFactory:
         return self._session(store).examine()
 
     def close(self) -> None:
-        for session in self._mine().sessions.values():
-            session.close()
+        mine = self._mine()
+        for session in (*mine.readers.values(), *mine.sessions.values()):
+            if session is not None:
+                session.close()
         self._local = threading.local()
 
     def _mine(self) -> Any:
         mine = self._local
         if getattr(mine, "pid", None) != os.getpid():
             # Keep the parent's sessions, unused: their destructors would send a quit on the parent's sockets.
-            mine.inherited = getattr(mine, "sessions", None)
-            mine.pid, mine.sessions, mine.adapters = os.getpid(), {}, {}
+            mine.inherited = getattr(mine, "sessions", None), getattr(mine, "readers", None)
+            mine.pid, mine.sessions, mine.readers, mine.adapters = os.getpid(), {}, {}, {}
         return mine
 
     def _session(self, store: Store) -> ObjectStore:
@@ -92,10 +96,24 @@ class AdapterFactory:
                     f"this node has no database for the {store} store", hint=f"add [databases.{store}] to beds.toml"
                 )
             package, prefix = _STORES[store]
-            widest = max(self._settings.broker(f"{store}.{side}").soft_limit for side in ("read", "write"))
-            timeout = self._timeout or widest
-            sessions[store] = getattr(_load(f"{package}.session", store), f"{prefix}Session")(config, timeout)
+            sessions[store] = getattr(_load(f"{package}.session", store), f"{prefix}Session")(
+                config, self._socket_timeout(store)
+            )
         return sessions[store]
+
+    def _reads(self, store: Store) -> ReplicaReader | None:
+        """What reads from the replicas of a store; None if beds.toml names none."""
+        readers: dict[Store, ReplicaReader | None] = self._mine().readers
+        if store not in readers:
+            package, _ = _STORES[store]
+            make = _load(f"{package}.replica", store).replica_reader
+            config = getattr(self._settings.databases, store)
+            readers[store] = make(self._session(store), config, self._socket_timeout(store))
+        return readers[store]
+
+    def _socket_timeout(self, store: Store) -> float:
+        widest = max(self._settings.broker(f"{store}.{side}").soft_limit for side in ("read", "write"))
+        return self._timeout or widest
 
 
 def _load(module: str, store: Store) -> Any:

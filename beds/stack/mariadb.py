@@ -6,14 +6,19 @@ import contextlib
 import hashlib
 import os
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import MySQLdb
+import MySQLdb.cursors
 import psutil
 
 from beds.errors import StackError
 from beds.stack.plan import DATABASE
 from beds.stack.server import Server
+
+REPLICATOR = "beds_replicator"
 
 
 class MariaDB(Server):
@@ -67,6 +72,7 @@ class MariaDB(Server):
                 "--innodb-log-file-size=96M",
                 "--max-allowed-packet=64M",
                 "--max-connections=200",
+                *(self._replication() if self.plan.is_cluster else ()),
                 *self.more,
                 *(["--user=root"] if os.getuid() == 0 else []),
             ]
@@ -95,6 +101,82 @@ class MariaDB(Server):
         ran = super().down()
         self._socket.unlink(missing_ok=True)
         return ran
+
+    def follows(self) -> bool:
+        """Whether it is a replica."""
+        return bool(self._ask("SHOW SLAVE STATUS"))
+
+    def written(self) -> int:
+        """The number of transactions that it has."""
+        (row,) = self._ask("SELECT @@global.gtid_current_pos AS position")
+        return sum(int(each.rpartition("-")[2]) for each in row["position"].split(",") if each)
+
+    def take_writes(self) -> None:
+        """Become the primary, or stay it."""
+        if self.follows():
+            self._ask("STOP SLAVE")
+            self._ask("RESET SLAVE ALL")
+        self._ask(
+            f"CREATE OR REPLACE USER {REPLICATOR}@'127.0.0.1' IDENTIFIED BY %s", [self.plan.passwords["rel_replicator"]]
+        )
+        self._ask(f"GRANT REPLICATION SLAVE ON *.* TO {REPLICATOR}@'127.0.0.1'")
+        self._ask("SET GLOBAL read_only = 0")
+
+    def refuse_writes(self) -> None:
+        self._ask("SET GLOBAL read_only = 1")
+
+    def follow(self, primary: MariaDB) -> None:
+        """Become a replica, which goes on at its own position."""
+        self.refuse_writes()
+        self._ask(
+            "CHANGE MASTER TO master_host = '127.0.0.1', master_port = %s, master_user = %s, master_password = %s, "
+            "master_connect_retry = 1, master_use_gtid = slave_pos, master_demote_to_slave = 1",
+            [primary.plan.mariadb_port, REPLICATOR, self.plan.passwords["rel_replicator"]],
+        )
+        self._ask("START SLAVE")
+
+    def catch_up(self, primary: MariaDB, seconds: int) -> None:
+        """Wait until it has all writes of a primary that takes no more. Raises StackError."""
+        (row,) = primary._ask("SELECT @@global.gtid_binlog_pos AS position")
+        (waited,) = self._ask("SELECT MASTER_GTID_WAIT(%s, %s) AS result", [row["position"], seconds])
+        if waited["result"] != 0:
+            raise StackError(f"the replica does not catch up in {seconds} s", hint=f"see {self.daemon.log}")
+
+    def apply_received(self, seconds: int) -> None:
+        """Wait until it has applied all that a lost primary has sent. Raises StackError."""
+
+        def is_done() -> bool:
+            (status,) = self._ask("SHOW SLAVE STATUS")
+            received = status["Master_Log_File"], status["Read_Master_Log_Pos"]
+            return received == (status["Relay_Master_Log_File"], status["Exec_Master_Log_Pos"])
+
+        self.daemon.wait_until(is_done, seconds)
+
+    def _replication(self) -> tuple[str, ...]:
+        return (
+            f"--server-id={self.plan.number}",
+            "--read-only",  # `assign_roles` lets one take writes
+            "--log-bin=binlog",
+            "--log-bin-trust-function-creators",  # otherwise only SUPER could create the schema's functions
+            "--log-slave-updates",
+            "--binlog-format=ROW",
+            "--gtid-strict-mode",
+            "--sync-binlog=1",
+            # A commit is answered when the replica has it, so a kill of the primary loses no answered write.
+            "--rpl-semi-sync-master-enabled=1",
+            "--rpl-semi-sync-slave-enabled=1",
+            "--rpl-semi-sync-master-wait-point=AFTER_SYNC",
+            "--rpl-semi-sync-master-timeout=600000",
+            "--rpl-semi-sync-master-wait-no-slave=OFF",
+        )
+
+    def _ask(self, statement: str, values: Sequence[object] = ()) -> list[dict[str, Any]]:
+        """Run a statement as root and return its rows."""
+        connection = self._root()
+        with contextlib.closing(connection), connection.cursor(MySQLdb.cursors.DictCursor) as cursor:
+            cursor.execute(statement, values or None)
+            connection.commit()
+            return list(cursor.fetchall())
 
     def _root(self) -> MySQLdb.Connection:
         return MySQLdb.connect(unix_socket=str(self._socket), user=_login(), connect_timeout=2)

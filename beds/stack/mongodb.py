@@ -51,13 +51,14 @@ class MongoDB(Server):
         )
 
     def is_ready(self) -> bool:
-        """True if it is reachable and, once provisioned, primary."""
+        """True if it is reachable and, once provisioned, a member that serves; alone, the primary."""
         try:
             with self._client() as client:
                 hello = client.admin.command("hello")
         except PyMongoError:
             return False
-        return bool(hello.get("isWritablePrimary")) or not self._made.exists()
+        serves = hello.get("isWritablePrimary") or (self.plan.is_cluster and hello.get("secondary"))
+        return bool(serves) or not self._made.exists()
 
     def provision(self) -> None:
         member = {"_id": 0, "host": f"127.0.0.1:{self.plan.mongodb_port}"}
@@ -69,7 +70,7 @@ class MongoDB(Server):
                 "createUser", "beds_root", pwd=self.plan.passwords["rec_root"], roles=[{"role": "root", "db": "admin"}]
             )
         root: MongoClient[dict[str, object]] = MongoClient(
-            self.plan.mongo_uri("root", "admin"), directConnection=True, serverSelectionTimeoutMS=5000
+            self.plan.alone.mongo_uri("root", "admin"), directConnection=True, serverSelectionTimeoutMS=5000
         )
         with root:
             database = root[DATABASE]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from urllib.parse import quote
 
@@ -16,6 +16,8 @@ DEFAULT_BASE = 23000
 """First of the ports: MariaDB +306, MongoDB +17, RabbitMQ +672 … +674, epmd +369, Prometheus +464, HTTP +80 and +81.
 All stay below 32768, where Linux's ephemeral ports begin, since a reconnect loop could otherwise connect to itself."""
 LOWEST_BASE, HIGHEST_BASE = 1024, 32768 - 700
+MEMBERS = 3
+"""Of RabbitMQ and MongoDB in a cluster; MariaDB has a primary and one replica."""
 DATABASE = "beds"
 VHOST = "beds"
 USERS = (
@@ -27,6 +29,7 @@ USERS = (
     "flower",
     "rel_dba",
     "rel_broker",
+    "rel_replicator",
     "rec_root",
     "rec_dba",
     "rec_broker",
@@ -37,7 +40,7 @@ OFFSETS = (306, 17, 672, 673, 674, 369, 464, 80, 81)
 """Offsets of the ports from their base."""
 
 
-_LATER = ("amqp_operator", "amqp_http", "flower")
+_LATER = ("amqp_operator", "amqp_http", "flower", "rel_replicator")
 """Users that earlier versions did not have."""
 
 
@@ -50,13 +53,43 @@ def free_base() -> int:
     return DEFAULT_BASE
 
 
+def _shift(number: int) -> int:
+    """How far the ports of a member lie behind those of the first."""
+    return 0 if number == 1 else 700 + 40 * (number - 2)
+
+
 @dataclass(frozen=True)
 class Plan:
-    """Ports and passwords of one stack. They are chosen once and kept in `.beds/stack.json` (mode 600)."""
+    """Ports and passwords of one stack. They are chosen once and kept in `.beds/stack.json` (mode 600).
+
+    Args:
+        folder: `.beds` beside beds.toml; of a further member, a folder in it.
+        base: the first port.
+        passwords: of `USERS`.
+        is_cluster: whether each server has several members.
+        number: of the member whose ports these are.
+    """
 
     folder: Path
     base: int = DEFAULT_BASE
     passwords: Mapping[str, str] = field(default_factory=dict, repr=False)
+    is_cluster: bool = False
+    number: int = 1
+
+    def member(self, number: int) -> Plan:
+        """The plan of a further member."""
+        folder, base = self.folder / f"member{number}", self.base + _shift(number)
+        return replace(self, folder=folder, base=base, number=number)
+
+    @property
+    def alone(self) -> Plan:
+        """The same without the other members."""
+        return replace(self, is_cluster=False)
+
+    def _hosts(self, port: Callable[[Plan], int], members: int = MEMBERS) -> list[str]:
+        """Host and port of each member."""
+        plans = [self, *(self.member(n) for n in range(2, members + 1))] if self.is_cluster else [self]
+        return [f"127.0.0.1:{port(each)}" for each in plans]
 
     @property
     def mariadb_port(self) -> int:
@@ -80,24 +113,28 @@ class Plan:
 
     @property
     def epmd_port(self) -> int:
-        return self.base + 369
+        return self.base - _shift(self.number) + 369  # one for all members
 
     @property
     def env_file(self) -> Path:
         return self.folder / "stack.env"
 
     def amqp_url(self, user: str) -> str:
-        return f"amqp://beds_{user}:{quote(self.passwords[f'amqp_{user}'])}@127.0.0.1:{self.amqp_port}/{VHOST}"
+        hosts = ",".join(self._hosts(lambda each: each.amqp_port))
+        return f"amqp://beds_{user}:{quote(self.passwords[f'amqp_{user}'])}@{hosts}/{VHOST}"
 
     def mongo_uri(self, user: str, auth_source: str = DATABASE) -> str:
+        hosts = ",".join(self._hosts(lambda each: each.mongodb_port))
         return (
-            f"mongodb://beds_{user}:{quote(self.passwords[f'rec_{user}'])}@127.0.0.1:{self.mongodb_port}/{DATABASE}"
+            f"mongodb://beds_{user}:{quote(self.passwords[f'rec_{user}'])}@{hosts}/{DATABASE}"
             f"?replicaSet=rs0&authSource={auth_source}"
         )
 
     def environment(self) -> dict[str, str]:
         """The settings that beds.toml leaves to the environment."""
         rel = {"HOST": "127.0.0.1", "PORT": str(self.mariadb_port), "DATABASE": DATABASE}
+        if self.is_cluster:
+            rel["HOSTS"] = json.dumps(self._hosts(lambda each: each.mariadb_port, 2))
         return {
             "BEDS_AMQP__URL": self.amqp_url("app"),
             "BEDS_AMQP__WORKER_URL": self.amqp_url("worker"),
@@ -105,6 +142,7 @@ class Plan:
             "BEDS_AMQP__HTTP_URL": self.amqp_url("http"),
             "BEDS_FLOWER__PORT": str(self.flower_port),
             "BEDS_FLOWER__BASIC_AUTH": f"beds:{self.passwords['flower']}",
+            **({"BEDS_FLOWER__BROKER_API": self._management} if self.is_cluster else {}),
             "BEDS_DATABASES__REC__URI": self.mongo_uri("broker"),
             "BEDS_DATABASES__REC__DATABASE": DATABASE,
             **{f"BEDS_DATABASES__REL__{k}": v for k, v in rel.items()},
@@ -126,19 +164,23 @@ class Plan:
 
     def flower_environment(self) -> dict[str, str]:
         """Variables that let Flower's broker page show the queues, behind a password."""
-        admin = f"beds_admin:{quote(self.passwords['amqp_admin'])}"
         return {
-            "FLOWER_BROKER_API": f"http://{admin}@127.0.0.1:{self.management_port}/api/",
+            "FLOWER_BROKER_API": self.alone._management,  # Flower takes one
             # Without a password any web page in a browser could shut a pool down through Flower.
             "FLOWER_BASIC_AUTH": f"beds:{self.passwords['flower']}",
             "FLOWER_UNAUTHENTICATED_API": "0",
             "FLOWER_PORT": str(self.flower_port),
         }
 
+    @property
+    def _management(self) -> str:
+        hosts = ",".join(self._hosts(lambda each: each.management_port))
+        return f"http://beds_admin:{quote(self.passwords['amqp_admin'])}@{hosts}/api/"
+
     def save(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.folder.chmod(0o700)  # RabbitMQ and the databases write files that other users could read
-        data = {key: value for key, value in asdict(self).items() if key != "folder"}
+        data = {key: value for key, value in asdict(self).items() if key not in ("folder", "number")}
         _write_private(self.folder / "stack.json", json.dumps(data, indent=1))
         _write_private(self.env_file, "".join(f"{k}={v}\n" for k, v in self.environment().items()))
 
@@ -179,7 +221,7 @@ def load_plan(folder: Path, base: int | None = None) -> Plan:
         }
         # A stack of an earlier version lacks these users. RabbitMQ gets them at the next `beds stack up`.
         passwords |= {user: secrets.token_urlsafe(18) for user in _LATER if user not in passwords}
-        plan = Plan(folder, int(data["base"]), passwords)
+        plan = Plan(folder, int(data["base"]), passwords, is_cluster=bool(data.get("is_cluster")))
         if not LOWEST_BASE <= plan.base <= HIGHEST_BASE:
             raise ValueError("a port base out of range")
     except OSError as error:

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import urllib.request
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import SecretStr
@@ -17,6 +18,9 @@ from beds.node.daemon import Daemon, accepts
 from beds.stack.plan import VHOST, Plan
 from beds.stack.server import Server
 from beds.transport.rights import ADMINISTRATOR, User, definitions, users_of
+
+TOOL_SECONDS = 180.0
+"""For a command. A cluster that has just started elects leaders meanwhile."""
 
 
 class RabbitMQ(Server):
@@ -40,12 +44,16 @@ class RabbitMQ(Server):
         }
 
     @property
+    def node_name(self) -> str:
+        return f"beds{self.plan.amqp_port}@localhost"
+
+    @property
     def environment(self) -> dict[str, str]:
         """Variables that make rabbitmq-server and rabbitmqctl use this node and no other."""
         folder = self.folder
         return {
             "HOME": str(folder),  # the Erlang cookie lies here
-            "RABBITMQ_NODENAME": f"beds{self.plan.amqp_port}@localhost",
+            "RABBITMQ_NODENAME": self.node_name,
             "RABBITMQ_BASE": str(folder),
             "RABBITMQ_MNESIA_BASE": str(folder / "mnesia"),
             "RABBITMQ_LOG_BASE": str(folder / "log"),
@@ -70,6 +78,7 @@ class RabbitMQ(Server):
             f"management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {self.plan.management_port}\n"
             f"load_definitions = {self.folder / 'definitions.json'}\n"
             "disk_free_limit.absolute = 200MB\nvm_memory_high_watermark.absolute = 2GB\n"
+            "cluster_partition_handling = pause_minority\nqueue_leader_locator = balanced\n"
             "management.rates_mode = basic\ncollect_statistics_interval = 2000\nlog.console.level = warning\n"
             + "".join(f"{line}\n" for line in self.more)
         )
@@ -81,11 +90,15 @@ class RabbitMQ(Server):
         )
         return definitions(VHOST, [*users, User.of(self.plan.amqp_url("admin"), ADMINISTRATOR, "administrator")])
 
-    def start(self) -> None:
+    def start_epmd(self) -> None:
+        """Start Erlang's name server, which all nodes of this stack share."""
         if self.epmd.process() is None:
             epmd = self.program("epmd")
             self.epmd.start([epmd, "-port", str(self.plan.epmd_port), "-address", "127.0.0.1"])
             self.epmd.wait_until(lambda: accepts(self.plan.epmd_port), 10)
+
+    def start(self) -> None:
+        self.start_epmd()
         # Debian's wrapper on the PATH would change to the user rabbitmq; the script behind it does not.
         server = self.program("/usr/lib/rabbitmq/bin/rabbitmq-server", "rabbitmq-server")
         self.daemon.start([server], env=self.environment)
@@ -129,15 +142,27 @@ class RabbitMQ(Server):
 
     def control(self, *arguments: str) -> str:
         """Run `rabbitmqctl` on this node. Raises StackError."""
-        program = self.program("/usr/lib/rabbitmq/bin/rabbitmqctl", "rabbitmqctl")
-        done = subprocess.run(
-            [program, *arguments],
-            env={**os.environ, **self.environment},
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        return self._tool("rabbitmqctl", arguments)
+
+    def queues_tool(self, *arguments: str) -> str:
+        """Run `rabbitmq-queues` on this node. Raises StackError."""
+        return self._tool("rabbitmq-queues", arguments)
+
+    def _tool(self, name: str, arguments: Sequence[str]) -> str:
+        program = self.program(f"/usr/lib/rabbitmq/bin/{name}", name)
+        try:
+            done = subprocess.run(
+                [program, *arguments],
+                env={**os.environ, **self.environment},
+                capture_output=True,
+                text=True,
+                timeout=TOOL_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise StackError(
+                f"{name} {arguments[0]} is not done after {TOOL_SECONDS:.0f} s", hint=f"see {self.daemon.log}"
+            ) from None
         if done.returncode:
-            raise StackError(f"rabbitmqctl {arguments[0]} failed: {done.stderr.strip() or done.stdout.strip()}")
+            raise StackError(f"{name} {arguments[0]} failed: {done.stderr.strip() or done.stdout.strip()}")
         return done.stdout

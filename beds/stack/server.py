@@ -31,6 +31,16 @@ class Server(ABC):
         self.daemon = Daemon(self.name, plan.folder / "run")
 
     @property
+    def label(self) -> str:
+        """Its name, with its number if it is a further member of a cluster."""
+        return self.name if self.plan.number == 1 else f"{self.name}-{self.plan.number}"
+
+    @property
+    def is_made(self) -> bool:
+        """Whether its data directory is complete."""
+        return self._made.exists()
+
+    @property
     @abstractmethod
     def ports(self) -> dict[str, int]: ...
 

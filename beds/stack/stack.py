@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
 
@@ -15,14 +16,14 @@ import psutil
 from beds.errors import StackError
 from beds.node.daemon import STOP_SECONDS, lock_holder, node_daemons
 from beds.stack.mariadb import MariaDB
+from beds.stack.members import MariaDBReplica, MongoDBMember, RabbitMQMember, assign_roles
 from beds.stack.mongodb import MongoDB
-from beds.stack.plan import Plan, lacks_users, load_plan
+from beds.stack.plan import MEMBERS, Plan, lacks_users, load_plan
 from beds.stack.rabbitmq import RabbitMQ
 from beds.stack.server import Server
 
 NEEDED_BYTES = 1_500_000_000
 """Free disk space for a new stack and the sample data, with a margin."""
-SERVERS: tuple[type[Server], ...] = (RabbitMQ, MariaDB, MongoDB)
 
 
 @dataclass(frozen=True)
@@ -39,20 +40,32 @@ class Stack:
     Args:
         folder: usually `.beds` beside beds.toml.
         base: first port, for a new stack.
+        cluster: whether each server gets further members. A stack that has them keeps them.
     """
 
-    def __init__(self, folder: Path, base: int | None = None) -> None:
+    def __init__(self, folder: Path, base: int | None = None, *, cluster: bool = False) -> None:
         self.folder = folder.resolve()
-        self.plan: Plan = load_plan(self.folder, base)
-        self.servers: tuple[Server, ...] = tuple(kind(self.plan) for kind in SERVERS)
+        found = load_plan(self.folder, base)
+        self.plan: Plan = replace(found, is_cluster=found.is_cluster or cluster)
+        self.rabbitmq, self.mariadb, self.mongodb = RabbitMQ(self.plan), MariaDB(self.plan), MongoDB(self.plan)
+        self.members: tuple[Server, ...] = tuple(self._members()) if self.plan.is_cluster else ()
+        self.servers: tuple[Server, ...] = (self.rabbitmq, self.mariadb, self.mongodb, *self.members)
+
+    def _members(self) -> Iterator[Server]:
+        for number in range(2, MEMBERS + 1):
+            plan = self.plan.member(number)
+            yield RabbitMQMember(plan, self.rabbitmq)
+            yield MongoDBMember(plan, self.mongodb)
+        yield MariaDBReplica(self.plan.member(2), self.mariadb)
+
+    @property
+    def mariadbs(self) -> list[MariaDB]:
+        """The primary of MariaDB and its replica, in no order."""
+        return [server for server in self.servers if isinstance(server, MariaDB)]
 
     def server(self, name: str) -> Server:
         """The server of that name."""
         return next(server for server in self.servers if server.name == name)
-
-    @property
-    def rabbitmq(self) -> RabbitMQ:
-        return next(server for server in self.servers if isinstance(server, RabbitMQ))
 
     def up(self, report: Callable[[str], None]) -> None:
         """Start the servers that do not run. `report` is called with a line for each server.
@@ -66,9 +79,10 @@ class Stack:
                 hint="put the project into a folder without one",
             )
         free = shutil.disk_usage(_existing(self.folder)).free
-        if free < NEEDED_BYTES:
+        needed = NEEDED_BYTES * (2 if self.members else 1)
+        if free < needed:
             raise StackError(
-                f"{free / 1e9:.1f} GB are free on {self.folder}'s disk, the stack needs {NEEDED_BYTES / 1e9:.1f} GB",
+                f"{free / 1e9:.1f} GB are free on {self.folder}'s disk, the stack needs {needed / 1e9:.1f} GB",
                 hint="free some space, or put the project on another disk",
             )
         with _alone(self.folder):
@@ -76,10 +90,23 @@ class Stack:
                 server.clear_the_way()
             is_new, is_older = not (self.folder / "stack.json").exists(), lacks_users(self.folder)
             self.plan.save()
-            for server in self.servers:
-                started = server.up()
-                ports = ", ".join(str(port) for port in server.ports.values())
-                report(f"{server.name:9} {'started' if started else 'was running'} on {ports}")
+            # The nodes of a RabbitMQ cluster wait for each other, and so does a majority of MongoDB's members.
+            self.rabbitmq.start_epmd()
+            members = [member for member in self.members if member.is_made]
+            with ThreadPoolExecutor(len(self.servers)) as starting:
+                futures = [(each, starting.submit(each.up)) for each in members]
+                for server in (self.rabbitmq, self.mariadb, self.mongodb):
+                    _report(report, server, server.up())
+                for server, future in futures:
+                    _report(report, server, future.result())
+            for server in self.members:
+                if server not in members:
+                    _report(report, server, server.up())
+            if self.members:
+                report(f"{assign_roles(self.mariadbs).label:10} takes the writes of MariaDB")
+            if len(members) < len(self.members):
+                self.rabbitmq.queues_tool("rebalance", "quorum")
+                report(f"{'rabbitmq':10} has spread the leaders of its queues")
             if is_older and not is_new:
                 self.rabbitmq.define_users()
             if is_new:
@@ -94,11 +121,10 @@ class Stack:
         folder = folder.resolve()
         if not folder.is_dir():
             return []
-        nowhere = Plan(folder)
         with _alone(folder):
             nodes = [daemon.stop() for daemon in node_daemons(folder)]
             stopped = ["workers"] if _stop_terminals(folder / "run") or any(nodes) else []
-            stopped += [server.name for kind in SERVERS if (server := kind(nowhere)).down()]
+            stopped += [server.label for server in _all_servers(Plan(folder)) if server.down()]
         if wipe:
             shutil.rmtree(folder)
         return stopped
@@ -109,9 +135,23 @@ class Stack:
             process = server.daemon.process()
             ready = process is not None and server.is_ready()
             found.append(
-                ServerStatus(server.name, process.pid if process else None, tuple(server.ports.values()), ready)
+                ServerStatus(server.label, process.pid if process else None, tuple(server.ports.values()), ready)
             )
         return found
+
+
+def _report(report: Callable[[str], None], server: Server, started: bool) -> None:
+    ports = ", ".join(str(port) for port in server.ports.values())
+    report(f"{server.label:10} {'started' if started else 'was running'} on {ports}")
+
+
+def _all_servers(plan: Plan) -> Iterator[Server]:
+    """Every server that a stack may have, further members first."""
+    first = RabbitMQ(plan)
+    for number in range(MEMBERS, 1, -1):
+        member = plan.member(number)
+        yield from (RabbitMQMember(member, first), MariaDB(member), MongoDB(member))
+    yield from (first, MariaDB(plan), MongoDB(plan))
 
 
 def _stop_terminals(folder: Path) -> bool:

@@ -81,7 +81,7 @@ class Member(MariaDB):
         (row,) = self.ask(f"SELECT {expression} AS value")
         return row["value"]
 
-    def follow(self, primary: Member, *, demoted: bool) -> None:
+    def attach(self, primary: Member, *, demoted: bool) -> None:
         """Become a replica.
 
         Args:
@@ -178,7 +178,7 @@ def pair(project: Path, stack: Stack) -> Iterator[Pair]:
                 env={"BEDS_DATABASES__REL__PORT": port, "BEDS_SCHEMA__DBA__REL__PORT": port},
             )
             assert applied.returncode == 0, applied.stderr
-            second.follow(first, demoted=False)
+            second.attach(first, demoted=False)
             # A short deadline, so that a switch may outlast it: both `ok` and a refusal occur.
             yield Pair(
                 first, second, proxy, {"BEDS_DATABASES__REL__PORT": str(proxy.port), "BEDS_RETRY__DEADLINE": "1.5"}
@@ -208,7 +208,7 @@ def test_a_primary_that_becomes_a_replica_costs_no_write(project: Path, own_vhos
                 refused = load.told()["store_unavailable"]
                 load.wait_for_more()
                 assert load.told()["store_unavailable"] == refused, "a slot that moved is refused again"
-                pair.replica.follow(pair.primary, demoted=True)
+                pair.replica.attach(pair.primary, demoted=True)
         assert worker.poll() is None, "the worker ended"
     print(f"mariadb: {dict(load.told())}")
     surprises = load.unlike(_wrote_nothing)
@@ -272,7 +272,7 @@ def test_workers_with_both_addresses_find_the_primary(project: Path, own_vhost: 
             refused = load.told()["store_unavailable"]
             load.wait_for_more()
             assert load.told()["store_unavailable"] == refused, "a slot that moved is refused again"
-            pair.replica.follow(pair.primary, demoted=True)
+            pair.replica.attach(pair.primary, demoted=True)
             wait_for(pair.is_semi_synchronous, PATIENCE, "a replica that confirms each commit")
             load.wait_for_more()
             kill(pair.primary)

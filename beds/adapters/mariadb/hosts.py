@@ -64,6 +64,27 @@ def connect_to_primary(config: RelDatabase, connect: Open) -> Any:
     raise failure
 
 
+def connect_to_any(config: RelDatabase, connect: Open) -> Any:
+    """A connection to the first host that answers.
+
+    Args:
+        config: with its hosts.
+        connect: opens a connection to one of them.
+
+    Raises:
+        StoreUnavailable, StoreDenied: no host can be reached, or none takes the user.
+    """
+    failure: BedsError | None = None
+    for host, port in _ordered(config.addresses):
+        try:
+            return connect(host, port, min(FIRST_TRY_SECONDS, config.connect_timeout))
+        except BedsError as error:
+            failure = error
+            _avoided_at[f"{host}:{port}"] = time.monotonic()
+    assert failure is not None
+    raise failure
+
+
 def is_read_only(connection: Any) -> bool:
     """Whether the server refuses writes, as a replica does. True if the connection fails."""
     try:

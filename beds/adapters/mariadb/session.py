@@ -7,7 +7,7 @@ import logging
 import random
 import select
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -27,7 +27,7 @@ from beds.adapters.mariadb.errors import (
     translate,
     translated,
 )
-from beds.adapters.mariadb.hosts import connect_to_primary, is_read_only
+from beds.adapters.mariadb.hosts import Open, connect_to_primary, is_read_only
 from beds.adapters.mariadb.signatures import Column, Source
 from beds.adapters.mariadb.types import SqlType
 from beds.adapters.mariadb.values import bulk_to_json, to_sql
@@ -39,6 +39,7 @@ from beds.adapters.store import (
     IdempotencyRecord,
     Member,
     Outcome,
+    Position,
     ResultLimit,
     Verify,
     Work,
@@ -69,13 +70,20 @@ SESSION_SETUP = (
 _CONVERSIONS = {kind: convert for kind, convert in conversions.items() if isinstance(kind, type)} | CONVERTERS
 
 
-def connect(config: RelDatabase, timeout: float, *, multi_statements: bool = False) -> Any:
+def connect(
+    config: RelDatabase,
+    timeout: float,
+    *,
+    multi_statements: bool = False,
+    to: Callable[[RelDatabase, Open], Any] = connect_to_primary,
+) -> Any:
     """Open a connection in strict mode, in UTC, with transactions.
 
     Args:
-        config: where to connect; of several hosts, to the one that takes writes.
+        config: where to connect.
         timeout: of the socket, in seconds.
         multi_statements: whether one query may hold several statements.
+        to: chooses among several hosts.
     """
     tls = {"ssl": config.tls.named("ca", "cert", "key"), "ssl_mode": "VERIFY_IDENTITY"} if config.tls else {}
 
@@ -102,7 +110,14 @@ def connect(config: RelDatabase, timeout: float, *, multi_statements: bool = Fal
                 cursorclass=MySQLdb.cursors.DictCursor,
             )
 
-    return connect_to_primary(config, connect_to)
+    return to(config, connect_to)
+
+
+def gtid_position(text: str | bytes) -> Position:
+    """The numbers in a GTID position, `0-1-42,1-1-7`: the last sequence number of each domain."""
+    shown = text.decode() if isinstance(text, bytes) else text
+    parts = [each.split("-") for each in shown.split(",") if each]
+    return {domain: int(number) for domain, _server, number in parts}
 
 
 class MariaDBSession:
@@ -140,9 +155,7 @@ class MariaDBSession:
         once: IdempotencyRecord | None = None,
         verify: Verify | None = None,
     ) -> Outcome:
-        target = binding.target
-        named = (target.name, target.stamp)
-        only_reads = binding.operation.is_read and not target.may_write and named not in self._writers
+        only_reads = binding.operation.is_read and not self._writes(binding)
         with self._transaction(commit=False) as cursor:
             try:
                 outcome = _call(cursor, binding, values, only_reads=only_reads)
@@ -151,7 +164,7 @@ class MariaDBSession:
             except MySQLdb.OperationalError as error:
                 if not only_reads or error.args[0] != ER.CANT_EXECUTE_IN_READ_ONLY_TRANSACTION:
                     raise
-                self._writers.add(named)
+                self._writers.add((binding.target.name, binding.target.stamp))
                 raise DefinitionChanged from None  # the caller repeats it
             if once is not None:
                 self._commit_noted(cursor, once.guid, once.ttl, once.answer(outcome))
@@ -162,6 +175,11 @@ class MariaDBSession:
         if once is not None:
             self._purge_ledger()
         return outcome
+
+    def _writes(self, binding: Binding) -> bool:
+        """Whether an object writes: by its text, or by what it did before."""
+        target = binding.target
+        return target.may_write or (target.name, target.stamp) in self._writers
 
     def transact(self, work: Work, once: IdempotencyRecord) -> None:
         with self._transaction(commit=False) as cursor:
@@ -211,6 +229,15 @@ class MariaDBSession:
             except BedsError as error:
                 yield Member(f"{host}:{port}", is_up=not isinstance(error, StoreUnavailable))
 
+    def position(self) -> Position:
+        with self._transaction() as cursor:
+            cursor.execute("SELECT @@global.read_only, @@global.gtid_current_pos")
+            ((read_only, found),) = cursor.fetchall()
+        if read_only:  # after a failover this is a replica
+            self.close()
+            return {}
+        return gtid_position(found)
+
     def _is_read_only(self) -> bool:
         """True if the connected server is read-only. A new connection may reach another server."""
         with self._transaction() as cursor:
@@ -258,7 +285,7 @@ class MariaDBSession:
         if self._connection is not None and self._ending.poll(0):
             self.close()  # the server ended it meanwhile: a statement sent there would be in doubt, for nothing
         if self._connection is None:
-            self._connection = connect(self._config, self._timeout, multi_statements=True)
+            self._connection = self._open()
             self._ending = select.poll()
             self._ending.register(self._connection.fileno(), CLOSING)
         cursor = self._connection.cursor(cursors)
@@ -283,6 +310,9 @@ class MariaDBSession:
         except BaseException:
             self.close()
             raise
+
+    def _open(self) -> Any:
+        return connect(self._config, self._timeout, multi_statements=True)
 
     def _give_up(self, error: MySQLdb.Error) -> BedsError:
         """Roll the transaction back, or close the connection. Returns the translated error."""

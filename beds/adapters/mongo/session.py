@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -19,7 +19,7 @@ from pymongo.errors import DuplicateKeyError
 from beds.adapters.mongo import health, stored_commands
 from beds.adapters.mongo.errors import from_server, translated
 from beds.adapters.mongo.values import document_from_bson, document_to_bson, documents_to_bson, field_to_bson
-from beds.adapters.store import AlreadyDone, Health, IdempotencyRecord, Outcome, ResultLimit, Verify, Work
+from beds.adapters.store import AlreadyDone, Health, IdempotencyRecord, Outcome, Position, ResultLimit, Verify, Work
 from beds.config.sections import RecDatabase
 from beds.domain.event import Operation
 from beds.errors import StoreError, StoreUnavailable
@@ -47,12 +47,23 @@ SHAPES = "shape of "
 """Prefix of a collection's name in the `_id` of a document in `beds_objects`: the BSON types of its validator."""
 
 
-def connect(config: RecDatabase, timeout: float) -> MongoClient[Document]:
+class Pin:
+    """While an address is set, a client uses only the server there. Call it to select among servers."""
+
+    def __init__(self) -> None:
+        self.address: tuple[str, int | None] | None = None
+
+    def __call__(self, servers: Sequence[Any]) -> list[Any]:
+        return [server for server in servers if self.address in (None, server.address)]
+
+
+def connect(config: RecDatabase, timeout: float, pin: Pin | None = None) -> MongoClient[Document]:
     """A client for one process: PyMongo is not fork-safe, so it is opened in the child that uses it.
 
     Args:
         config: where to connect.
         timeout: of the socket, in seconds.
+        pin: selects among servers.
     """
     tls: dict[str, Any] = {"tls": True, **config.tls.named("tlsCAFile", "tlsCertificateKeyFile")} if config.tls else {}
     with translated():
@@ -64,6 +75,7 @@ def connect(config: RecDatabase, timeout: float) -> MongoClient[Document]:
             connectTimeoutMS=int(config.connect_timeout * 1000),
             socketTimeoutMS=int(timeout * 1000),
             maxPoolSize=1,
+            server_selector=pin,
             appname="beds",
             **tls,
         )
@@ -73,7 +85,8 @@ class MongoSession:
     """An `ObjectStore` over MongoDB. `timeout` is in seconds."""
 
     def __init__(self, config: RecDatabase, timeout: float) -> None:
-        self._client = connect(config, timeout)
+        self._pin = Pin()
+        self._client = connect(config, timeout, self._pin)
         # Whatever the URI says: a secondary may lack what was just written, and one member alone may lose it.
         self._concern = _majority_at_least(self._client.write_concern)
         self._database: Database[Document] = self._client.get_database(
@@ -154,7 +167,9 @@ class MongoSession:
         limit = ResultLimit(binding)
         found: list[Document] = []
         try:
-            with self._database.cursor_command(command, codec_options=_CODEC, session=session) as cursor:
+            with self._database.cursor_command(
+                command, read_preference=self._database.read_preference, codec_options=_CODEC, session=session
+            ) as cursor:
                 for row in cursor:
                     limit.take(row)
                     found.append(document_from_bson(row, keys, fields))
@@ -186,6 +201,10 @@ class MongoSession:
         except DuplicateKeyError:
             raise AlreadyDone from None
 
+    def position(self) -> Position:
+        with translated():
+            return position_in(self._database.command("ping", read_preference=ReadPreference.PRIMARY))
+
     def examine(self) -> Health:
         with translated():
             return health.examine(self._database, OBJECTS)
@@ -216,6 +235,12 @@ class MongoSession:
                 )
                 converted[name] = field_to_bson(spec, name, value, declared.get("bsonType"), declared)
         return converted
+
+
+def position_in(reply: Mapping[str, Any]) -> Position:
+    """The server's place in its oplog, as each reply of a replica set names it."""
+    found = reply.get("operationTime")
+    return {"oplog": found.time << 32 | found.inc} if found is not None else {}
 
 
 def _majority_at_least(given: WriteConcern) -> WriteConcern:
