@@ -73,9 +73,8 @@ def project() -> Path:
     return make_project()
 
 
-def make_project() -> Path:
-    """A project folder: the repository's own files, and the test domain beside the sample domain."""
-    folder = ROOT / ".beds" / (f"test-{PARALLEL}" if PARALLEL else "test")
+def make_project(folder: Path = ROOT / ".beds" / (f"test-{PARALLEL}" if PARALLEL else "test")) -> Path:
+    """A project in a folder: the repository's own files, and the test domain beside the sample domain."""
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copy(ROOT / "celeryconfig.py", folder)
     # Its nodes start no app server, whose port only one of them could have.

@@ -13,11 +13,14 @@ from typing import Any, Protocol
 
 from beds.adapters.store import DefinitionChanged, IdempotencyRecord, ObjectStore, Outcome, Position, Verify
 from beds.config.sections import ReplicaReads
+from beds.domain.member import Lag
 from beds.errors import BedsError, SchemaMismatch, StoreDenied, StoreUnavailable
 from beds.templates.binding import Binding
 
 OWN_WRITES_SECONDS = 0.2
 """A read that must see all writes before it waits for its replica this long, and then goes to the primary."""
+CHECK_SECONDS = 3.0
+"""A check waits this long, at most."""
 POLL_SECONDS = 0.01
 REST_SECONDS = 5.0
 """A replica that failed is not asked for this time."""
@@ -76,6 +79,16 @@ class ReplicaReader:
             except (StoreUnavailable, StoreDenied):
                 self._rest()
         return self._primary.execute(binding, values, once, verify)
+
+    def lag(self) -> Lag:
+        """Whether the replica has now all writes until `max_lag` ago. It has some time to answer."""
+        bound = self._config.max_lag
+        try:
+            asked = self._primary.position()
+            found = positions(self._replica, min(bound, CHECK_SECONDS))
+            return Lag(bound, any(has_passed(position, asked) for position in found))
+        except BedsError as error:
+            return Lag(bound, False, error.message)
 
     def close(self) -> None:
         self._replica.close()

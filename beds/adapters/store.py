@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any, Protocol
 
 from beds.domain.event import Operation
+from beds.domain.member import Lag, Member
 from beds.domain.reply import Record
 from beds.errors import BedsError, ResultTooLarge, StoreUnavailable
 from beds.templates.binding import Binding
@@ -46,36 +47,6 @@ Position = Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Lag:
-    """How far the replica that reads go to is behind.
-
-    Args:
-        bound: seconds that it may be behind.
-        is_within: whether it was.
-        problem: why that is not known.
-    """
-
-    bound: float
-    is_within: bool
-    problem: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Member:
-    """One server of several that hold the same data.
-
-    Args:
-        address: its host and port.
-        is_up: whether it answers.
-        takes_writes: whether it is a primary.
-    """
-
-    address: str
-    is_up: bool
-    takes_writes: bool = False
-
-
-@dataclass(frozen=True, slots=True)
 class Health:
     """A database's state, checked before a node serves.
 
@@ -85,6 +56,7 @@ class Health:
         read_only: whether it refuses writes, as a replica does.
         surplus: rights of this user that a broker does not need, in the database's words.
         members: all servers that hold the data, as far as this user sees them.
+        lag: of the replica that reads go to.
     """
 
     clock: datetime
@@ -92,6 +64,7 @@ class Health:
     surplus: tuple[str, ...]
     read_only: bool = False
     members: tuple[Member, ...] = ()
+    lag: Lag | None = None
 
 
 Verify = Callable[[Outcome], object]

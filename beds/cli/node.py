@@ -105,7 +105,11 @@ def start(config: str | None) -> None:
 
 
 @node.command("status")
-@click.option("--ready", is_flag=True, help="Exit code 3 as well when a pool is not ready; for a health check.")
+@click.option(
+    "--ready",
+    is_flag=True,
+    help="Exit code 3 as well when a pool is not ready, or a database refuses writes; for a health check.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
 def show_status(config: str | None, ready: bool, as_json: bool) -> None:
@@ -135,8 +139,8 @@ def show_status(config: str | None, ready: bool, as_json: bool) -> None:
         click.echo(f"node {settings.node.name} does not run; start it with `beds {option}node start`")
     if not pid or (ready and not status.is_ready(settings)):
         raise SystemExit(EX_DOWN)
-    if ready and (replicas := status.stores_read_only(settings)):
-        click.echo(f"not ready: the server of {', '.join(replicas)} takes no writes", err=True)
+    if ready and (stores := status.stores_without_writes(settings)):
+        click.echo(f"not ready: the server of {', '.join(stores)} takes no writes", err=True)
         raise SystemExit(EX_DOWN)
 
 

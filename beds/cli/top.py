@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import click
 from kombu import Connection
 from rich.console import Group
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from beds.cli.clients import records_client
 from beds.cli.output import print_json, table_console
 from beds.client.client import Client
-from beds.client.overview import PERCENTS, queue_rates, running_jobs
+from beds.client.overview import PERCENTS, members, queue_rates, running_jobs
+from beds.domain.member import Members
 from beds.transport.connection import connect_to
 
 
@@ -45,12 +48,18 @@ def _watch(client: Client, connection: Connection, window: float, timeout: float
             return queue_rates(client, connection, window, timeout)
 
         def show() -> Group:
-            jobs = running_jobs(client, timeout)
-            queues = _table(look(), window)
-            return Group(queues, Text(), _jobs_table(jobs)) if jobs else Group(queues)
+            jobs, clusters = running_jobs(client, timeout), members(client, timeout)
+            parts: list[Any] = [_table(look(), window)]
+            if jobs:
+                parts += [Text(), _jobs_table(jobs)]
+            if any(len(found.members) > 1 or found.problem for found in clusters):
+                parts += [Text(), _members_table(clusters)]
+            return Group(*parts)
 
         if as_json:
-            print_json({"window_seconds": window, "queues": look(), "jobs": running_jobs(client, timeout)})
+            clusters = [found.to_wire() for found in members(client, timeout)]
+            jobs = running_jobs(client, timeout)
+            print_json({"window_seconds": window, "queues": look(), "jobs": jobs, "members": clusters})
             return
         console = table_console()
         if once:
@@ -79,6 +88,39 @@ def _jobs_table(jobs: list[dict[str, Any]]) -> Table:
             _shown(job["lag_seconds"], ".1f"),
         )
     return table
+
+
+def _members_table(clusters: list[Members]) -> Table:
+    """The members of each cluster. What needs somebody's hand is red."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("server", "members", "state"):
+        table.add_column(name)
+    for found in clusters:
+        whole, away = len(found.members), len(found.away)
+        up = f"[red]{whole - away} of {whole}[/]" if away else f"{whole} of {whole}"
+        table.add_row(found.server, up if whole else "–", "; ".join(_states(found)))
+    return table
+
+
+def _states(found: Members) -> Iterator[str]:
+    if found.problem:
+        yield f"[red]{escape(found.problem)}[/]"
+    if found.away:
+        yield f"[red]away: {', '.join(found.away)}[/]"
+    if cut_off := [member.address for member in found.members if member.is_cut_off]:
+        yield f"[red]cut off: {', '.join(cut_off)}[/]"
+    if found.short_queues:
+        yield f"[red]{len(found.short_queues)} queues lack a member[/]"
+    if leads := [f"{member.address} {member.leads}" for member in found.members if member.leads is not None]:
+        yield f"leads: {', '.join(leads)}"
+    if len(found.writable) > 1:
+        yield f"[red]several take writes: {', '.join(found.writable)}[/]"
+    elif found.writable:
+        yield f"{found.writable[0]} takes writes"
+    elif found.members and found.server != "RabbitMQ":
+        yield "[red]none takes writes[/]"
+    if found.lag:
+        yield f"replica within {found.lag.bound:g} s" if found.lag.is_within else "[red]replica lags[/]"
 
 
 def _table(rows: dict[str, dict[str, Any]], window: float) -> Table:

@@ -306,8 +306,8 @@ class Client:
     def ask(self, verb: str, arguments: Mapping[str, Any], *, timeout: float = DEFAULT_TIMEOUT) -> Any:
         """Send CALGON the request `accept`, `status` or `cancel`. Applications use `Ticket` instead.
 
-        An operator's requests, except `accept`, go to the queue `operator`. An operator may also send `fetch`, `replay`
-        and `discard`.
+        An operator's requests, except `accept`, go to the queue `operator`. An operator may also send `fetch`,
+        `replay`, `discard` and `members`.
         """
         return self._run(self.flows.ask(verb, arguments, timeout))
 

@@ -13,6 +13,7 @@ from beds.client.client import Client
 from beds.domain.event import OPERATOR
 from beds.domain.histogram import BOUNDS_MS, RECORDS_MOVED, percentile
 from beds.domain.job import Job
+from beds.domain.member import Members
 from beds.domain.trace import OK
 from beds.errors import BedsError
 from beds.transport.topology import Depth, depths
@@ -103,6 +104,16 @@ def operation_rates(client: Client, queue: str, window: float, timeout: float) -
             named = {name: meta[name] for name in ("template", "operation", "outcome")}
             found.append({**named, "count": row.count, **row.to_wire(window)})
     return sorted(found, key=lambda each: -each["count"])
+
+
+def members(client: Client, timeout: float) -> list[Members]:
+    """The members of each cluster, as a worker of the queue `operator` sees them; none without an operator's rights."""
+    if not client.is_operator:
+        return []
+    try:
+        return [Members.from_wire(each) for each in client.ask("members", {}, timeout=timeout)]
+    except BedsError:
+        return []  # the queues show that no worker answers
 
 
 def running_jobs(client: Client, timeout: float) -> list[dict[str, Any]]:

@@ -52,7 +52,7 @@ CALGON = "calgon"
 CALGON_VERBS = ("accept", "status", "cancel", "pause", "resume")
 OPERATOR = "operator"
 """The queue of an operator's requests, about the tickets and records of all users."""
-OPERATOR_VERBS = ("fetch", "status", "cancel", "replay", "discard", "pause", "resume")
+OPERATOR_VERBS = ("fetch", "status", "cancel", "replay", "discard", "pause", "resume", "members")
 
 
 CHUNK, TICK = "chunk", "tick"

@@ -17,11 +17,13 @@ import psutil
 from beds.config import Settings
 from beds.config.http import host_and_port
 from beds.domain.event import Store
+from beds.domain.member import Members
 from beds.errors import BedsError, ConfigurationError
 from beds.node.amqp_checks import amqp_checks
 from beds.node.check import Check, failed, of_error, ok, skipped
 from beds.node.members import rabbitmq_members, store_members
 from beds.services.factory import AdapterFactory
+from beds.services.members import SERVERS
 from beds.templates.registry import TemplateRegistry
 from beds.templates.roles import check_roles
 from beds.wire.routes import brokers_of, local_pools
@@ -31,7 +33,6 @@ SKEW_SECONDS = 5.0
 FREE_DISK_BYTES = 200_000_000
 BYTES_PER_SLOT = 30 * 1024 * 1024
 """Memory of a slot's process that it does not share with its parent."""
-SERVERS = {Store.REC: "MongoDB", Store.REL: "MariaDB"}
 
 
 def startup_checks(settings: Settings, *, runs_here: bool = False) -> Iterator[Check]:
@@ -234,7 +235,7 @@ def _store(settings: Settings, factory: AdapterFactory, store: Store) -> Iterato
     if health.read_only:
         yield failed(f"{server} writes", "the server takes none: it is a replica, or was made read-only",
                      f"let [databases.{store}] lead to the primary")  # fmt: skip
-    yield from store_members(server, health)
+    yield from store_members(Members(server, health.members, lag=health.lag))
     if not health.transactions:
         yield failed(f"{server} transactions", "it is no replica set, and has none",
                      "start mongod with --replSet, and rs.initiate() once; one member is enough")  # fmt: skip

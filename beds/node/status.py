@@ -90,20 +90,22 @@ def is_ready(settings: Settings) -> bool:
     return noted is not None and all(entry["state"] == "ready" and _lives(entry["pid"]) for entry in noted)
 
 
-def stores_read_only(settings: Settings) -> list[str]:
-    """The stores of this node's services whose server refuses writes.
-
-    A store that cannot be reached is left out, since its pools report that themselves.
-    """
+def stores_without_writes(settings: Settings) -> list[str]:
+    """The stores of this node's services whose server refuses writes, or cannot be reached."""
     found = []
     with contextlib.closing(
         AdapterFactory(settings, TemplateRegistry.from_folder(settings.schema_path, strict=False))
     ) as factory:
         for store in Store:
             service = getattr(settings.services, store)
-            with contextlib.suppress(BedsError):
-                if service.is_local and factory.examine(store).read_only:
-                    found.append(str(store))
+            if not service.is_local:
+                continue
+            try:
+                takes_writes = not factory.examine(store).read_only
+            except BedsError:
+                takes_writes = False
+            if not takes_writes:
+                found.append(str(store))
     return found
 
 

@@ -6,6 +6,7 @@ import importlib
 import os
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from beds.adapters.bulk import BulkAdapter
@@ -70,7 +71,9 @@ class AdapterFactory:
             ConfigurationError: as `adapter`.
             StoreUnavailable: it cannot be reached, or refuses the user.
         """
-        return self._session(store).examine()
+        found = self._session(store).examine()
+        reader = self._reads(store)
+        return replace(found, lag=reader.lag()) if reader is not None else found
 
     def close(self) -> None:
         mine = self._mine()

@@ -104,41 +104,41 @@ class MariaDB(Server):
 
     def follows(self) -> bool:
         """Whether it is a replica."""
-        return bool(self._ask("SHOW SLAVE STATUS"))
+        return bool(self.ask("SHOW SLAVE STATUS"))
 
     def written(self) -> int:
         """The number of transactions that it has."""
-        (row,) = self._ask("SELECT @@global.gtid_current_pos AS position")
+        (row,) = self.ask("SELECT @@global.gtid_current_pos AS position")
         return sum(int(each.rpartition("-")[2]) for each in row["position"].split(",") if each)
 
     def take_writes(self) -> None:
         """Become the primary, or stay it."""
         if self.follows():
-            self._ask("STOP SLAVE")
-            self._ask("RESET SLAVE ALL")
-        self._ask(
+            self.ask("STOP SLAVE")
+            self.ask("RESET SLAVE ALL")
+        self.ask(
             f"CREATE OR REPLACE USER {REPLICATOR}@'127.0.0.1' IDENTIFIED BY %s", [self.plan.passwords["rel_replicator"]]
         )
-        self._ask(f"GRANT REPLICATION SLAVE ON *.* TO {REPLICATOR}@'127.0.0.1'")
-        self._ask("SET GLOBAL read_only = 0")
+        self.ask(f"GRANT REPLICATION SLAVE ON *.* TO {REPLICATOR}@'127.0.0.1'")
+        self.ask("SET GLOBAL read_only = 0")
 
     def refuse_writes(self) -> None:
-        self._ask("SET GLOBAL read_only = 1")
+        self.ask("SET GLOBAL read_only = 1")
 
     def follow(self, primary: MariaDB) -> None:
         """Become a replica, which goes on at its own position."""
         self.refuse_writes()
-        self._ask(
+        self.ask(
             "CHANGE MASTER TO master_host = '127.0.0.1', master_port = %s, master_user = %s, master_password = %s, "
             "master_connect_retry = 1, master_use_gtid = slave_pos, master_demote_to_slave = 1",
             [primary.plan.mariadb_port, REPLICATOR, self.plan.passwords["rel_replicator"]],
         )
-        self._ask("START SLAVE")
+        self.ask("START SLAVE")
 
     def catch_up(self, primary: MariaDB, seconds: int) -> None:
         """Wait until it has all writes of a primary that takes no more. Raises StackError."""
-        (row,) = primary._ask("SELECT @@global.gtid_binlog_pos AS position")
-        (waited,) = self._ask("SELECT MASTER_GTID_WAIT(%s, %s) AS result", [row["position"], seconds])
+        (row,) = primary.ask("SELECT @@global.gtid_binlog_pos AS position")
+        (waited,) = self.ask("SELECT MASTER_GTID_WAIT(%s, %s) AS result", [row["position"], seconds])
         if waited["result"] != 0:
             raise StackError(f"the replica does not catch up in {seconds} s", hint=f"see {self.daemon.log}")
 
@@ -146,7 +146,7 @@ class MariaDB(Server):
         """Wait until it has applied all that a lost primary has sent. Raises StackError."""
 
         def is_done() -> bool:
-            (status,) = self._ask("SHOW SLAVE STATUS")
+            (status,) = self.ask("SHOW SLAVE STATUS")
             received = status["Master_Log_File"], status["Read_Master_Log_Pos"]
             return received == (status["Relay_Master_Log_File"], status["Exec_Master_Log_Pos"])
 
@@ -170,7 +170,7 @@ class MariaDB(Server):
             "--rpl-semi-sync-master-wait-no-slave=OFF",
         )
 
-    def _ask(self, statement: str, values: Sequence[object] = ()) -> list[dict[str, Any]]:
+    def ask(self, statement: str, values: Sequence[object] = ()) -> list[dict[str, Any]]:
         """Run a statement as root and return its rows."""
         connection = self._root()
         with contextlib.closing(connection), connection.cursor(MySQLdb.cursors.DictCursor) as cursor:

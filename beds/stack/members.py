@@ -112,7 +112,7 @@ class MariaDBReplica(MariaDB):
 
     def provision(self) -> None:
         """Go on where the copied server was. The copy has all users."""
-        self._ask("SET GLOBAL gtid_slave_pos = @@global.gtid_binlog_pos")
+        self.ask("SET GLOBAL gtid_slave_pos = @@global.gtid_binlog_pos")
 
 
 def assign_roles(servers: Sequence[MariaDB]) -> MariaDB:

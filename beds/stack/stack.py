@@ -63,9 +63,9 @@ class Stack:
         """The primary of MariaDB and its replica, in no order."""
         return [server for server in self.servers if isinstance(server, MariaDB)]
 
-    def server(self, name: str) -> Server:
-        """The server of that name."""
-        return next(server for server in self.servers if server.name == name)
+    def server(self, name: str, number: int = 1) -> Server:
+        """The server of that name, or a further member of its cluster."""
+        return next(each for each in self.servers if each.name == name and each.plan.number == number)
 
     def up(self, report: Callable[[str], None]) -> None:
         """Start the servers that do not run. `report` is called with a line for each server.

@@ -19,6 +19,7 @@ from beds.domain.trace import OK, Trace
 from beds.errors import BedsError, BrokerUnavailable, MalformedEvent, UnknownTicket
 from beds.services.dead import check_ids
 from beds.services.dispatch import execute
+from beds.services.members import all_members
 from beds.wire.reply import encode_error
 from beds.wire.routes import Kind
 from beds.worker.app import app
@@ -149,6 +150,10 @@ def _each(order: Order, act: Callable[[str], bool]) -> Any:
     return {"done": done, "failed": failed}
 
 
+def _members(order: Order) -> Any:
+    return [found.to_wire() for found in all_members(app.settings, app.factory)]
+
+
 _VERBS: Mapping[str, Callable[[Order], Any]] = {
     "fetch": _fetch,
     "status": _status,
@@ -157,6 +162,7 @@ _VERBS: Mapping[str, Callable[[Order], Any]] = {
     "discard": _discard,
     "pause": _job,
     "resume": _job,
+    "members": _members,
 }
 
 

@@ -17,6 +17,7 @@ from celery.signals import (
     worker_shutdown,
 )
 from click.core import ParameterSource
+from prometheus_client import REGISTRY
 
 from beds.config import Settings
 from beds.config.sections import Broker
@@ -35,6 +36,7 @@ from beds.worker.consumer import ValidatingConsumer, refuse_compression
 from beds.worker.dead_letters import DeadLetterConsumer
 from beds.worker.frames import guard_decoding
 from beds.worker.job_events import JobClock
+from beds.worker.member_metrics import MembersCollector
 from beds.worker.process import READY_FILE, unique_name
 from beds.worker.slots import control
 from beds.worker.slots.pool import DeclaredOnly, SlotPool
@@ -191,6 +193,10 @@ def _serve_metrics(settings: Settings, queues: list[str]) -> None:
         return
     try:
         PROMETHEUS.serve(address)
+        members = MembersCollector(settings, beds_app.registry)
+        REGISTRY.register(members)
+        members.start()
+        worker_shutdown.connect(lambda **_: members.stop(), weak=False)
     except ConfigurationError as error:
         if settings.node.is_production:
             raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
 import uuid
@@ -11,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import MySQLdb.cursors
 import pytest
 
 from beds.client.call import Call
@@ -68,14 +66,6 @@ class Member(MariaDB):
             "--rpl-semi-sync-master-timeout=600000",
             "--rpl-semi-sync-master-wait-no-slave=OFF",
         )
-
-    def ask(self, statement: str) -> list[dict[str, Any]]:
-        """Run a statement as root and return its rows."""
-        connection = self._root()
-        with contextlib.closing(connection), connection.cursor(MySQLdb.cursors.DictCursor) as cursor:
-            cursor.execute(statement)
-            connection.commit()
-            return list(cursor.fetchall())
 
     def value(self, expression: str) -> Any:
         (row,) = self.ask(f"SELECT {expression} AS value")

@@ -37,7 +37,6 @@ from beds.adapters.store import (
     DefinitionChanged,
     Health,
     IdempotencyRecord,
-    Member,
     Outcome,
     Position,
     ResultLimit,
@@ -46,6 +45,7 @@ from beds.adapters.store import (
 )
 from beds.config.sections import RelDatabase
 from beds.domain.event import Operation
+from beds.domain.member import Member
 from beds.domain.reply import Record
 from beds.errors import BedsError, ResultTooLarge, SchemaMismatch, StoreError, StoreUnavailable
 from beds.templates.binding import BULK_NAMES, KEYS, Binding, spec_of

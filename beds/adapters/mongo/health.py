@@ -10,7 +10,8 @@ from typing import Any
 from pymongo import MongoClient
 from pymongo.database import Database
 
-from beds.adapters.store import Health, Member
+from beds.adapters.store import Health
+from beds.domain.member import Member
 
 SEEN_SECONDS = 1.0
 """Time for the driver to find all members."""

@@ -1,0 +1,39 @@
+"""The members of every cluster that a node reaches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from beds.config import Settings
+from beds.config.hosts import each_host
+from beds.domain.event import Store
+from beds.domain.member import Members
+from beds.errors import BedsError
+from beds.services.factory import AdapterFactory
+from beds.transport.members import rabbitmq_hosts, rabbitmq_nodes
+
+SERVERS = {Store.REC: "MongoDB", Store.REL: "MariaDB"}
+
+
+def all_members(settings: Settings, factory: AdapterFactory) -> Iterator[Members]:
+    """The members of RabbitMQ, MongoDB and MariaDB, as far as this node knows their addresses.
+
+    Args:
+        settings: the addresses.
+        factory: asks the databases.
+    """
+    nodes = rabbitmq_nodes(settings)
+    url = settings.amqp.broker_url
+    if nodes.members:
+        yield nodes
+    elif len(each_host(url)) > 1:
+        yield rabbitmq_hosts(settings, url)
+    for store, server in SERVERS.items():
+        if getattr(settings.databases, store) is None:
+            continue
+        try:
+            health = factory.examine(store)
+        except BedsError as error:
+            yield Members(server, problem=error.message)
+        else:
+            yield Members(server, health.members, lag=health.lag)
