@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,17 +125,11 @@ class ReplicaSet:
     def prefer(self, member: MongoDB) -> None:
         """Give a member a higher priority than the others, and wait until it has taken the primary's place."""
 
-        def reconfigured() -> bool:
-            with suppress(PyMongoError), self._client() as client:  # an election may have just begun
-                config = client.admin.command("replSetGetConfig")["config"]
-                config["version"] += 1
-                for each in config["members"]:
-                    each["priority"] = 2 if each["host"] == _host(member) else 1
-                client.admin.command("replSetReconfig", config)
-                return True
-            return False
+        def change(known: list[dict[str, Any]]) -> None:
+            for each in known:
+                each["priority"] = 2 if each["host"] == _host(member) else 1
 
-        wait_for(reconfigured, PATIENCE, "the change of the priorities")
+        _reconfigure(self.root, change)
         wait_for(lambda: self.primary() is member, PATIENCE, "the takeover")
 
     def election(self) -> str:
@@ -206,14 +200,38 @@ def replica_set(project: Path, stack: Stack) -> Iterator[ReplicaSet]:
         yield found
 
 
+def _reconfigure(root: str, change: Callable[[list[dict[str, Any]]], None]) -> None:
+    """Change the members of a set.
+
+    Args:
+        root: the URI of a user that may.
+        change: called with the members of the current configuration, perhaps several times.
+    """
+
+    def done() -> bool:
+        # An election, or a change by the server itself, such as of a member that was just added, may come between.
+        with suppress(PyMongoError), MongoClient[dict[str, Any]](root, serverSelectionTimeoutMS=2000) as client:
+            config = client.admin.command("replSetGetConfig")["config"]
+            config["version"] += 1
+            change(config["members"])
+            client.admin.command("replSetReconfig", config)
+            return True
+        return False
+
+    wait_for(done, PATIENCE, "the change of the members")
+
+
 def _take_in(plan: Plan, hosts: list[str]) -> None:
     """Add the others to the set of the first one by one, as MongoDB requires."""
-    with MongoClient[dict[str, Any]](plan.mongo_uri("root", "admin")) as root:
+    uri = plan.mongo_uri("root", "admin")
+    with MongoClient[dict[str, Any]](uri) as root:
         for n, host in enumerate(hosts[1:], 1):
-            config = root.admin.command("replSetGetConfig")["config"]
-            config["version"] += 1
-            config["members"].append({"_id": n, "host": host})
-            root.admin.command("replSetReconfig", config)
+
+            def add(known: list[dict[str, Any]], n: int = n, host: str = host) -> None:
+                if host not in [each["host"] for each in known]:
+                    known.append({"_id": n, "host": host})
+
+            _reconfigure(uri, add)
 
             def stand(host: str = host) -> bool:
                 states = {each["name"]: each["stateStr"] for each in root.admin.command("replSetGetStatus")["members"]}
