@@ -282,6 +282,9 @@ def test_faults_of_all_clusters_lose_and_double_nothing(project: Path, settings:
         assert not surprises, (len(surprises), surprises[:5])
         pair.close_primary()
         documents = documents_of(members.dba, load.name)
+        written = rows_of(pair.primary.plan, load.name) + documents
+        for answer in load.unlike(lambda _: False):
+            print(f"{answer}, written {written[answer.template, answer.key]} times")
         for server in (pair.primary, pair.replica):
             check(load, rows_of(server.plan, load.name) + documents, IN_DOUBT)
             with _opened(settings, members, server) as places:
