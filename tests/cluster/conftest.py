@@ -58,6 +58,19 @@ def kill(server: Server, *, wait: bool = True) -> bool:
 
 
 @contextmanager
+def frozen(server: Server) -> Iterator[None]:
+    """Stop all processes of a server, which keeps its ports open."""
+    family = server.daemon.family()
+    for process in family:
+        process.suspend()
+    try:
+        yield
+    finally:
+        for process in family:
+            process.resume()
+
+
+@contextmanager
 def servers_of_their_own(name: str, make: Callable[[Path], Sequence[AnyServer]]) -> Iterator[Sequence[AnyServer]]:
     """Servers under a separate folder. They and the remains of an interrupted run are removed.
 
@@ -121,6 +134,11 @@ class Answer:
     code: str
     nothing_written: bool = False
     words: str = ""
+
+
+def wrote_nothing(answer: Answer) -> bool:
+    """Whether the store was away, and the error says that nothing was written."""
+    return answer.code == "store_unavailable" and answer.nothing_written
 
 
 class Load:
@@ -240,6 +258,18 @@ def rows_of(plan: Plan, name: str) -> Counter[tuple[str, str]]:
             cursor.execute(f"SELECT id, COUNT(*) FROM {table} WHERE id LIKE %s GROUP BY id", [f"{name}-%"])
             found.update({(template, key): count for key, count in cursor.fetchall()})
     return found
+
+
+def audited_of(uri: str, name: str) -> Counter[tuple[str, str]]:
+    """The records of a load whose creation is in the audit.
+
+    Args:
+        uri: the DBA's.
+        name: of the load.
+    """
+    with MongoClient[dict[str, Any]](uri) as mongo:
+        records = mongo[DATABASE].msAudit.find({"record_id": {"$regex": f"^{name}-"}, "outcome": OK})
+        return Counter((str(each["template"]), str(each["record_id"])) for each in records)
 
 
 def documents_of(uri: str, name: str) -> Counter[tuple[str, str]]:

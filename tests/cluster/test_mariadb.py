@@ -21,7 +21,6 @@ from beds.stack.stack import Stack
 from tests.cluster.conftest import (
     CALL_SECONDS,
     PATIENCE,
-    Answer,
     Load,
     SwitchedProxy,
     check,
@@ -29,6 +28,7 @@ from tests.cluster.conftest import (
     rows_of,
     servers_of_their_own,
     wait_until_written,
+    wrote_nothing,
 )
 from tests.conftest import PORT_BASE, OwnVhost, run, running_worker, wait_for, wait_until_served
 
@@ -145,8 +145,8 @@ class Pair:
         self.primary, self.replica = self.replica, self.primary
 
 
-@pytest.fixture
-def pair(project: Path, stack: Stack) -> Iterator[Pair]:
+@contextlib.contextmanager
+def primary_and_replica(project: Path, stack: Stack) -> Iterator[Pair]:
     """Two servers with the schema applied, the second following the first."""
 
     def make(folder: Path) -> list[Member]:
@@ -177,6 +177,12 @@ def pair(project: Path, stack: Stack) -> Iterator[Pair]:
             proxy.close()
 
 
+@pytest.fixture
+def pair(project: Path, stack: Stack) -> Iterator[Pair]:
+    with primary_and_replica(project, stack) as found:
+        yield found
+
+
 @pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_primary_that_becomes_a_replica_costs_no_write(project: Path, own_vhost: OwnVhost, pair: Pair) -> None:
@@ -201,17 +207,13 @@ def test_a_primary_that_becomes_a_replica_costs_no_write(project: Path, own_vhos
                 pair.replica.attach(pair.primary, demoted=True)
         assert worker.poll() is None, "the worker ended"
     print(f"mariadb: {dict(load.told())}")
-    surprises = load.unlike(_wrote_nothing)
+    surprises = load.unlike(wrote_nothing)
     assert not surprises, (len(surprises), surprises[:5])
     pair.close_primary()
     both = [rows_of(server.plan, load.name) for server in (pair.primary, pair.replica)]
     for stored in both:
         check(load, stored)
     assert both[0] == both[1]
-
-
-def _wrote_nothing(answer: Answer) -> bool:
-    return answer.code == "store_unavailable" and answer.nothing_written
 
 
 @pytest.mark.long
@@ -273,7 +275,7 @@ def test_workers_with_both_addresses_find_the_primary(project: Path, own_vhost: 
         assert worker.poll() is None, "the worker ended"
     print(f"mariadb: {dict(load.told())}")
     # The proxy of other tests makes every refusal harmless; a kill may also leave a call without an answer in time.
-    surprises = load.unlike(lambda answer: _wrote_nothing(answer) or answer.code == "call_timeout")
+    surprises = load.unlike(lambda answer: wrote_nothing(answer) or answer.code == "call_timeout")
     assert not surprises, (len(surprises), surprises[:5])
     check(load, rows_of(pair.primary.plan, load.name), ["call_timeout"])
 

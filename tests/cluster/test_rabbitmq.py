@@ -6,7 +6,6 @@ import contextlib
 import json
 import time
 import uuid
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,7 +14,6 @@ from typing import Any
 
 import pytest
 from pydantic import SecretStr
-from pymongo import MongoClient
 
 from beds.client.client import Client
 from beds.config import Settings
@@ -31,9 +29,11 @@ from tests.cluster.conftest import (
     PATIENCE,
     Load,
     SwitchedProxy,
+    audited_of,
     check,
     create,
     documents_of,
+    frozen,
     kill,
     rows_of,
     running_node,
@@ -46,6 +46,8 @@ pytestmark = pytest.mark.stack
 
 KILLS = 5
 TEMPLATES = ("SampleRows", "SampleDocs", "TransferRows")
+SILENCES = (2, 5, 10, 25, 5, 2, 25, 10)
+"""Seconds. A client gives a silent connection up after six to eight seconds."""
 IN_DOUBT = ("call_timeout", "broker_unavailable")
 """Allowed answers other than `ok`; the record may exist or not."""
 COOKIE = "BEDSTESTCLUSTER"
@@ -100,6 +102,10 @@ class Node(RabbitMQ):
         told = self.control("-q", "list_queues", "-p", VHOST, "--formatter", "json", *columns)
         return {queue["name"]: queue for queue in json.loads(told) if queue["leader"]}
 
+    def connections(self) -> int:
+        """How many clients and workers are connected to this node."""
+        return int(self.control("eval", "length(rabbit_networking:local_connections())."))
+
     def lead(self) -> None:
         """Make this node the leader of every quorum queue."""
         self.control(
@@ -135,17 +141,21 @@ class Way:
     @classmethod
     def over_all(cls, settings: Settings, plan: Plan, clients: Sequence[int], workers: Sequence[int]) -> Way:
         """The same on several ports each, in addresses of several hosts."""
-        app, worker = (
-            plan.amqp_url(user).replace(f":{plan.amqp_port}/", f":{',127.0.0.1:'.join(map(str, ports))}/")
-            for user, ports in (("app", clients), ("worker", workers))
-        )
-        amqp = settings.amqp.model_copy(update={"url": SecretStr(app), "worker_url": SecretStr(worker)})
-        env = {"BEDS_AMQP__URL": app, "BEDS_AMQP__WORKER_URL": worker, "BEDS_METRICS__PROMETHEUS": ""}
+        urls = {
+            key: plan.amqp_url(user).replace(f":{plan.amqp_port}/", f":{',127.0.0.1:'.join(map(str, ports))}/")
+            for key, user, ports in (
+                ("url", "app", clients),
+                ("operator_url", "operator", clients),
+                ("worker_url", "worker", workers),
+            )
+        }
+        amqp = settings.amqp.model_copy(update={key: SecretStr(url) for key, url in urls.items()})
+        env = {f"BEDS_AMQP__{key.upper()}": url for key, url in urls.items()} | {"BEDS_METRICS__PROMETHEUS": ""}
         return cls(settings.model_copy(update={"amqp": amqp}), env)
 
 
-@pytest.fixture
-def cluster(project: Path, settings: Settings, stack: Stack) -> Iterator[tuple[Node, Node, Node]]:
+@contextlib.contextmanager
+def three_nodes(project: Path, settings: Settings, stack: Stack) -> Iterator[tuple[Node, Node, Node]]:
     """Three nodes with BEDS's users, and its topology, led by the first."""
 
     def make(folder: Path) -> list[Node]:
@@ -169,6 +179,12 @@ def cluster(project: Path, settings: Settings, stack: Stack) -> Iterator[tuple[N
             nodes[0].epmd.stop()
 
 
+@pytest.fixture
+def cluster(project: Path, settings: Settings, stack: Stack) -> Iterator[tuple[Node, Node, Node]]:
+    with three_nodes(project, settings, stack) as nodes:
+        yield nodes
+
+
 @pytest.mark.long
 @pytest.mark.timeout(1200)
 def test_a_leader_that_is_killed_costs_no_write_and_no_refusal(
@@ -184,7 +200,7 @@ def test_a_leader_that_is_killed_costs_no_write_and_no_refusal(
         wait_until_written(way.settings, TEMPLATES)
         with Load(way.settings, TEMPLATES) as load:
             for _ in range(KILLS):
-                wait_for(lambda: _leads(victim, witness), PATIENCE, "the leadership of the victim")
+                wait_for(lambda: leads(victim, witness), PATIENCE, "the leadership of the victim")
                 load.wait_for_more()
                 assert kill(victim), "the victim had ended"
                 load.wait_for_more()
@@ -192,9 +208,9 @@ def test_a_leader_that_is_killed_costs_no_write_and_no_refusal(
                 assert victim.name_in_cluster not in led
                 load.wait_for_more()
                 victim.up()
-                wait_for(lambda: _is_whole(victim, witness), PATIENCE, "the victim's return to its queues")
+                wait_for(lambda: is_whole(victim, witness), PATIENCE, "the victim's return to its queues")
                 load.wait_for_more()
-        wait_for(lambda: _is_empty(witness), PATIENCE, "empty queues")
+        wait_for(lambda: is_empty(witness), PATIENCE, "empty queues")
         assert worker.poll() is None, "the worker ended"
         assert admin.poll() is None, "the admin worker ended"
     _reckon(load, settings, stack)
@@ -214,15 +230,15 @@ def test_the_node_that_all_are_connected_to_is_killed(
             with Load(way.settings, TEMPLATES) as load:
                 for number in range(KILLS):
                     victim, witness = cluster[number % 3], cluster[(number + 1) % 3]
-                    wait_for(lambda v=victim, w=witness: _leads(v, w), PATIENCE, "the leadership of the victim")
+                    wait_for(lambda v=victim, w=witness: leads(v, w), PATIENCE, "the leadership of the victim")
                     load.wait_for_more()
                     proxy.lead_to(witness.amqp_port)
                     assert kill(victim), "the victim had ended"
                     load.wait_for_more()
                     victim.up()
-                    wait_for(lambda v=victim, w=witness: _is_whole(v, w), PATIENCE, "the victim's return to its queues")
+                    wait_for(lambda v=victim, w=witness: is_whole(v, w), PATIENCE, "the victim's return to its queues")
                     load.wait_for_more()
-            wait_for(lambda: _is_empty(cluster[0]), PATIENCE, "empty queues")
+            wait_for(lambda: is_empty(cluster[0]), PATIENCE, "empty queues")
             assert node.poll() is None, "the node ended"
     finally:
         proxy.close()
@@ -239,7 +255,7 @@ def test_a_client_whose_first_write_meets_no_leader_is_served_by_the_next(
     way = Way.over(settings, victim.plan, witness.amqp_port, other.amqp_port)
     with running_worker(project, ALL_QUEUES, "-c", "4", env=way.env), contextlib.ExitStack() as clients:
         wait_until_written(way.settings, TEMPLATES)
-        wait_for(lambda: _leads(victim, witness), PATIENCE, "the leadership of the victim")
+        wait_for(lambda: leads(victim, witness), PATIENCE, "the leadership of the victim")
         new = [clients.enter_context(Client(way.settings)) for _ in range(6)]
         for client in new:
             client.call("fetch_records", "SampleRows", {"id": "none"}, using="by_id", timeout=CALL_SECONDS)
@@ -263,14 +279,14 @@ def test_an_address_of_three_hosts_outlives_each_of_them(
         with Load(way.settings, TEMPLATES) as load:
             load.wait_for_more()
             victim, witness, other = cluster
-            wait_for(lambda: _leads(victim, witness), PATIENCE, "the leadership of the victim")
+            wait_for(lambda: leads(victim, witness), PATIENCE, "the leadership of the victim")
             assert found_by_checks(way, cluster)["queue leaders"] == "warning", "one node leads all"
             assert kill(victim), "the victim had ended"
             load.wait_for_more()
             found = found_by_checks(way, cluster)
             assert {found[name] for name in ("RabbitMQ hosts", "RabbitMQ cluster", "quorum queues")} == {"warning"}
             victim.up()
-            wait_for(lambda: _is_whole(victim, witness), PATIENCE, "the victim's return to its queues")
+            wait_for(lambda: is_whole(victim, witness), PATIENCE, "the victim's return to its queues")
             wait_for(
                 lambda: "quorum queues" not in found_by_checks(way, cluster), PATIENCE, "the statistics' agreement"
             )
@@ -280,25 +296,73 @@ def test_an_address_of_three_hosts_outlives_each_of_them(
                 each.control("stop_app")
                 load.wait_for_more(10)
                 each.control("start_app")
-                wait_for(lambda e=each, b=beside: _is_whole(e, b), PATIENCE, "the return to its queues")
+                wait_for(lambda e=each, b=beside: is_whole(e, b), PATIENCE, "the return to its queues")
             load.wait_for_more()
             assert kill(witness)
             assert kill(other)
             time.sleep(5)
             witness.up()
             other.up()
-            wait_for(lambda: _is_whole(witness, victim) and _is_whole(other, victim), PATIENCE, "three members")
+            wait_for(lambda: is_whole(witness, victim) and is_whole(other, victim), PATIENCE, "three members")
             load.wait_for_more()
-            wait_for(lambda: _leads(victim, witness), PATIENCE, "the leadership of the victim")
-            with _frozen(victim):
+            wait_for(lambda: leads(victim, witness), PATIENCE, "the leadership of the victim")
+            with frozen(victim):
                 time.sleep(40)
                 load.wait_for_more()
-            wait_for(lambda: _is_whole(victim, witness), PATIENCE, "the frozen one's return to its queues")
+            wait_for(lambda: is_whole(victim, witness), PATIENCE, "the frozen one's return to its queues")
             load.wait_for_more()
         # The frozen one may have paused itself, as one that was cut off.
-        wait_for(lambda: _is_empty(witness), PATIENCE, "empty queues")
+        wait_for(lambda: is_empty(witness), PATIENCE, "empty queues")
         assert node.poll() is None, "the node ended"
     _reckon(load, settings, stack)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+def test_a_node_that_is_cut_off_from_clients_and_workers_costs_no_write(
+    project: Path, settings: Settings, stack: Stack, cluster: tuple[Node, Node, Node]
+) -> None:
+    """The path to the node with most connections goes silent: they stay open, and held bytes arrive afterwards.
+
+    After a short silence the old connections go on; after a long one both ends have given them up.
+    """
+    proxies = [SwitchedProxy(node.amqp_port) for node in cluster]
+    ports = [proxy.port for proxy in proxies]
+    way = Way.over_all(settings, cluster[0].plan, ports, ports)
+    cut: list[str] = []
+    try:
+        with running_node(project, way.env | {"BEDS_NODE__NAME": "cutoff"}) as node:
+            wait_until_written(way.settings, TEMPLATES)
+            with Load(way.settings, TEMPLATES) as load:
+                for number, seconds in enumerate(SILENCES):
+                    load.wait_for_more()
+                    connections = [each.connections() for each in cluster]
+                    victim = connections.index(max(connections))
+                    if number % 2:
+                        leader, witness = cluster[victim], cluster[victim - 1]
+                        wait_for(lambda v=leader, w=witness: leads(v, w), PATIENCE, "the leadership of the victim")
+                    cut.append(f"node {victim + 1} of {connections} connections for {seconds} s")
+                    with _silent(proxies[victim]):
+                        time.sleep(seconds)
+                        if seconds == max(SILENCES):
+                            load.wait_for_more()
+                load.wait_for_more()
+            wait_for(lambda: is_empty(cluster[0]), PATIENCE, "empty queues")
+            assert node.poll() is None, "the node ended"
+    finally:
+        for proxy in proxies:
+            proxy.close()
+    print(f"cut off: {cut}")
+    _reckon(load, settings, stack)
+
+
+@contextlib.contextmanager
+def _silent(proxy: SwitchedProxy) -> Iterator[None]:
+    proxy.silent = True
+    try:
+        yield
+    finally:
+        proxy.silent = False
 
 
 def found_by_checks(way: Way, nodes: Sequence[Node]) -> dict[str, str]:
@@ -310,30 +374,17 @@ def found_by_checks(way: Way, nodes: Sequence[Node]) -> dict[str, str]:
     return {check.name: str(check.verdict) for check in rabbitmq_members(settings)}
 
 
-@contextlib.contextmanager
-def _frozen(server: Node) -> Iterator[None]:
-    """Stop all processes of a server, which keeps its ports open."""
-    family = server.daemon.family()
-    for process in family:
-        process.suspend()
-    try:
-        yield
-    finally:
-        for process in family:
-            process.resume()
-
-
 @pytest.mark.timeout(300)
 def test_a_frozen_first_address_costs_a_client_about_a_second(
     project: Path, settings: Settings, cluster: tuple[Node, Node, Node]
 ) -> None:
-    frozen, witness, other = cluster
-    workers = Way.over(settings, frozen.plan, witness.amqp_port, witness.amqp_port)
+    stuck, witness, other = cluster
+    workers = Way.over(settings, stuck.plan, witness.amqp_port, witness.amqp_port)
     with running_worker(project, ALL_QUEUES, env=workers.env):
         wait_until_written(workers.settings, TEMPLATES)
-        wait_for(lambda: _leads(witness, other), PATIENCE, "the leadership of another node")
-        with _frozen(frozen):
-            way = Way.over_all(settings, frozen.plan, [frozen.amqp_port, other.amqp_port], [witness.amqp_port])
+        wait_for(lambda: leads(witness, other), PATIENCE, "the leadership of another node")
+        with frozen(stuck):
+            way = Way.over_all(settings, stuck.plan, [stuck.amqp_port, other.amqp_port], [witness.amqp_port])
             took = []
             for _ in range(8):  # an order of chance: some begin at the frozen one
                 connection._failed_at.clear()
@@ -347,18 +398,18 @@ def test_a_frozen_first_address_costs_a_client_about_a_second(
     assert sorted(took)[len(took) // 2] < connection.FIRST_TRY_SECONDS + 2
 
 
-def _leads(node: Node, witness: Node) -> bool:
+def leads(node: Node, witness: Node) -> bool:
     """Transfer the leadership of all queues to the node; whether it leads all of them."""
     node.lead()
     queues = witness.queues()
     return len(queues) > 8 and all(queue["leader"] == node.name_in_cluster for queue in queues.values())
 
 
-def _is_whole(node: Node, witness: Node) -> bool:
+def is_whole(node: Node, witness: Node) -> bool:
     return all(node.name_in_cluster in queue["online"] for queue in witness.queues().values())
 
 
-def _is_empty(node: Node) -> bool:
+def is_empty(node: Node) -> bool:
     return not any(queue["messages"] for queue in node.queues().values())
 
 
@@ -371,7 +422,4 @@ def _reckon(load: Load, settings: Settings, stack: Stack) -> None:
     surprises = load.unlike(lambda answer: answer.code in IN_DOUBT)
     assert not surprises, (len(surprises), surprises[:5])
     check(load, rows_of(stack.plan, load.name) + documents_of(uri, load.name), IN_DOUBT)
-    with MongoClient[dict[str, Any]](uri) as mongo:
-        records = mongo[rec.database].msAudit.find({"record_id": {"$regex": f"^{load.name}-"}, "outcome": OK})
-        audited = Counter((str(each["template"]), str(each["record_id"])) for each in records)
-    check(load, audited, IN_DOUBT)
+    check(load, audited_of(uri, load.name), IN_DOUBT)
