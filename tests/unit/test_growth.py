@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from bench.growth import REMEDIES, SIZES, Machines, grown
 from bench.growth_model import Costs, Part, System, limits, needed, predict
 
 COSTS = Costs(
@@ -79,3 +80,16 @@ def test_what_is_needed_removes_the_bottleneck() -> None:
     assert Part.CLIENTS not in found
     for part, count in found.items():
         assert count * limits(COSTS, system)[part] >= goal > (count - 1) * limits(COSTS, system)[part]
+
+
+def test_growth_names_a_limit_and_a_remedy_for_each_size() -> None:
+    operations = ("fetch-rel", "create-rel", "fetch-rec", "create-rec")
+    rows = list(grown(dict.fromkeys(operations, COSTS), Machines(cores=8, slots=16, wait=0.02)))
+    assert set(REMEDIES) == set(Part)
+    assert len(rows) == len(operations) * 2 * len(SIZES)
+    for few, many in zip(rows, rows[1:], strict=False):
+        if few["nodes"] < many["nodes"]:
+            assert few["per_second"] <= many["per_second"]
+    slow = [row["limit"] for row in rows if row["wait_ms"] and row["operation"] == "fetch-rel"]
+    assert slow[0] == Part.SLOTS
+    assert slow[-1] == Part.RECORDS
