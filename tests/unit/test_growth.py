@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -87,7 +88,7 @@ def test_growth_names_a_limit_and_a_remedy_for_each_size() -> None:
     rows = list(grown(dict.fromkeys(operations, COSTS), Machines(cores=8, slots=16, wait=0.02)))
     assert set(REMEDIES) == set(Part)
     assert len(rows) == len(operations) * 2 * len(SIZES)
-    for few, many in zip(rows, rows[1:], strict=False):
+    for few, many in itertools.pairwise(rows):
         if few["nodes"] < many["nodes"]:
             assert few["per_second"] <= many["per_second"]
     slow = [row["limit"] for row in rows if row["wait_ms"] and row["operation"] == "fetch-rel"]
