@@ -7,8 +7,8 @@
 Both RabbitMQ systems run at the same time and are used by turns; rates are medians over the rounds. The check takes the
 cores that other programs use meanwhile off those of the machine. All quorum queues; reads wait in `SLEEP()`.
 
-    python -m bench.growth                              about ten minutes
-    python -m bench.growth --quick                      one round, fewer events: about three minutes
+    python -m bench.growth                              about fifteen minutes on two cores
+    python -m bench.growth --quick                      one round, fewer events: about four minutes
     python -m bench.growth --cores 16 --node-slots 64   the growth of larger machines
     python -m bench.growth --json > growth.json
 """
