@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import select
 import threading
@@ -78,6 +79,7 @@ class AmqpConnection:
         on_confirm: called with (delivery tag, multiple, accepted) of each confirm.
         on_return: called with (correlation id, routing key) of an unroutable message, before its confirm.
         on_lost: called once with the error when the connection fails.
+        on_beat: called every half heartbeat, by the reader's thread.
 
     Raises:
         BrokerUnavailable: RabbitMQ cannot be reached, or refuses the user.
@@ -92,9 +94,13 @@ class AmqpConnection:
         on_confirm: OnConfirm,
         on_return: OnReturn,
         on_lost: OnLost,
+        on_beat: Callable[[], None],
     ) -> None:
         self.blocked = ""
         """Why RabbitMQ has blocked the connection, or empty."""
+        self.free_since = time.monotonic()
+        """When it was opened or last unblocked, in monotonic seconds; infinite while it is blocked."""
+        self._on_beat = on_beat
         self._unblocked = threading.Event()
         self._unblocked.set()
         self._on_lost = on_lost
@@ -234,6 +240,7 @@ class AmqpConnection:
                     if time.monotonic() >= next_beat:
                         self._amqp.heartbeat_tick()
                         next_beat = time.monotonic() + beat_every
+                        self._on_beat()
         except Exception as error:  # noqa: BLE001 — when the reader ends, every in-flight request must fail
             self.give_up(self._lost_because(error))
 
@@ -260,8 +267,10 @@ class AmqpConnection:
 
     def _block(self, reason: str) -> None:
         self.blocked = reason or "a resource alarm"
+        self.free_since = math.inf
         self._unblocked.clear()
 
     def _unblock(self) -> None:
         self.blocked = ""
+        self.free_since = time.monotonic()
         self._unblocked.set()

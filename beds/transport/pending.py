@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import Future, InvalidStateError
 from typing import Protocol
 
@@ -16,10 +17,11 @@ class Pending:
     thread serves all events.
     """
 
-    __slots__ = ("__weakref__", "confirmed", "event", "reply")
+    __slots__ = ("__weakref__", "at", "confirmed", "event", "reply")
 
     def __init__(self, event: Event) -> None:
         self.event = event
+        self.at = time.monotonic()
         self.confirmed: Future[None] = Future()
         self.reply: Future[bytes | str] = Future()
 

@@ -25,6 +25,7 @@ from beds.errors import (
     from_wire,
 )
 from beds.transport.amqp_connection import AmqpConnection
+from beds.transport.connection import UNCONFIRMED_SECONDS
 from beds.transport.pending import Pending
 from beds.wire.message import to_message, with_encoded_body
 
@@ -169,6 +170,7 @@ class _InFlight:
             on_confirm=self._on_confirm,
             on_return=self._on_return,
             on_lost=self.fail_all,
+            on_beat=self._check_confirms,
         )
 
     def publish(self, event: Event, *, at_once: bool = False) -> Pending | None:
@@ -236,6 +238,17 @@ class _InFlight:
         if in_doubt:
             # RabbitMQ keeps refusing on this channel until the failed leader is back; a new one finds the new leader.
             self.connection.give_up(_in_doubt(confirmed[0].event.queue if confirmed else "a queue"))
+
+    def _check_confirms(self) -> None:
+        """Give the connection up if RabbitMQ does not confirm an event for long.
+
+        A channel may go on sending to a leader that was frozen or cut off, also after its return. The event is
+        published again under its guid, over a new connection.
+        """
+        with self._lock:
+            oldest = next(iter(self._unconfirmed.values()), None)
+        if oldest and time.monotonic() - max(oldest.at, self.connection.free_since) > UNCONFIRMED_SECONDS:
+            self.connection.give_up(_in_doubt(oldest.event.queue))
 
     def _on_return(self, guid: str, key: str) -> None:
         pending = self._waiting.get(guid)

@@ -7,11 +7,13 @@ MalformedEvent as its reply, and is logged in one line without values.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
+import amqp
 from celery import states
 from celery.worker.consumer import Consumer
 from kombu import compression
@@ -26,10 +28,25 @@ EVENTS_SECONDS = 0.5
 """How long a monitoring event may wait to be sent in a batch."""
 
 
+LOCKED_SECONDS = 1.0
+"""Pause before a queue is declared again that a lost connection still holds."""
+
+
 class ValidatingConsumer(Consumer):
     """Celery's consumer, made safe against hostile messages."""
 
     _flush_due = False
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        # The worker's own queue belongs to its connection. A cluster may keep the lost one for seconds.
+        self.connection_errors = (*self.connection_errors, amqp.ResourceLocked)  # type: ignore[has-type]
+
+    def on_connection_error_after_connected(self, exc: Exception) -> None:
+        if isinstance(exc, amqp.ResourceLocked):
+            logger.warning("a lost connection still holds a queue of this worker: %s", exc.reply_text)
+            time.sleep(LOCKED_SECONDS)
+        super().on_connection_error_after_connected(exc)
 
     def create_task_handler(self, *arguments: Any, **options: Any) -> Callable[[Any], None]:
         handle = super().create_task_handler(*arguments, **options)

@@ -147,12 +147,12 @@ class Faults:
         self.pair.switch()
         self.load.wait_for_more(A_FEW)
         # It must take no writes before it follows, and drop from its binary log what the replica has not confirmed.
-        victim.more = tuple(dict.fromkeys((*victim.more, "--read-only", "--init-rpl-role=SLAVE")))
+        victim.more = tuple(dict.fromkeys((*victim.more, "--init-rpl-role=SLAVE")))
         victim.up()
         self._follow(victim)
 
     def _follow(self, member: Member) -> None:
-        member.follow(self.pair.primary, demoted=True)
+        member.follow(self.pair.primary)
         wait_for(self.pair.is_semi_synchronous, PATIENCE, "a replica that confirms each commit")
 
     def _two_nodes(self) -> tuple[Node, Node]:

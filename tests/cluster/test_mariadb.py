@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import uuid
@@ -16,6 +17,7 @@ from beds.client.call import Call
 from beds.client.client import Client
 from beds.domain.reply import Page
 from beds.stack.mariadb import MariaDB
+from beds.stack.members import MariaDBReplica
 from beds.stack.plan import DATABASE, Plan
 from beds.stack.stack import Stack
 from tests.cluster.conftest import (
@@ -38,63 +40,21 @@ SWITCHES = 4
 TEMPLATES = ("SampleRows", "TransferRows")
 REFRESH = {"BEDS_SCHEMA__REFRESH": "1"}
 """Seconds between two checks by a reading slot whether its server is now a replica; shorter than the default of 10."""
-REPLICATOR, PASSWORD = "replicator", "replicator-password"
 
 
 class Member(MariaDB):
-    """A server that can be a primary and a replica, with global transaction ids.
-
-    Args:
-        plan: its port and folder.
-        number: its server id.
-    """
-
-    def __init__(self, plan: Plan, number: int) -> None:
-        super().__init__(plan)
-        self.more = (
-            f"--server-id={number}",
-            "--log-bin=binlog",
-            "--log-bin-trust-function-creators",  # otherwise only SUPER could create the schema's functions
-            "--log-slave-updates",
-            "--binlog-format=ROW",
-            "--gtid-strict-mode",
-            "--sync-binlog=1",
-            # A commit is answered when the replica has it, so a kill of the primary loses no answered write.
-            "--rpl-semi-sync-master-enabled=1",
-            "--rpl-semi-sync-slave-enabled=1",
-            "--rpl-semi-sync-master-wait-point=AFTER_SYNC",
-            "--rpl-semi-sync-master-timeout=600000",
-            "--rpl-semi-sync-master-wait-no-slave=OFF",
-        )
+    """A server that can be a primary and a replica."""
 
     def value(self, expression: str) -> Any:
         (row,) = self.ask(f"SELECT {expression} AS value")
         return row["value"]
 
-    def attach(self, primary: Member, *, demoted: bool) -> None:
-        """Become a replica.
-
-        Args:
-            primary: the server to follow.
-            demoted: whether this server was a primary before, and continues at its own position.
-        """
-        self.ask("SET GLOBAL read_only = 1")
-        self.ask(
-            f"CHANGE MASTER TO master_host = '127.0.0.1', master_port = {primary.plan.mariadb_port}, "
-            f"master_user = '{REPLICATOR}', master_password = '{PASSWORD}', master_connect_retry = 1, "
-            "master_use_gtid = slave_pos" + (", master_demote_to_slave = 1" if demoted else "")
-        )
-        self.ask("START SLAVE")
-
     def broker_connections(self) -> int:
         return int(self.value("(SELECT COUNT(*) FROM information_schema.processlist WHERE user = 'beds_broker')"))
 
 
-class Replica(Member):
-    """Gets its users and its schema from the primary."""
-
-    def provision(self) -> None:
-        """Nothing."""
+class Replica(MariaDBReplica, Member):
+    """A copy of the first."""
 
 
 @dataclass
@@ -132,15 +92,12 @@ class Pair:
 
     def close_primary(self) -> None:
         """Make the primary read-only, and wait until the replica has all its writes."""
-        self.primary.ask("SET GLOBAL read_only = 1")
-        position = self.primary.value("@@gtid_binlog_pos")
-        assert self.replica.value(f"MASTER_GTID_WAIT('{position}', {PATIENCE})") == 0, "the replica does not catch up"
+        self.primary.refuse_writes()
+        self.replica.catch_up(self.primary, int(PATIENCE))
 
     def switch(self) -> None:
         """Promote the replica and point the proxy to it. The old primary keeps running, and receives no new writes."""
-        self.replica.ask("STOP SLAVE")
-        self.replica.ask("RESET SLAVE ALL")
-        self.replica.ask("SET GLOBAL read_only = 0")
+        self.replica.take_writes()
         self.proxy.lead_to(self.replica.plan.mariadb_port)
         self.primary, self.replica = self.replica, self.primary
 
@@ -150,15 +107,19 @@ def primary_and_replica(project: Path, stack: Stack) -> Iterator[Pair]:
     """Two servers with the schema applied, the second following the first."""
 
     def make(folder: Path) -> list[Member]:
-        plans = [Plan(folder / f"server{n}", PORT_BASE + 1200 + n, {**stack.plan.passwords}) for n in range(2)]
-        return [Member(plans[0], 1), Replica(plans[1], 2)]
+        one, two = (
+            Plan(folder / f"server{n}", PORT_BASE + 1200 + n, {**stack.plan.passwords}, is_cluster=True, number=n)
+            for n in (1, 2)
+        )
+        first = Member(one)
+        return [first, Replica(two, first)]
 
     with servers_of_their_own("mariadb", make) as servers:
         first, second = servers
         first.up()
         second.up()
-        first.ask(f"CREATE USER {REPLICATOR}@'127.0.0.1' IDENTIFIED BY '{PASSWORD}'")
-        first.ask(f"GRANT REPLICATION SLAVE ON *.* TO {REPLICATOR}@'127.0.0.1'")
+        first.take_writes()
+        second.follow(first)
         proxy = SwitchedProxy(first.plan.mariadb_port)
         try:
             port = str(first.plan.mariadb_port)
@@ -168,7 +129,6 @@ def primary_and_replica(project: Path, stack: Stack) -> Iterator[Pair]:
                 env={"BEDS_DATABASES__REL__PORT": port, "BEDS_SCHEMA__DBA__REL__PORT": port},
             )
             assert applied.returncode == 0, applied.stderr
-            second.attach(first, demoted=False)
             # A short deadline, so that a switch may outlast it: both `ok` and a refusal occur.
             yield Pair(
                 first, second, proxy, {"BEDS_DATABASES__REL__PORT": str(proxy.port), "BEDS_RETRY__DEADLINE": "1.5"}
@@ -204,7 +164,7 @@ def test_a_primary_that_becomes_a_replica_costs_no_write(project: Path, own_vhos
                 refused = load.told()["store_unavailable"]
                 load.wait_for_more()
                 assert load.told()["store_unavailable"] == refused, "a slot that moved is refused again"
-                pair.replica.attach(pair.primary, demoted=True)
+                pair.replica.follow(pair.primary)
         assert worker.poll() is None, "the worker ended"
     print(f"mariadb: {dict(load.told())}")
     surprises = load.unlike(wrote_nothing)
@@ -264,7 +224,7 @@ def test_workers_with_both_addresses_find_the_primary(project: Path, own_vhost: 
             refused = load.told()["store_unavailable"]
             load.wait_for_more()
             assert load.told()["store_unavailable"] == refused, "a slot that moved is refused again"
-            pair.replica.attach(pair.primary, demoted=True)
+            pair.replica.follow(pair.primary)
             wait_for(pair.is_semi_synchronous, PATIENCE, "a replica that confirms each commit")
             load.wait_for_more()
             kill(pair.primary)

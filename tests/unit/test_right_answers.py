@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta, timezone
@@ -53,6 +54,7 @@ from beds.templates.fields import FieldSpec
 from beds.templates.named_object import Param
 from beds.templates.template import load_template
 from beds.transport.amqp_connection import _ClockWatch
+from beds.transport.connection import UNCONFIRMED_SECONDS
 from beds.transport.pending import Pending
 from beds.transport.requester import _InFlight
 from beds.wire import codec
@@ -219,6 +221,7 @@ def test_a_commit_in_doubt_may_have_written() -> None:
 class _NoLink:
     def __init__(self, *_: object, **__: object) -> None:
         self.given_up = False
+        self.free_since = 0.0
 
     def give_up(self, _why: object) -> None:
         self.given_up = True
@@ -236,6 +239,22 @@ def test_a_nack_means_full_only_where_a_queue_has_a_limit(
     assert isinstance(pending.confirmed.exception(), error)
     # On the same channel RabbitMQ would keep refusing.
     assert in_flight.connection.given_up is (limit == 0)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("is_blocked", [False, True])
+def test_a_connection_without_a_confirm_for_long_is_given_up_unless_it_is_blocked(
+    monkeypatch: pytest.MonkeyPatch, is_blocked: bool
+) -> None:
+    monkeypatch.setattr("beds.transport.requester.AmqpConnection", _NoLink)
+    in_flight = _InFlight(Amqp(url="amqp://x"), 1)
+    in_flight.connection.free_since = math.inf if is_blocked else 0.0
+    pending = Pending(Event.of_operation(Store.REL, Operation.CREATE, "T", {}, Lineage.root("n", "e")))
+    in_flight.await_answer(1, pending)
+    in_flight._check_confirms()
+    assert not in_flight.connection.given_up  # type: ignore[attr-defined]
+    pending.at -= UNCONFIRMED_SECONDS + 1
+    in_flight._check_confirms()
+    assert in_flight.connection.given_up is not is_blocked  # type: ignore[attr-defined]
 
 
 def test_expiry_is_counted_by_rabbitmq_and_not_by_the_clients_clock() -> None:

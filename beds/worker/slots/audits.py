@@ -19,6 +19,7 @@ from beds.domain.event import Event, RecordKind
 from beds.errors import BodyTooLarge
 from beds.services.audit import without_values
 from beds.services.execution import Redeliver
+from beds.transport.connection import UNCONFIRMED_SECONDS
 from beds.wire.message import to_message, with_encoded_body
 from beds.wire.routes import LOGS
 from beds.worker.slots.connection import ConnectionLost, SlotConnection
@@ -52,6 +53,7 @@ class Batch:
     is_refused: bool = False
     refusals: int = 0
     since: float = field(default_factory=time.monotonic)
+    published_at: float = 0.0
     not_before: float = 0.0
 
 
@@ -135,12 +137,24 @@ class SlotAudits:
                 if time.monotonic() < batch.not_before:
                     self._due.rotate(-1)
                     continue
-                batch.is_refused = False
+                batch.is_refused, batch.published_at = False, time.monotonic()
                 messages = [batch.message] if batch.message else self._messages(batch.records, connection.user)
                 batch.unconfirmed, batch.is_confirmed = len(messages), not messages
                 for message, exchange, key in messages:
                     connection.publish_confirmed(message, exchange, key, self._awaiting(batch))
                 self._due.popleft()  # only now: the soft limit may interrupt the lines above
+
+    def check(self, connection: SlotConnection) -> None:
+        """Give a connection up on which RabbitMQ does not confirm a message for long: its leader may be gone.
+
+        Raises:
+            ConnectionLost: it did.
+        """
+        with connection.lock:
+            oldest = next(iter(self._in_flight.values()), None)
+        if oldest and time.monotonic() - max(oldest.published_at, connection.free_since) > UNCONFIRMED_SECONDS:
+            connection.give_up()
+            raise ConnectionLost("RabbitMQ does not confirm messages on it")
 
     def on_confirm(self, tag: int, multiple: bool, accepted: bool) -> None:
         """Take a confirm from RabbitMQ; what it refused is published again."""

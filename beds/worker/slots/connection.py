@@ -6,10 +6,12 @@ py-amqp does the handshake, the channels and the decoding of frames.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import select
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -61,9 +63,20 @@ class SlotConnection:
         self.is_open = True
         self.lock = threading.RLock()
         """Held while the connection is used, by either thread."""
+        self.free_since = time.monotonic()
+        """When it was opened or last unblocked, in monotonic seconds; infinite while RabbitMQ blocks it."""
         self._published = 0
         self._why = ""
-        parameters = connect_to(settings, settings.broker_url, patience=settings.connect_timeout)
+        parameters = connect_to(
+            settings,
+            settings.broker_url,
+            transport_options={
+                "on_blocked": self._block,
+                "on_unblocked": self._unblock,
+                "read_timeout": settings.connect_timeout,
+                "write_timeout": settings.connect_timeout,
+            },
+        )
         self.user: str = parameters.userid or "guest"
         with self._lost_on_error():
             self._amqp: amqp.Connection = parameters.establish()
@@ -82,6 +95,12 @@ class SlotConnection:
             self._frames = FrameReader(self._amqp)
             limit_waits(self._socket, settings.heartbeat_seconds * 2)
             self._wake = wake
+
+    def _block(self, _reason: str) -> None:
+        self.free_since = math.inf
+
+    def _unblock(self) -> None:
+        self.free_since = time.monotonic()
 
     def wait(self, seconds: float, other: int | None = None) -> None:
         """Wait until something arrives, or the descriptor `wake` or `other` becomes readable, or `seconds` have passed.
