@@ -1,7 +1,7 @@
 """Reads from replicas, within a bound on their lag.
 
-No clock and no right is needed to know how far a replica lags. A server tells its position in the stream of writes. A
-replica that has passed the position which the primary had at a time has all writes until that time.
+Each server reports its position in the stream of writes, to every user. A replica that has passed a position which the
+primary had at some time has all writes until that time. So no clocks are compared, and no right is needed.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class ReplicaReader:
         return self._primary.execute(binding, values, once, verify)
 
     def lag(self) -> Lag:
-        """Whether the replica has now all writes until `max_lag` ago. It has some time to answer."""
+        """Check whether the replica reaches the primary's present position within `max_lag`, or `CHECK_SECONDS`."""
         bound = self._config.max_lag
         try:
             asked = self._primary.position()
@@ -99,7 +99,7 @@ class ReplicaReader:
         try:
             return self._has_own_writes() if self._config.own_writes else self._lags_little()
         except BedsError:
-            self._rest()  # the call itself tells if the primary is away
+            self._rest()  # if the primary is away, the call itself fails
             return False
 
     def _has_own_writes(self) -> bool:

@@ -43,7 +43,7 @@ class IdempotencyRecord:
 
 
 Position = Mapping[str, int]
-"""How far a server is in each stream of writes. Empty if it does not tell."""
+"""The number of the last write in each stream of a server. Empty if the server does not report it."""
 
 
 @dataclass(frozen=True, slots=True)

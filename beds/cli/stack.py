@@ -40,8 +40,8 @@ def stack() -> None:
 def up(config: str | None, port_base: int | None, cluster: bool) -> None:
     """Start the servers that do not run; create them first in a new project.
 
-    A stack of single servers becomes a cluster with its data. Nodes that run go on; `beds node restart` tells them the
-    new hosts.
+    With --cluster a stack of single servers becomes a cluster, and keeps its data. Nodes that run go on with the old
+    addresses; `beds node restart` makes them use all.
     """
     found = Stack(folder_for(config), port_base, cluster=cluster)
     found.up(click.echo)

@@ -91,7 +91,7 @@ def _jobs_table(jobs: list[dict[str, Any]]) -> Table:
 
 
 def _members_table(clusters: list[Members]) -> Table:
-    """The members of each cluster. What needs somebody's hand is red."""
+    """The members of each cluster. Faults are red."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("server", "members", "state"):
         table.add_column(name)

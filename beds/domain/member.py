@@ -28,7 +28,7 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Lag:
-    """Whether the replica that reads go to is within the bound of `max_lag`.
+    """The state of the replica that reads go to.
 
     Args:
         bound: seconds.

@@ -103,7 +103,7 @@ class MariaDB(Server):
         return ran
 
     def follows(self) -> bool:
-        """Whether it is a replica."""
+        """True if it is a replica."""
         return bool(self.ask("SHOW SLAVE STATUS"))
 
     def written(self) -> int:

@@ -37,7 +37,7 @@ class Server(ABC):
 
     @property
     def is_made(self) -> bool:
-        """Whether its data directory is complete."""
+        """True if its data directory is complete."""
         return self._made.exists()
 
     @property

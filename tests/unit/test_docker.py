@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from beds.config.http import host_and_port
 from beds.config.settings import Settings
 from beds.node.checks import _http
 from beds.node.supervisor import DRAIN_SECONDS
+from beds.stack.mariadb import MariaDB
+from beds.stack.plan import Plan
 from beds.wire.routes import QUEUES, local_pools
 from tests.conftest import ROOT
 
@@ -36,6 +39,17 @@ def parsed(name: str) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def compose() -> dict[str, Any]:
     return parsed("compose.yaml")
+
+
+def clustered(compose: dict[str, Any]) -> dict[str, Any]:
+    """The services of both files: of a service in both, each key of the second comes before the first's."""
+    services = dict(compose["services"])
+    for name, service in parsed("compose.cluster.yaml")["services"].items():
+        merged = dict(services.get(name, {}))
+        for key, value in service.items():
+            merged[key] = {**merged[key], **value} if isinstance(merged.get(key), dict) else value
+        services[name] = merged
+    return services
 
 
 def test_there_is_one_service_for_each_role_and_together_they_serve_every_queue(
@@ -111,8 +125,7 @@ def test_what_is_mounted_and_copied_exists(compose: dict[str, Any]) -> None:
 
 
 def test_what_others_wait_for_is_there(compose: dict[str, Any]) -> None:
-    cluster = parsed("compose.cluster.yaml")["services"]
-    for services in (compose["services"], compose["services"] | cluster):
+    for services in (compose["services"], clustered(compose)):
         for name, service in services.items():
             for other, condition in service.get("depends_on", {}).items():
                 assert other in services, name
@@ -131,15 +144,40 @@ def test_a_container_has_time_to_drain(compose: dict[str, Any]) -> None:
     assert int(compose["services"]["data"]["stop_grace_period"].removesuffix("s")) > DRAIN_SECONDS
 
 
-def test_the_cluster_has_a_majority_and_one_name(compose: dict[str, Any]) -> None:
-    cluster = parsed("compose.cluster.yaml")["services"]
-    hosts = {service["hostname"] for service in cluster.values()}
+def test_the_cluster_has_a_majority_and_nodes_name_every_member(compose: dict[str, Any]) -> None:
+    services = clustered(compose)
+    hosts = {each["hostname"] for name, each in services.items() if name.startswith("rabbitmq")}
     conf = (DOCKER / "rabbitmq-cluster.conf").read_text()
     assert set(re.findall(r"rabbit@(\S+)", conf)) == hosts
     assert len(hosts) == 3
-    for name, service in cluster.items():
-        aliases = service["networks"]["default"]["aliases"]
-        assert name == "rabbitmq" or "rabbitmq" in aliases  # a service's own name is an alias already
+    amqp, rec = ["rabbitmq", "rabbitmq-2", "rabbitmq-3"], ["mongodb", "mongodb-2", "mongodb-3"]
+    for role in ("data", "admin"):
+        environment = services[role]["environment"]
+        for variable in ("BEDS_AMQP__URL", "BEDS_AMQP__WORKER_URL"):
+            assert _hosts_of(environment[variable]) == amqp
+        assert _hosts_of(environment["BEDS_DATABASES__REC__URI"]) == rec
+        assert json.loads(environment["BEDS_DATABASES__REL__HOSTS"]) == ["mariadb:3306", "mariadb-2:3306"]
+    for variable in ("BEDS_AMQP__OPERATOR_URL", "BEDS_FLOWER__BROKER_API"):
+        assert _hosts_of(services["admin"]["environment"][variable]) == amqp
+    assert _hosts_of(services["app"]["environment"]["BEDS_AMQP__URL"]) == amqp
+    assert services["mongodb-users"]["environment"]["MEMBERS"] == ",".join(f"{host}:27017" for host in rec)
+    assert {*amqp, *rec, "mariadb", "mariadb-2"} <= services.keys()
+
+
+def _hosts_of(url: str) -> list[str]:
+    """The hosts of a URL with a variable for its password."""
+    return [each.split(":")[0] for each in url.rpartition("@")[2].split("/")[0].split(",")]
+
+
+def test_the_stack_and_the_containers_replicate_mariadb_alike() -> None:
+    conf = (DOCKER / "mariadb-cluster.cnf").read_text()
+    said = {line.replace(" ", "") for line in conf.splitlines() if line and line[0] not in "[#"}
+    plan = Plan(Path("/nowhere"), is_cluster=True)
+    started = {option.removeprefix("--") for option in MariaDB(plan)._replication()}
+    assert started - {"server-id=1", "read-only"} == said - {
+        "character-set-server=utf8mb4",
+        "collation-server=utf8mb4_bin",
+    }
 
 
 @pytest.mark.parametrize("conf", ["rabbitmq.conf", "rabbitmq-cluster.conf"])
