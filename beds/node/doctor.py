@@ -12,14 +12,16 @@ from http import HTTPStatus
 from typing import Any, TypeVar
 
 from beds.client.client import Client
+from beds.client.overview import members
 from beds.config import Settings
 from beds.config.http import host_and_port
 from beds.domain.event import OPERATOR, Event, Operation
 from beds.domain.lineage import Lineage
 from beds.errors import BedsError, MalformedEvent, NotFound, PermissionDenied, Unroutable
 from beds.node.amqp_checks import ALARMS, UNROUTABLE, client_checks
-from beds.node.check import Check, failed, of_error, ok, skipped
-from beds.node.members import rabbitmq_members
+from beds.node.check import Check, failed, of_error, ok, skipped, warned
+from beds.node.members import rabbitmq_members, store_members
+from beds.services.members import SERVERS
 from beds.transport.connection import connect_to
 from beds.transport.pending import Pending
 from beds.transport.topology import Depth, depths
@@ -55,6 +57,7 @@ def examine(settings: Settings, timeout: float) -> Iterator[Check]:
             return
         yield from rabbitmq_members(settings)
         yield from doctor.pools(found)
+        yield from doctor.stores(found)
         yield from _consumers(found)
         if settings.services.app_server.is_local:
             yield _http(settings, timeout)
@@ -102,6 +105,17 @@ class Doctor:
                              f"start a node whose beds.toml has the service of {queue}")  # fmt: skip
         for queue, pending in asked.items():
             yield self._pool(queue, pending)
+
+    def stores(self, found: dict[str, Depth | None]) -> Iterator[Check]:
+        """The members of the databases, which a worker of the queue `operator` reports."""
+        queue = found[OPERATOR]
+        if self._operator is None or queue is None or not queue.consumers:
+            return
+        for seen in members(self._operator, self._timeout):
+            if seen.server in SERVERS.values():
+                if seen.problem:
+                    yield warned(f"{seen.server} members", seen.problem, "`beds node check` on a node of that database")
+                yield from store_members(seen)
 
     def _pool(self, queue: str, pending: Pending | BedsError) -> Check:
         name = f"pool {queue}"

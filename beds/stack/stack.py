@@ -124,7 +124,9 @@ class Stack:
         with _alone(folder):
             nodes = [daemon.stop() for daemon in node_daemons(folder)]
             stopped = ["workers"] if _stop_terminals(folder / "run") or any(nodes) else []
-            stopped += [server.label for server in _all_servers(Plan(folder)) if server.down()]
+            servers = list(_all_servers(Plan(folder)))
+            with ThreadPoolExecutor(len(servers)) as stopping:  # a last node of RabbitMQ would wait for a majority
+                stopped += [each.label for each, ran in zip(servers, stopping.map(_down, servers), strict=True) if ran]
         if wipe:
             shutil.rmtree(folder)
         return stopped
@@ -143,6 +145,10 @@ class Stack:
 def _report(report: Callable[[str], None], server: Server, started: bool) -> None:
     ports = ", ".join(str(port) for port in server.ports.values())
     report(f"{server.label:10} {'started' if started else 'was running'} on {ports}")
+
+
+def _down(server: Server) -> bool:
+    return server.down()
 
 
 def _all_servers(plan: Plan) -> Iterator[Server]:

@@ -137,6 +137,7 @@ def test_every_view_of_the_operator_shows_the_members(clustered: Clustered) -> N
         up = {found["server"]: [member["is_up"] for member in found["members"]] for found in seen}
         assert up == {"RabbitMQ": [True] * 3, "MongoDB": [True] * 3, "MariaDB": [True] * 2}
         assert "takes writes" in run(project, "beds", "top", "--once").stdout
+        assert "ok       MariaDB members" in run(project, "beds", "doctor").stdout
         member = clustered.stack.server("mongodb", 3)
         try:
             kill(member)

@@ -19,7 +19,7 @@ import amqp
 from amqp import spec
 
 from beds.config.sections import Amqp
-from beds.transport.connection import connect_to
+from beds.transport.connection import UNCONFIRMED_SECONDS, connect_to
 from beds.transport.frames import LOST, FrameReader, limit_waits, publish
 
 
@@ -90,6 +90,9 @@ class SlotConnection:
             self._confirmed.events["basic_return"].add(lambda _error, exchange, key, _message: on_return(exchange, key))
             self._queues, self._on_delivery = queues, on_delivery
             self._consumers: list[str] = []
+            self._unattached: set[str] = set()
+            """Queues that RabbitMQ has not answered yet for."""
+            self._channel._callbacks[spec.Basic.ConsumeOk] = self._unattached.discard
             self._consume()
             self._socket: socket.socket = self._amqp.sock
             self._frames = FrameReader(self._amqp)
@@ -171,16 +174,34 @@ class SlotConnection:
             while self._consumers:
                 self._channel.send_method(spec.Basic.Cancel, "sb", (self._consumers.pop(), False))
 
+    def check(self) -> None:
+        """Give the connection up if RabbitMQ does not begin to deliver from a queue.
+
+        A channel may send the request to a leader that is frozen or cut off, and never again.
+
+        Raises:
+            ConnectionLost: it did.
+        """
+        with self.lock:
+            waits = self._unattached and time.monotonic() - max(self._asked_at, self.free_since) > UNCONFIRMED_SECONDS
+        if waits:
+            self.give_up()
+            raise ConnectionLost(f"RabbitMQ does not begin to deliver from {min(self._unattached)}")
+
     @property
     def has_stopped(self) -> bool:
         """True once RabbitMQ has answered `stop_consuming`, so that no further event will arrive."""
         return not self._channel.callbacks
 
     def _consume(self) -> None:
-        """Consume each queue with its own prefetch. A missing queue shows at the next `receive`."""
+        """Consume each queue with its own prefetch. A later `receive` gets the answer, or that a queue is missing."""
+        self._asked_at = time.monotonic()
         for queue, prefetch in self._queues.items():
             self._channel.send_method(spec.Basic.Qos, "lBb", (0, prefetch, False))  # for the next consumer
-            self._channel.basic_consume(queue, consumer_tag=queue, callback=self._on_delivery, nowait=True)
+            self._channel.callbacks[queue] = self._on_delivery
+            self._unattached.add(queue)
+            # py-amqp's `basic_consume` would wait for the answer, or ask for none.
+            self._channel.send_method(spec.Basic.Consume, "BssbbbbF", (0, queue, queue, False, False, False, False, {}))
             self._consumers.append(queue)
 
     def close(self) -> None:

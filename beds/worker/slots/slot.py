@@ -265,6 +265,7 @@ class Slot:
 
     def _keep_up(self, connection: SlotConnection) -> None:
         connection.tick()
+        connection.check()
         self._audits.check(connection)
         self._audits.flush(connection)
         self._replies.tick()
