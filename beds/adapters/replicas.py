@@ -6,6 +6,8 @@ primary had at some time has all writes until that time. So no clocks are compar
 
 from __future__ import annotations
 
+import contextlib
+import math
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -20,29 +22,49 @@ from beds.templates.binding import Binding
 OWN_WRITES_SECONDS = 0.2
 """A read that must see all writes before it waits for its replica this long, and then goes to the primary."""
 CHECK_SECONDS = 3.0
-"""A check waits this long, at most."""
+"""A check of the lag waits this long, at most."""
 POLL_SECONDS = 0.01
 REST_SECONDS = 5.0
-"""A replica that failed is not asked for this time."""
+"""A replica that failed, or that lagged for this time, is left; after this time another one is chosen."""
 STEPS = 4
 """Positions noted within `max_lag`."""
 
 
 class Replica(Protocol):
-    """A session with a replica. Once the connection is lost, only `position` opens another."""
+    """A session with one of several replicas. Only `position` may choose another one."""
 
-    def position(self) -> Position:
-        """The position of the replica. Raises BedsError: it cannot be reached."""
+    @property
+    def server(self) -> str:
+        """The replica that `position` reported about; empty if there is none."""
         ...
 
-    def execute(self, binding: Binding, values: Mapping[str, Any]) -> Outcome: ...
+    def position(self) -> Position:
+        """The position of the replica. Raises BedsError: none can be reached."""
+        ...
+
+    def execute(self, binding: Binding, values: Mapping[str, Any]) -> Outcome:
+        """Call an object on that replica. Raises StoreUnavailable: it was lost."""
+        ...
+
+    def leave(self) -> None:
+        """Choose another replica at the next `position`, if there is one."""
+        ...
 
     def close(self) -> None: ...
 
 
 def has_passed(replica: Position, primary: Position) -> bool:
-    """True if a replica has all writes that the primary had at its position. False if that is unknown."""
-    return bool(primary) and all(replica.get(stream, -1) >= number for stream, number in primary.items())
+    """True if a replica has all writes that the primary had at its position. False if that is unknown.
+
+    The last writes must come from the same server. After a failover, a former primary may have writes of its own, under
+    numbers that the new primary uses for others.
+    """
+
+    def passed(stream: str, number: int, writer: str) -> bool:
+        reached, from_writer = replica.get(stream, (-1, ""))
+        return reached >= number and from_writer == writer
+
+    return bool(primary) and all(passed(stream, *of) for stream, of in primary.items())
 
 
 class ReplicaReader:
@@ -60,9 +82,14 @@ class ReplicaReader:
         self._config = config
         self._noted: deque[tuple[float, Position]] = deque(maxlen=STEPS + 1)
         """Positions of the primary, each with the time before it was asked for."""
-        self._complete_at = float("-inf")
-        """A time until which the replica has all writes."""
-        self._rests_until = float("-inf")
+        self._server = ""
+        """The replica that the next two are about."""
+        self._complete_at = -math.inf
+        """A time until which it has all writes."""
+        self._behind_since = math.inf
+        """When it was first found to lag too much, since it last did not."""
+        self._rests_until = -math.inf
+        self._next_note = -math.inf
 
     def execute(
         self,
@@ -71,7 +98,8 @@ class ReplicaReader:
         once: IdempotencyRecord | None = None,
         verify: Verify | None = None,
     ) -> Outcome:
-        if once is None and binding.operation.is_read and not binding.target.may_write and self._may_ask():
+        only_reads = once is None and binding.operation.is_read and not binding.target.may_write
+        if only_reads and self._may_ask():
             try:
                 return self._replica.execute(binding, values)
             except (DefinitionChanged, SchemaMismatch):
@@ -81,44 +109,74 @@ class ReplicaReader:
         return self._primary.execute(binding, values, once, verify)
 
     def lag(self) -> Lag:
-        """Check whether the replica reaches the primary's present position within `max_lag`, or `CHECK_SECONDS`."""
-        bound = self._config.max_lag
+        """How long the replica takes to pass the primary's present position, within `CHECK_SECONDS`."""
+        bound, began = self._config.max_lag, time.monotonic()
         try:
             asked = self._primary.position()
-            found = positions(self._replica, min(bound, CHECK_SECONDS))
-            return Lag(bound, any(has_passed(position, asked) for position in found))
+            passed = any(has_passed(position, asked) for position in positions(self._replica, CHECK_SECONDS))
+            return Lag(bound, time.monotonic() - began if passed else None, CHECK_SECONDS)
         except BedsError as error:
-            return Lag(bound, False, error.message)
+            return Lag(bound, None, CHECK_SECONDS, error.message)
 
     def close(self) -> None:
         self._replica.close()
 
     def _may_ask(self) -> bool:
-        if time.monotonic() < self._rests_until:
-            return False
-        try:
-            return self._has_own_writes() if self._config.own_writes else self._lags_little()
-        except BedsError:
-            self._rest()  # if the primary is away, the call itself fails
-            return False
+        """Whether the replica is complete enough for a read that begins now."""
+        if self._config.own_writes:
+            return self._has_own_writes()
+        return time.monotonic() >= self._rests_until and self._lags_little()
 
     def _has_own_writes(self) -> bool:
-        asked = self._primary.position()
-        return any(has_passed(found, asked) for found in positions(self._replica, OWN_WRITES_SECONDS))
+        try:
+            # Also while the replica rests: this leaves a primary that became a replica meanwhile.
+            asked = self._primary.position()
+        except BedsError:
+            return False  # the call itself fails
+        if time.monotonic() < self._rests_until:
+            return False
+        # One that was behind is not waited for again until it is not.
+        patience = OWN_WRITES_SECONDS if self._behind_since == math.inf else 0.0
+        try:
+            passed = any(has_passed(found, asked) for found in positions(self._replica, patience))
+        except BedsError:
+            self._rest()
+            return False
+        return self._is_near(passed)
 
     def _lags_little(self) -> bool:
         now = time.monotonic()
-        if not self._noted or now - self._noted[-1][0] > self._config.max_lag / STEPS:
-            self._noted.append((now, self._primary.position()))
-            found = self._replica.position()
+        if now >= self._next_note:
+            with contextlib.suppress(BedsError):  # without the primary, the replica is read until the bound is over
+                self._noted.append((now, self._primary.position()))
+            self._next_note = time.monotonic() + self._config.max_lag / STEPS
+            try:
+                found = self._replica.position()
+            except BedsError:
+                self._rest()
+                return False
+            if self._server != self._replica.server:
+                self._server, self._complete_at = self._replica.server, -math.inf
             passed = [at for at, position in self._noted if has_passed(found, position)]
             self._complete_at = max([self._complete_at, *passed])
-        return now - self._complete_at <= self._config.max_lag
+        return self._is_near(time.monotonic() - self._complete_at <= self._config.max_lag)
+
+    def _is_near(self, found: bool) -> bool:
+        """Take a finding about the lag, and leave a replica that lags for long."""
+        if found:
+            self._behind_since = math.inf
+        elif self._behind_since == math.inf:
+            self._behind_since = time.monotonic()
+        elif time.monotonic() - self._behind_since > REST_SECONDS:
+            self._rest()
+        return found
 
     def _rest(self) -> None:
         self._rests_until = time.monotonic() + REST_SECONDS
-        self._noted.clear()
-        self._complete_at = float("-inf")  # the next connection may lead to another replica
+        self._behind_since = math.inf
+        self._complete_at = -math.inf
+        self._next_note = -math.inf
+        self._replica.leave()
 
 
 def positions(replica: Replica, seconds: float) -> Iterator[Position]:

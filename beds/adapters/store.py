@@ -42,8 +42,8 @@ class IdempotencyRecord:
     answer: Callable[[Outcome], str]
 
 
-Position = Mapping[str, int]
-"""The number of the last write in each stream of a server. Empty if the server does not report it."""
+Position = Mapping[str, tuple[int, str]]
+"""The number of the last write in each stream of a server, with the server that wrote it. Empty if it is not known."""
 
 
 @dataclass(frozen=True, slots=True)

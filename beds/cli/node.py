@@ -139,8 +139,8 @@ def show_status(config: str | None, ready: bool, as_json: bool) -> None:
         click.echo(f"node {settings.node.name} does not run; start it with `beds {option}node start`")
     if not pid or (ready and not status.is_ready(settings)):
         raise SystemExit(EX_DOWN)
-    if ready and (stores := status.stores_without_writes(settings)):
-        click.echo(f"not ready: the server of {', '.join(stores)} takes no writes", err=True)
+    if ready and (problems := status.stores_without_writes(settings)):
+        click.echo(f"not ready: {'; '.join(problems)}", err=True)
         raise SystemExit(EX_DOWN)
 
 

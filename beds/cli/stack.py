@@ -12,7 +12,6 @@ import click
 from beds.cli.output import print_json, print_table
 from beds.config.settings import CONFIG_VARIABLE, no_file_at
 from beds.node.daemon import node_daemons
-from beds.stack.members import promote as make_primary
 from beds.stack.stack import Stack
 
 CLUSTER_HELP = "Start three RabbitMQ nodes, three members of MongoDB, and a MariaDB pair."
@@ -55,7 +54,7 @@ def promote(config: str | None) -> None:
 
     If the primary runs, it refuses writes meanwhile, and is a replica afterwards.
     """
-    primary = make_primary(Stack(folder_for(config)).mariadbs)
+    primary = Stack(folder_for(config)).promote()
     click.echo(f"{primary.label} takes writes, on port {primary.plan.mariadb_port}")
 
 

@@ -120,7 +120,8 @@ def _states(found: Members) -> Iterator[str]:
     elif found.members and found.server != "RabbitMQ":
         yield "[red]none takes writes[/]"
     if found.lag:
-        yield f"replica within {found.lag.bound:g} s" if found.lag.is_within else "[red]replica lags[/]"
+        seconds, waited = found.lag.seconds, found.lag.waited
+        yield f"[red]replica lags more than {waited:g} s[/]" if seconds is None else f"replica lags {seconds:.2f} s"
 
 
 def _table(rows: dict[str, dict[str, Any]], window: float) -> Table:

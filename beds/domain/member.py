@@ -28,16 +28,18 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Lag:
-    """The state of the replica that reads go to.
+    """The lag of a replica that reads may go to.
 
     Args:
-        bound: seconds.
-        is_within: whether it is. Reads go to the primary if not.
-        problem: why it cannot be read.
+        bound: `max_lag`, in seconds. Beyond it reads go to the primary.
+        seconds: how long it took to reach the primary's position; None if longer than `waited`.
+        waited: seconds.
+        problem: why it is not known.
     """
 
     bound: float
-    is_within: bool
+    seconds: float | None
+    waited: float
     problem: str = ""
 
 
@@ -48,13 +50,15 @@ class Members:
     Args:
         server: `RabbitMQ`, `MongoDB` or `MariaDB`.
         members: each of them.
-        short_queues: queues that lack a member.
+        queues: the number of quorum queues.
+        short_queues: those that lack a member.
         lag: of the replica that reads go to, if there is one.
         problem: why the members are not known.
     """
 
     server: str
     members: tuple[Member, ...] = ()
+    queues: int = 0
     short_queues: tuple[str, ...] = ()
     lag: Lag | None = None
     problem: str = ""
@@ -78,6 +82,7 @@ class Members:
         return cls(
             str(wire["server"]),
             tuple(Member(**each) for each in wire["members"]),
+            int(wire["queues"]),
             tuple(wire["short_queues"]),
             Lag(**lag) if lag else None,
             str(wire["problem"]),

@@ -29,13 +29,13 @@ def store_members(found: Members) -> Iterator[Check]:
             yield warned(f"{server} writes", f"several servers take writes: {', '.join(found.writable)}",
                          "make all but the primary read-only at once: their data diverge")  # fmt: skip
     if lag := found.lag:
-        name, bound = f"{server} replica", f"{lag.bound:g} s"
+        name = f"{server} replica"
         if lag.problem:
             yield warned(name, f"{lag.problem}; reads go to the primary", "start it, or remove it from beds.toml")
-        elif lag.is_within:
-            yield ok(name, f"has all writes until at most {bound} ago")
+        elif lag.seconds is not None:
+            yield ok(name, f"has all writes after {lag.seconds:.2f} s")
         else:
-            yield warned(name, f"lags more than {bound}; reads go to the primary",
+            yield warned(name, f"lags more than {lag.waited:g} s; reads go to the primary beyond {lag.bound:g} s",
                          "see that it replicates, with GTIDs, and that it is not overloaded")  # fmt: skip
 
 
@@ -72,7 +72,7 @@ def _cluster(nodes: Members) -> Iterator[Check]:
         yield warned("RabbitMQ cluster", found, "start the node, or restart the partitioned one")
     else:
         yield ok("RabbitMQ cluster", f"{len(nodes.members)} nodes, none of them cut off")
-    queues = sum(node.leads or 0 for node in nodes.members)
+    queues = nodes.queues
     if short := nodes.short_queues:
         yield warned("quorum queues", f"{len(short)} of {queues} lack a member, such as {short[0]}",
                      "`rabbitmq-queues quorum_status QUEUE` shows which")  # fmt: skip

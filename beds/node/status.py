@@ -91,7 +91,7 @@ def is_ready(settings: Settings) -> bool:
 
 
 def stores_without_writes(settings: Settings) -> list[str]:
-    """The stores of this node's services whose server refuses writes, or cannot be reached."""
+    """Why the stores of this node's services take no writes, for those that do not."""
     found = []
     with contextlib.closing(
         AdapterFactory(settings, TemplateRegistry.from_folder(settings.schema_path, strict=False))
@@ -101,11 +101,10 @@ def stores_without_writes(settings: Settings) -> list[str]:
             if not service.is_local:
                 continue
             try:
-                takes_writes = not factory.examine(store).read_only
-            except BedsError:
-                takes_writes = False
-            if not takes_writes:
-                found.append(str(store))
+                if factory.examine(store, with_lag=False).read_only:
+                    found.append(f"the server of {store} takes no writes")
+            except BedsError as error:
+                found.append(f"{store}: {error.message}")
     return found
 
 

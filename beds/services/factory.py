@@ -64,15 +64,19 @@ class AdapterFactory:
             )
         return adapters[template.name]  # type: ignore[no-any-return]
 
-    def examine(self, store: Store) -> Health:
-        """The state of a store's database, for a start-up check.
+    def examine(self, store: Store, *, with_lag: bool = True) -> Health:
+        """The state of a store's database, for a check.
+
+        Args:
+            store: which.
+            with_lag: whether to measure the lag of its replicas, which takes seconds if they lag.
 
         Raises:
             ConfigurationError: as `adapter`.
             StoreUnavailable: it cannot be reached, or refuses the user.
         """
         found = self._session(store).examine()
-        reader = self._reads(store)
+        reader = self._reads(store) if with_lag else None
         return replace(found, lag=reader.lag()) if reader is not None else found
 
     def close(self) -> None:

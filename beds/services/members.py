@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from beds.config import Settings
-from beds.config.hosts import each_host
 from beds.domain.event import Store
 from beds.domain.member import Members
 from beds.errors import BedsError
@@ -26,8 +26,9 @@ def all_members(settings: Settings, factory: AdapterFactory) -> Iterator[Members
     url = settings.amqp.broker_url
     if nodes.members:
         yield nodes
-    elif len(each_host(url)) > 1:
-        yield rabbitmq_hosts(settings, url)
+    else:
+        hosts = rabbitmq_hosts(settings, url)
+        yield replace(hosts, problem=nodes.problem if settings.flower.broker_api.get_secret_value() else "")
     for store, server in SERVERS.items():
         if getattr(settings.databases, store) is None:
             continue

@@ -106,21 +106,28 @@ class MariaDB(Server):
         """True if it is a replica."""
         return bool(self.ask("SHOW SLAVE STATUS"))
 
-    def written(self) -> int:
-        """The number of transactions that it has."""
-        (row,) = self.ask("SELECT @@global.gtid_current_pos AS position")
-        return sum(int(each.rpartition("-")[2]) for each in row["position"].split(",") if each)
+    @property
+    def is_noted_primary(self) -> bool:
+        """True if it took writes last."""
+        return self._primary_note.is_file() and self._primary_note.read_text() == str(self.plan.number)
+
+    @property
+    def _primary_note(self) -> Path:
+        """Names the primary, for all members."""
+        folder = self.plan.folder if self.plan.number == 1 else self.plan.folder.parent
+        return folder / "mariadb.primary"
 
     def take_writes(self) -> None:
         """Become the primary, or stay it."""
         if self.follows():
             self.ask("STOP SLAVE")
             self.ask("RESET SLAVE ALL")
-        self.ask(
-            f"CREATE OR REPLACE USER {REPLICATOR}@'127.0.0.1' IDENTIFIED BY %s", [self.plan.passwords["rel_replicator"]]
-        )
-        self.ask(f"GRANT REPLICATION SLAVE ON *.* TO {REPLICATOR}@'127.0.0.1'")
+        if not self.ask("SELECT 1 FROM mysql.user WHERE user = %s", [REPLICATOR]):
+            password = self.plan.passwords["rel_replicator"]
+            self.ask(f"CREATE USER {REPLICATOR}@'127.0.0.1' IDENTIFIED BY %s", [password])
+            self.ask(f"GRANT REPLICATION SLAVE ON *.* TO {REPLICATOR}@'127.0.0.1'")
         self.ask("SET GLOBAL read_only = 0")
+        self._primary_note.write_text(str(self.plan.number))
 
     def refuse_writes(self) -> None:
         self.ask("SET GLOBAL read_only = 1")

@@ -107,8 +107,10 @@ class MariaDBReplica(MariaDB):
     def make(self) -> None:
         """Copy the data of the other server, which is stopped meanwhile."""
         self._first.down()
-        shutil.copytree(self._first.folder / "data", self.folder / "data")
-        self._first.up()
+        try:
+            shutil.copytree(self._first.folder / "data", self.folder / "data")
+        finally:
+            self._first.up()
 
     def provision(self) -> None:
         """Go on where the copied server was. The copy has all users."""
@@ -118,11 +120,10 @@ class MariaDBReplica(MariaDB):
 def assign_roles(servers: Sequence[MariaDB]) -> MariaDB:
     """Let one MariaDB take writes, and the others follow it. Returns the primary.
 
-    The primary is the server that follows none. Of several, it is the one with the most writes.
+    It is the one that was last, even if another one follows none: a former primary may have writes that no replica got,
+    and that nobody was told of.
     """
-    primary = max((each for each in servers if not each.follows()), key=MariaDB.written, default=None)
-    if primary is None:
-        raise StackError("each MariaDB follows another", hint="`RESET SLAVE ALL` on the one that has all writes")
+    primary = next((each for each in servers if each.is_noted_primary), servers[0])
     primary.take_writes()
     for each in servers:
         if each is not primary and not each.follows():
@@ -148,9 +149,10 @@ def promote(servers: Sequence[MariaDB]) -> MariaDB:
         else:
             replica.apply_received(CATCH_UP_SECONDS)
         replica.take_writes()
-    except (StackError, MySQLdb.Error):
-        if primary is not None:
-            primary.take_writes()
+    except BaseException:
+        if primary is not None and replica.follows():
+            with contextlib.suppress(MySQLdb.Error):  # the first error counts
+                primary.take_writes()
         raise
     if primary is not None:
         primary.follow(replica)

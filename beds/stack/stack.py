@@ -16,7 +16,7 @@ import psutil
 from beds.errors import StackError
 from beds.node.daemon import STOP_SECONDS, lock_holder, node_daemons
 from beds.stack.mariadb import MariaDB
-from beds.stack.members import MariaDBReplica, MongoDBMember, RabbitMQMember, assign_roles
+from beds.stack.members import MariaDBReplica, MongoDBMember, RabbitMQMember, assign_roles, promote
 from beds.stack.mongodb import MongoDB
 from beds.stack.plan import MEMBERS, Plan, lacks_users, load_plan
 from beds.stack.rabbitmq import RabbitMQ
@@ -111,6 +111,11 @@ class Stack:
                 self.rabbitmq.define_users()
             if is_new:
                 report(f"flower    user beds, password {self.plan.passwords['flower']} (kept in {self.plan.env_file})")
+
+    def promote(self) -> MariaDB:
+        """Make the replica of MariaDB the primary. Returns the new primary. Raises StackError."""
+        with _alone(self.folder):
+            return promote(self.mariadbs)
 
     @staticmethod
     def down(folder: Path, *, wipe: bool = False) -> list[str]:

@@ -23,8 +23,6 @@ from beds.transport.frames import limit_calls
 DEFAULT_PORTS = {"amqp": 5672, "amqps": 5671}
 FIRST_TRY_SECONDS = 1.0
 """The longest attempt at one host while others were not tried."""
-UNCONFIRMED_SECONDS = 10.0
-"""A connection that RabbitMQ does not block, and that waits so long for a confirm, is given up."""
 AVOID_SECONDS = 15.0
 """A host that failed is tried last for this time."""
 

@@ -67,7 +67,7 @@ def rabbitmq_nodes(settings: Settings) -> Members:
         )
         for node in nodes
     ]
-    return Members(SERVER, tuple(members), tuple(short))
+    return Members(SERVER, tuple(members), len(quorum), tuple(short))
 
 
 def _ask(api: str, path: str) -> Any:

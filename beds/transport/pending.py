@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import math
 from concurrent.futures import Future, InvalidStateError
 from typing import Protocol
 
@@ -21,7 +21,8 @@ class Pending:
 
     def __init__(self, event: Event) -> None:
         self.event = event
-        self.at = time.monotonic()
+        self.at = math.inf
+        """When it was handed over to the socket, in monotonic seconds."""
         self.confirmed: Future[None] = Future()
         self.reply: Future[bytes | str] = Future()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -25,9 +26,11 @@ from beds.errors import (
     from_wire,
 )
 from beds.transport.amqp_connection import AmqpConnection
-from beds.transport.connection import UNCONFIRMED_SECONDS
+from beds.transport.confirms import ConfirmWatch
 from beds.transport.pending import Pending
 from beds.wire.message import to_message, with_encoded_body
+
+logger = logging.getLogger(__name__)
 
 RETRY_AFTER = 1.0
 """Seconds after which a full queue may have room again."""
@@ -48,6 +51,7 @@ class Requester:
         self._closed = False
         self._opening = threading.Lock()
         self._in_flight: _InFlight | None = None
+        self._confirms = ConfirmWatch()
         _live.add(self)
 
     def send(self, event: Event, deadline: float) -> Pending:
@@ -138,7 +142,7 @@ class Requester:
                 if current is not None and current.connection.is_open:
                     return current
                 timeout = max(0.05, min(self._settings.connect_timeout, remaining))
-                current = _InFlight(self._settings, timeout)
+                current = _InFlight(self._settings, timeout, self._confirms)
                 if self._closed:  # by another thread, while this one connected
                     current.connection.close()
                     raise ClientClosed("this client is closed")
@@ -156,8 +160,9 @@ class Requester:
 class _InFlight:
     """One connection and its in-flight requests. Losing the connection fails only these requests."""
 
-    def __init__(self, settings: Amqp, timeout: float) -> None:
+    def __init__(self, settings: Amqp, timeout: float, confirms: ConfirmWatch) -> None:
         self._lock = threading.Lock()
+        self._confirms = confirms
         self._queues_are_limited = settings.max_queue_length > 0
         self._over = False
         self._unconfirmed: dict[int, Pending] = {}
@@ -185,6 +190,7 @@ class _InFlight:
             if _is_about(refusal, pending):
                 raise
             raise _closed_by_another() from None
+        pending.at = time.monotonic()
         return pending if is_sent else None
 
     def await_answer(self, tag: int, pending: Pending) -> None:
@@ -227,6 +233,7 @@ class _InFlight:
         in_doubt = not accepted and not self._queues_are_limited
         for pending in confirmed:
             if accepted:
+                self._confirms.confirmed(pending.event.queue)
                 pending.confirm()
             elif self._queues_are_limited:
                 detail = {"queue": pending.event.queue, "retry_after": RETRY_AFTER}
@@ -240,15 +247,19 @@ class _InFlight:
             self.connection.give_up(_in_doubt(confirmed[0].event.queue if confirmed else "a queue"))
 
     def _check_confirms(self) -> None:
-        """Give the connection up if RabbitMQ does not confirm an event for long.
+        """Give the connection up if RabbitMQ does not confirm the events of a queue for long.
 
-        A channel may go on sending to a leader that was frozen or cut off, also after its return. The event is
-        published again under its guid, over a new connection.
+        All events in flight are published again under their guids, over a new connection.
         """
+        oldest: dict[str, float] = {}
         with self._lock:
-            oldest = next(iter(self._unconfirmed.values()), None)
-        if oldest and time.monotonic() - max(oldest.at, self.connection.free_since) > UNCONFIRMED_SECONDS:
-            self.connection.give_up(_in_doubt(oldest.event.queue))
+            for pending in self._unconfirmed.values():
+                oldest.setdefault(pending.event.queue, pending.at)
+        for queue, at in oldest.items():
+            if self._confirms.is_overdue(queue, at, self.connection.free_since):
+                logger.warning("RabbitMQ does not confirm the events of %s; connecting again", queue)
+                self.connection.give_up(BrokerUnavailable("RabbitMQ confirms no events on this connection"))
+                return
 
     def _on_return(self, guid: str, key: str) -> None:
         pending = self._waiting.get(guid)

@@ -30,12 +30,15 @@ EVENTS_SECONDS = 0.5
 
 LOCKED_SECONDS = 1.0
 """Pause before a queue is declared again that a lost connection still holds."""
+MOST_LOCKED = 60
+"""After so many attempts in a row the queue belongs to another worker of this name."""
 
 
 class ValidatingConsumer(Consumer):
     """Celery's consumer, made safe against hostile messages."""
 
     _flush_due = False
+    _locked = 0
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -43,7 +46,12 @@ class ValidatingConsumer(Consumer):
         self.connection_errors = (*self.connection_errors, amqp.ResourceLocked)  # type: ignore[has-type]
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
-        if isinstance(exc, amqp.ResourceLocked):
+        if not isinstance(exc, amqp.ResourceLocked):
+            self._locked = 0
+        elif (locked := self._locked + 1) > MOST_LOCKED:
+            raise exc
+        else:
+            self._locked = locked
             logger.warning("a lost connection still holds a queue of this worker: %s", exc.reply_text)
             time.sleep(LOCKED_SECONDS)
         super().on_connection_error_after_connected(exc)

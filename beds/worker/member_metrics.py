@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Iterator
 
@@ -63,10 +64,13 @@ class MembersCollector:
         server_up = GaugeMetricFamily("beds_server_up", "1 if the admin worker reaches the server.", labels=("server",))
         short = GaugeMetricFamily("beds_queues_short", "Quorum queues that lack a member.", labels=("server",))
         lag = GaugeMetricFamily(
-            "beds_replica_within_bound", "1 if the replica that reads go to is within max_lag.", labels=("server",)
+            "beds_replica_lag_seconds",
+            "Lag of a replica for reads; infinite beyond 3 s.",
+            labels=("server",),
         )
         for found in self._found:
-            server_up.add_metric((found.server,), not found.problem)
+            is_up = not found.members or len(found.away) < len(found.members)
+            server_up.add_metric((found.server,), is_up and not found.problem)
             for member in found.members:
                 of = (found.server, member.address)
                 up.add_metric(of, member.is_up)
@@ -78,5 +82,5 @@ class MembersCollector:
             if any(member.leads is not None for member in found.members):
                 short.add_metric((found.server,), len(found.short_queues))
             if found.lag is not None:
-                lag.add_metric((found.server,), found.lag.is_within)
+                lag.add_metric((found.server,), math.inf if found.lag.seconds is None else found.lag.seconds)
         yield from (server_up, up, writes, cut_off, leads, short, lag)

@@ -54,7 +54,7 @@ from beds.templates.fields import FieldSpec
 from beds.templates.named_object import Param
 from beds.templates.template import load_template
 from beds.transport.amqp_connection import _ClockWatch
-from beds.transport.connection import UNCONFIRMED_SECONDS
+from beds.transport.confirms import UNCONFIRMED_SECONDS, ConfirmWatch
 from beds.transport.pending import Pending
 from beds.transport.requester import _InFlight
 from beds.wire import codec
@@ -232,7 +232,7 @@ def test_a_nack_means_full_only_where_a_queue_has_a_limit(
     monkeypatch: pytest.MonkeyPatch, limit: int, error: type[Exception]
 ) -> None:
     monkeypatch.setattr("beds.transport.requester.AmqpConnection", _NoLink)
-    in_flight = _InFlight(Amqp(url="amqp://x", max_queue_length=limit), 1)
+    in_flight = _InFlight(Amqp(url="amqp://x", max_queue_length=limit), 1, ConfirmWatch())
     pending = Pending(Event.of_operation(Store.REL, Operation.CREATE, "T", {}, Lineage.root("n", "e")))
     in_flight.await_answer(1, pending)
     in_flight._on_confirm(1, multiple=False, accepted=False)
@@ -246,15 +246,27 @@ def test_a_connection_without_a_confirm_for_long_is_given_up_unless_it_is_blocke
     monkeypatch: pytest.MonkeyPatch, is_blocked: bool
 ) -> None:
     monkeypatch.setattr("beds.transport.requester.AmqpConnection", _NoLink)
-    in_flight = _InFlight(Amqp(url="amqp://x"), 1)
+    in_flight = _InFlight(Amqp(url="amqp://x"), 1, ConfirmWatch())
     in_flight.connection.free_since = math.inf if is_blocked else 0.0
     pending = Pending(Event.of_operation(Store.REL, Operation.CREATE, "T", {}, Lineage.root("n", "e")))
     in_flight.await_answer(1, pending)
     in_flight._check_confirms()
     assert not in_flight.connection.given_up  # type: ignore[attr-defined]
-    pending.at -= UNCONFIRMED_SECONDS + 1
+    pending.at = time.monotonic() - UNCONFIRMED_SECONDS - 1
     in_flight._check_confirms()
     assert in_flight.connection.given_up is not is_blocked  # type: ignore[attr-defined]
+
+
+def test_a_queue_that_is_only_slow_gets_more_patience_until_it_confirms() -> None:
+    watch, now = ConfirmWatch(), time.monotonic()
+    late = now - UNCONFIRMED_SECONDS - 1
+    assert not watch.is_overdue("rel.write", now, 0.0)
+    assert not watch.is_overdue("rel.write", late, free_since=now)
+    assert watch.is_overdue("rel.write", late, 0.0)
+    assert not watch.is_overdue("rel.write", late, 0.0), "the second connection has the same patience"
+    assert watch.is_overdue("rec.write", late, 0.0), "another queue"
+    watch.confirmed("rel.write")
+    assert not watch.is_overdue("rel.write", late, 0.0), "one of its messages was confirmed just now"
 
 
 def test_expiry_is_counted_by_rabbitmq_and_not_by_the_clients_clock() -> None:

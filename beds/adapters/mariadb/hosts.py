@@ -47,13 +47,13 @@ def connect_to_primary(config: RelDatabase, connect: Open) -> Any:
             found = connect(host, port, min(FIRST_TRY_SECONDS, left) if number < len(hosts) - 1 else left)
         except BedsError as error:  # also of a candidate that does not know the user yet
             failure = error
-            _avoided_at[f"{host}:{port}"] = time.monotonic()
+            avoid(f"{host}:{port}")
             continue
         if not is_read_only(found):
             if readable is not None:
                 _close(readable)
             return found
-        _avoided_at[f"{host}:{port}"] = time.monotonic()
+        avoid(f"{host}:{port}")
         if readable is not None:
             _close(found)
         else:
@@ -64,8 +64,13 @@ def connect_to_primary(config: RelDatabase, connect: Open) -> Any:
     raise failure
 
 
-def connect_to_any(config: RelDatabase, connect: Open) -> Any:
-    """A connection to the first host that answers.
+def avoid(host: str) -> None:
+    """Try a host, `host:port`, last for some time."""
+    _avoided_at[host] = time.monotonic()
+
+
+def connect_to_any(config: RelDatabase, connect: Open) -> tuple[str, Any]:
+    """The first host that answers, as `host:port`, and a connection to it.
 
     Args:
         config: with its hosts.
@@ -75,12 +80,14 @@ def connect_to_any(config: RelDatabase, connect: Open) -> Any:
         StoreUnavailable, StoreDenied: no host can be reached, or none takes the user.
     """
     failure: BedsError | None = None
-    for host, port in _ordered(config.addresses):
+    hosts = _ordered(config.addresses)
+    for number, (host, port) in enumerate(hosts):
+        seconds = FIRST_TRY_SECONDS if number < len(hosts) - 1 else config.connect_timeout
         try:
-            return connect(host, port, min(FIRST_TRY_SECONDS, config.connect_timeout))
+            return f"{host}:{port}", connect(host, port, min(seconds, config.connect_timeout))
         except BedsError as error:
             failure = error
-            _avoided_at[f"{host}:{port}"] = time.monotonic()
+            avoid(f"{host}:{port}")
     assert failure is not None
     raise failure
 

@@ -5,29 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from beds.adapters.mariadb.hosts import connect_to_any
+from MySQLdb.constants import ER
+
+from beds.adapters.mariadb.hosts import avoid, connect_to_any
 from beds.adapters.mariadb.session import MariaDBSession, connect, gtid_position
 from beds.adapters.replicas import ReplicaReader
-from beds.adapters.store import (
-    DefinitionChanged,
-    IdempotencyRecord,
-    ObjectStore,
-    Outcome,
-    Position,
-    Verify,
-    harmless,
-)
+from beds.adapters.store import DefinitionChanged, Outcome, Position, harmless
 from beds.config.sections import RelDatabase
 from beds.errors import StoreUnavailable
 from beds.templates.binding import Binding
 
 
-class MariaDBReplica(MariaDBSession):
-    """A `Replica` over MariaDB, one of `[databases.rel.read] hosts`."""
+class _Session(MariaDBSession):
+    """A session with a replica. Only a look at its position opens a connection, since another one may lag more."""
 
-    _may_open = False
+    def __init__(self, config: RelDatabase, timeout: float, writers: set[tuple[str, str]]) -> None:
+        super().__init__(config, timeout)
+        self._writers = writers
+        self._may_open = False
+        self.server = ""
 
-    def position(self) -> Position:
+    def look(self) -> Position:
         self._may_open = True
         try:
             with self._transaction() as cursor:
@@ -36,24 +34,58 @@ class MariaDBReplica(MariaDBSession):
         finally:
             self._may_open = False
 
-    def execute(
-        self,
-        binding: Binding,
-        values: Mapping[str, Any],
-        once: IdempotencyRecord | None = None,
-        verify: Verify | None = None,
-    ) -> Outcome:
+    def call(self, binding: Binding, values: Mapping[str, Any]) -> Outcome:
         if self._writes(binding):
             raise DefinitionChanged
-        return super().execute(binding, values, once, verify)
+        try:
+            return self.execute(binding, values)
+        except StoreUnavailable as error:
+            if error.detail.get("store_code") == ER.OPTION_PREVENTS_STATEMENT:  # it tried to write
+                self._writers.add((binding.target.name, binding.target.stamp))
+            raise
 
     def _open(self) -> Any:
-        if not self._may_open:  # another replica may lag more
+        if not self._may_open:
             raise harmless(StoreUnavailable("the connection to the replica was lost"))
-        return connect(self._config, self._timeout, multi_statements=True, to=connect_to_any)
+
+        def to(config: RelDatabase, connect_to: Any) -> Any:
+            self.server, found = connect_to_any(config, connect_to)
+            return found
+
+        return connect(self._config, self._timeout, multi_statements=True, to=to)
 
 
-def replica_reader(primary: ObjectStore, config: RelDatabase, timeout: float) -> ReplicaReader | None:
+class MariaDBReplica:
+    """A `Replica` over MariaDB: one of `[databases.rel.read] hosts`.
+
+    Args:
+        config: with the replicas as its hosts.
+        timeout: of the socket, in seconds.
+        writers: the objects that are known to write, which are never called here.
+    """
+
+    def __init__(self, config: RelDatabase, timeout: float, writers: set[tuple[str, str]]) -> None:
+        self._session = _Session(config, timeout, writers)
+
+    @property
+    def server(self) -> str:
+        return self._session.server
+
+    def position(self) -> Position:
+        return self._session.look()
+
+    def execute(self, binding: Binding, values: Mapping[str, Any]) -> Outcome:
+        return self._session.call(binding, values)
+
+    def leave(self) -> None:
+        avoid(self._session.server)
+        self._session.close()
+
+    def close(self) -> None:
+        self._session.close()
+
+
+def replica_reader(primary: MariaDBSession, config: RelDatabase, timeout: float) -> ReplicaReader | None:
     """Reads from the hosts of `[databases.rel.read]`; None if there are none.
 
     Args:
@@ -64,4 +96,4 @@ def replica_reader(primary: ObjectStore, config: RelDatabase, timeout: float) ->
     if config.read is None:
         return None
     there = config.model_copy(update={"hosts": config.read.hosts, "read": None})
-    return ReplicaReader(primary, MariaDBReplica(there, timeout), config.read)
+    return ReplicaReader(primary, MariaDBReplica(there, timeout, primary.writers), config.read)

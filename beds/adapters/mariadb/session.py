@@ -114,10 +114,10 @@ def connect(
 
 
 def gtid_position(text: str | bytes) -> Position:
-    """The numbers in a GTID position, `0-1-42,1-1-7`: the last sequence number of each domain."""
+    """A GTID position, `0-1-42,1-1-7`: the last sequence number of each domain, with its server."""
     shown = text.decode() if isinstance(text, bytes) else text
     parts = [each.split("-") for each in shown.split(",") if each]
-    return {domain: int(number) for domain, _server, number in parts}
+    return {domain: (int(number), server) for domain, server, number in parts}
 
 
 class MariaDBSession:
@@ -175,6 +175,11 @@ class MariaDBSession:
         if once is not None:
             self._purge_ledger()
         return outcome
+
+    @property
+    def writers(self) -> set[tuple[str, str]]:
+        """The names and stamps of objects that wrote although their text does not say so; grows."""
+        return self._writers
 
     def _writes(self, binding: Binding) -> bool:
         """Whether an object writes: by its text, or by what it did before."""

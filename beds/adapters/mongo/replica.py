@@ -2,75 +2,55 @@
 
 from __future__ import annotations
 
-import contextlib
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from pymongo import ReadPreference
-
-from beds.adapters.mongo.errors import translated
-from beds.adapters.mongo.session import MongoSession, position_in
+from beds.adapters.mongo.session import Address, MongoSession
 from beds.adapters.replicas import ReplicaReader
-from beds.adapters.store import IdempotencyRecord, Outcome, Position, Verify, harmless
+from beds.adapters.store import Outcome, Position, harmless
 from beds.config.sections import RecDatabase
-from beds.errors import BedsError, StoreUnavailable
+from beds.errors import StoreUnavailable
 from beds.templates.binding import Binding
 
-Address = tuple[str, int | None]
 
-
-class MongoReplica(MongoSession):
+class MongoReplica:
     """A `Replica` over MongoDB. It keeps to one secondary as long as that answers.
 
     Args:
-        primary: the session with the primary, whose client it uses.
+        session: the session with the primary, whose client it uses.
     """
 
-    def __init__(self, primary: MongoSession) -> None:
-        self._client = primary._client
-        self._pin = primary._pin
-        self._session = None
-        self._database = primary._database.with_options(read_preference=ReadPreference.SECONDARY)
+    def __init__(self, session: MongoSession) -> None:
+        self._session = session
         self._secondary: Address | None = None
 
+    @property
+    def server(self) -> str:
+        return "{}:{}".format(*self._secondary) if self._secondary else ""
+
     def position(self) -> Position:
-        known = self._secondaries()
+        known = self._session.secondaries()
         if self._secondary not in known:
             if not known:
-                raise harmless(StoreUnavailable("MongoDB has no secondary that answers"))
+                raise _lost()
             self._secondary = random.choice(known)
-        with self._pinned(), translated():
-            return position_in(self._database.command("ping", read_preference=ReadPreference.SECONDARY))
+        return self._session.position_of(self._secondary)
 
-    def execute(
-        self,
-        binding: Binding,
-        values: Mapping[str, Any],
-        once: IdempotencyRecord | None = None,
-        verify: Verify | None = None,
-    ) -> Outcome:
-        with self._pinned():
-            return super().execute(binding, values, once, verify)
+    def execute(self, binding: Binding, values: Mapping[str, Any]) -> Outcome:
+        if self._secondary is None or self._secondary not in self._session.secondaries():
+            raise _lost()
+        return self._session.fetch_from(self._secondary, binding, values)
+
+    def leave(self) -> None:
+        self._secondary = None
 
     def close(self) -> None:
-        """Does nothing: the client is the other session's."""
+        """Does nothing: the client belongs to the session."""
 
-    def _secondaries(self) -> list[Address]:
-        seen = self._client.topology_description.server_descriptions()
-        return [address for address, each in seen.items() if each.server_type_name == "RSSecondary"]
 
-    @contextlib.contextmanager
-    def _pinned(self) -> Iterator[None]:
-        """Keep to the secondary, and leave it after an error."""
-        self._pin.address = self._secondary
-        try:
-            yield
-        except BedsError:
-            self._secondary = None
-            raise
-        finally:
-            self._pin.address = None
+def _lost() -> StoreUnavailable:
+    return harmless(StoreUnavailable("MongoDB has no secondary that answers"))
 
 
 def replica_reader(primary: MongoSession, config: RecDatabase, timeout: float) -> ReplicaReader | None:

@@ -19,7 +19,18 @@ from pymongo.errors import DuplicateKeyError
 from beds.adapters.mongo import health, stored_commands
 from beds.adapters.mongo.errors import from_server, translated
 from beds.adapters.mongo.values import document_from_bson, document_to_bson, documents_to_bson, field_to_bson
-from beds.adapters.store import AlreadyDone, Health, IdempotencyRecord, Outcome, Position, ResultLimit, Verify, Work
+from beds.adapters.store import (
+    AlreadyDone,
+    DefinitionChanged,
+    Health,
+    IdempotencyRecord,
+    Outcome,
+    Position,
+    ResultLimit,
+    Verify,
+    Work,
+    harmless,
+)
 from beds.config.sections import RecDatabase
 from beds.domain.event import Operation
 from beds.errors import StoreError, StoreUnavailable
@@ -43,18 +54,27 @@ _CODEC: CodecOptions[Document] = CodecOptions(
     uuid_representation=UuidRepresentation.STANDARD,
     datetime_conversion=DatetimeConversion.DATETIME_AUTO,
 )
+_READS = (ObjectKind.FIND, ObjectKind.AGGREGATE, ObjectKind.VIEW)
 SHAPES = "shape of "
 """Prefix of a collection's name in the `_id` of a document in `beds_objects`: the BSON types of its validator."""
 
 
+Address = tuple[str, int | None]
+
+
 class Pin:
-    """While an address is set, a client uses only the server there. Call it to select among servers."""
+    """While an address is set, a client uses only the server there. The driver calls it to select among servers."""
 
     def __init__(self) -> None:
-        self.address: tuple[str, int | None] | None = None
+        self.address: Address | None = None
 
     def __call__(self, servers: Sequence[Any]) -> list[Any]:
-        return [server for server in servers if self.address in (None, server.address)]
+        """Raises StoreUnavailable: the server is none of them. The driver would wait for it."""
+        if self.address is None:
+            return list(servers)
+        if found := [server for server in servers if server.address == self.address]:
+            return found
+        raise harmless(StoreUnavailable("MongoDB's secondary does not answer"))
 
 
 def connect(config: RecDatabase, timeout: float, pin: Pin | None = None) -> MongoClient[Document]:
@@ -119,9 +139,7 @@ class MongoSession:
     ) -> Outcome:
         command = stored_commands.fill(binding.target, self._to_bson(binding, values))
         with translated():
-            if binding.target.kind in (ObjectKind.FIND, ObjectKind.AGGREGATE, ObjectKind.VIEW):
-                if binding.target.kind is ObjectKind.AGGREGATE:
-                    command.setdefault("cursor", {})
+            if binding.target.kind in _READS:
                 return Outcome(self._rows(binding, command))
             many = binding.target.kind is ObjectKind.INSERT_MANY and command.get("ordered") is not False
             if once is None and not many and verify is None:
@@ -141,8 +159,6 @@ class MongoSession:
             def call(binding: Binding, values: Mapping[str, Any]) -> Outcome:
                 command = stored_commands.fill(binding.target, self._to_bson(binding, values))
                 if binding.operation.is_read:
-                    if binding.target.kind is ObjectKind.AGGREGATE:
-                        command.setdefault("cursor", {})
                     return Outcome(self._rows(binding, command, session))
                 return outcome_of(binding, self._run(command, session))
 
@@ -162,13 +178,21 @@ class MongoSession:
             session.end_session()
             raise
 
-    def _rows(self, binding: Binding, command: Document, session: ClientSession | None = None) -> list[Document]:
+    def _rows(
+        self,
+        binding: Binding,
+        command: Document,
+        session: ClientSession | None = None,
+        server: Any = ReadPreference.PRIMARY,
+    ) -> list[Document]:
+        if binding.target.kind is ObjectKind.AGGREGATE:
+            command.setdefault("cursor", {})
         keys, fields = binding.template.keys, {**binding.template.fields, **binding.fetch.args}
         limit = ResultLimit(binding)
         found: list[Document] = []
         try:
             with self._database.cursor_command(
-                command, read_preference=self._database.read_preference, codec_options=_CODEC, session=session
+                command, read_preference=server, codec_options=_CODEC, session=session
             ) as cursor:
                 for row in cursor:
                     limit.take(row)
@@ -205,6 +229,32 @@ class MongoSession:
         with translated():
             return position_in(self._database.command("ping", read_preference=ReadPreference.PRIMARY))
 
+    def secondaries(self) -> list[Address]:
+        """The secondaries that answer, as the driver sees them."""
+        seen = self._client.topology_description.server_descriptions()
+        return [address for address, each in seen.items() if each.server_type_name == "RSSecondary"]
+
+    def position_of(self, secondary: Address) -> Position:
+        """The position of a secondary. Raises StoreUnavailable."""
+        with self._pinned(secondary), translated():
+            return position_in(self._database.command("ping", read_preference=ReadPreference.SECONDARY))
+
+    def fetch_from(self, secondary: Address, binding: Binding, values: Mapping[str, Any]) -> Outcome:
+        """Call an object that only reads, on a secondary. Raises StoreUnavailable: that is lost."""
+        if binding.target.kind not in _READS:
+            raise DefinitionChanged
+        command = stored_commands.fill(binding.target, self._to_bson(binding, values))
+        with self._pinned(secondary), translated():
+            return Outcome(self._rows(binding, command, server=ReadPreference.SECONDARY))
+
+    @contextlib.contextmanager
+    def _pinned(self, address: Address) -> Iterator[None]:
+        self._pin.address = address
+        try:
+            yield
+        finally:
+            self._pin.address = None
+
     def examine(self) -> Health:
         with translated():
             return health.examine(self._database, OBJECTS)
@@ -240,7 +290,7 @@ class MongoSession:
 def position_in(reply: Mapping[str, Any]) -> Position:
     """The server's place in its oplog, as each reply of a replica set names it."""
     found = reply.get("operationTime")
-    return {"oplog": found.time << 32 | found.inc} if found is not None else {}
+    return {"oplog": (found.time << 32 | found.inc, "")} if found is not None else {}
 
 
 def _majority_at_least(given: WriteConcern) -> WriteConcern:

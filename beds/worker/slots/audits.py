@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ from beds.domain.event import Event, RecordKind
 from beds.errors import BodyTooLarge
 from beds.services.audit import without_values
 from beds.services.execution import Redeliver
-from beds.transport.connection import UNCONFIRMED_SECONDS
+from beds.transport.confirms import ConfirmWatch
 from beds.wire.message import to_message, with_encoded_body
 from beds.wire.routes import LOGS
 from beds.worker.slots.connection import ConnectionLost, SlotConnection
@@ -53,8 +54,22 @@ class Batch:
     is_refused: bool = False
     refusals: int = 0
     since: float = field(default_factory=time.monotonic)
-    published_at: float = 0.0
     not_before: float = 0.0
+
+
+@dataclass(slots=True)
+class InFlight:
+    """One message that waits for its confirm.
+
+    Args:
+        batch: what it belongs to.
+        key: its routing key.
+        published_at: when it was handed over to the socket.
+    """
+
+    batch: Batch
+    key: str
+    published_at: float = math.inf
 
 
 class SlotAudits:
@@ -77,7 +92,8 @@ class SlotAudits:
         self._max_body_bytes = max_body_bytes
         self._open: Batch | None = None
         self._due: deque[Batch] = deque()
-        self._in_flight: dict[int, Batch] = {}
+        self._in_flight: dict[int, InFlight] = {}
+        self._confirms = ConfirmWatch()
         self._must_reconnect = False
 
     def send(self, record: Record) -> Batch:
@@ -128,8 +144,7 @@ class SlotAudits:
         if not self._due:
             return
         if self._must_reconnect:
-            connection.give_up()
-            raise ConnectionLost("RabbitMQ keeps refusing messages on it")
+            raise connection.lost("RabbitMQ keeps refusing messages on it")
         with connection.lock:
             self._open = None
             for _ in range(len(self._due)):
@@ -137,31 +152,38 @@ class SlotAudits:
                 if time.monotonic() < batch.not_before:
                     self._due.rotate(-1)
                     continue
-                batch.is_refused, batch.published_at = False, time.monotonic()
+                batch.is_refused = False
                 messages = [batch.message] if batch.message else self._messages(batch.records, connection.user)
                 batch.unconfirmed, batch.is_confirmed = len(messages), not messages
                 for message, exchange, key in messages:
-                    connection.publish_confirmed(message, exchange, key, self._awaiting(batch))
+                    sent = InFlight(batch, key)
+                    connection.publish_confirmed(message, exchange, key, self._awaiting(sent))
+                    sent.published_at = time.monotonic()
                 self._due.popleft()  # only now: the soft limit may interrupt the lines above
 
     def check(self, connection: SlotConnection) -> None:
-        """Give a connection up on which RabbitMQ does not confirm a message for long: its leader may be gone.
+        """Give the connection up if RabbitMQ does not confirm the messages of a queue for long.
 
         Raises:
             ConnectionLost: it did.
         """
         with connection.lock:
-            oldest = next(iter(self._in_flight.values()), None)
-        if oldest and time.monotonic() - max(oldest.published_at, connection.free_since) > UNCONFIRMED_SECONDS:
-            connection.give_up()
-            raise ConnectionLost("RabbitMQ does not confirm messages on it")
+            oldest: dict[str, float] = {}
+            for sent in self._in_flight.values():
+                oldest.setdefault(sent.key, sent.published_at)
+        for key, at in oldest.items():
+            if self._confirms.is_overdue(key, at, connection.free_since):
+                raise connection.lost(f"RabbitMQ does not confirm messages for {key}")
 
     def on_confirm(self, tag: int, multiple: bool, accepted: bool) -> None:
         """Take a confirm from RabbitMQ; what it refused is published again."""
         for each in [t for t in self._in_flight if t <= tag] if multiple else [tag]:
-            batch = self._in_flight.pop(each, None)
-            if batch is None:
+            sent = self._in_flight.pop(each, None)
+            if sent is None:
                 continue
+            if accepted:
+                self._confirms.confirmed(sent.key)
+            batch = sent.batch
             batch.unconfirmed -= 1
             batch.is_refused |= not accepted
             if batch.unconfirmed:
@@ -172,7 +194,8 @@ class SlotAudits:
 
     def on_return(self, exchange: str, key: str) -> None:
         """Take the news that no queue takes a message; RabbitMQ confirms it nevertheless."""
-        for batch in self._in_flight.values():
+        for sent in self._in_flight.values():
+            batch = sent.batch
             _, own_exchange, own_key = batch.message or (None, LOGS, str(RecordKind.AUDIT))
             batch.is_refused |= (own_exchange, own_key) == (exchange, key)
 
@@ -183,9 +206,9 @@ class SlotAudits:
         self._due.clear()
         self._in_flight.clear()
 
-    def _awaiting(self, batch: Batch) -> Callable[[int], None]:
+    def _awaiting(self, sent: InFlight) -> Callable[[int], None]:
         def register(tag: int) -> None:
-            self._in_flight[tag] = batch
+            self._in_flight[tag] = sent
 
         return register
 

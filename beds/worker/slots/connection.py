@@ -19,7 +19,8 @@ import amqp
 from amqp import spec
 
 from beds.config.sections import Amqp
-from beds.transport.connection import UNCONFIRMED_SECONDS, connect_to
+from beds.transport.confirms import UNCONFIRMED_SECONDS
+from beds.transport.connection import connect_to
 from beds.transport.frames import LOST, FrameReader, limit_waits, publish
 
 
@@ -185,8 +186,7 @@ class SlotConnection:
         with self.lock:
             waits = self._unattached and time.monotonic() - max(self._asked_at, self.free_since) > UNCONFIRMED_SECONDS
         if waits:
-            self.give_up()
-            raise ConnectionLost(f"RabbitMQ does not begin to deliver from {min(self._unattached)}")
+            raise self.lost(f"RabbitMQ does not begin to deliver from {', '.join(sorted(self._unattached))}")
 
     @property
     def has_stopped(self) -> bool:
@@ -211,6 +211,12 @@ class SlotConnection:
                 with self._amqp.transport.having_timeout(0.5):
                     self._amqp.close()
         self.give_up()
+
+    def lost(self, why: str) -> ConnectionLost:
+        """Give the connection up. Returns the error, which the other thread meets, too."""
+        self._why = why
+        self.give_up()
+        return ConnectionLost(why)
 
     def give_up(self) -> None:
         """Close without an answer."""
