@@ -59,6 +59,9 @@ class MemoryStore:
     def position(self) -> Position:
         return {}
 
+    def takes_writes(self) -> bool:
+        return True
+
     def describe(self, names: Iterable[str]) -> dict[str, NamedObject]:
         wanted = set(names)
         return {

@@ -26,6 +26,8 @@ CHECK_SECONDS = 3.0
 POLL_SECONDS = 0.01
 REST_SECONDS = 5.0
 """A replica that failed, or that lagged for this time, is left; after this time another one is chosen."""
+LONGEST_REST_SECONDS = 60.0
+"""The rest is doubled up to this time while no replica serves."""
 STEPS = 4
 """Positions noted within `max_lag`."""
 
@@ -89,6 +91,7 @@ class ReplicaReader:
         self._behind_since = math.inf
         """When it was first found to lag too much, since it last did not."""
         self._rests_until = -math.inf
+        self._rest_seconds = REST_SECONDS
         self._next_note = -math.inf
 
     def execute(
@@ -164,7 +167,7 @@ class ReplicaReader:
     def _is_near(self, found: bool) -> bool:
         """Take a finding about the lag, and leave a replica that lags for long."""
         if found:
-            self._behind_since = math.inf
+            self._behind_since, self._rest_seconds = math.inf, REST_SECONDS
         elif self._behind_since == math.inf:
             self._behind_since = time.monotonic()
         elif time.monotonic() - self._behind_since > REST_SECONDS:
@@ -172,7 +175,8 @@ class ReplicaReader:
         return found
 
     def _rest(self) -> None:
-        self._rests_until = time.monotonic() + REST_SECONDS
+        self._rests_until = time.monotonic() + self._rest_seconds
+        self._rest_seconds = min(2 * self._rest_seconds, LONGEST_REST_SECONDS)
         self._behind_since = math.inf
         self._complete_at = -math.inf
         self._next_note = -math.inf

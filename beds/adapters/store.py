@@ -135,6 +135,10 @@ class ObjectStore(Protocol):
         """Read the database's state and this user's rights."""
         ...
 
+    def takes_writes(self) -> bool:
+        """False if the connected server is read-only. Raises StoreUnavailable."""
+        ...
+
     def position(self) -> Position:
         """The position of the primary, with all writes that were committed before."""
         ...

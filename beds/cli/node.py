@@ -119,7 +119,7 @@ def show_status(config: str | None, ready: bool, as_json: bool) -> None:
     """
     settings = settings_of(config)
     pid = lock_holder(supervisor.lock_file(settings))
-    pools = status.pools(settings) if pid else []
+    pools = status.pools(settings, counted=not ready) if pid else []
     if as_json:
         print_json({"node": settings.node.name, "pid": pid, "pools": [asdict(found) for found in pools]})
     elif pid and not pools:

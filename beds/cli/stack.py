@@ -65,8 +65,9 @@ def down(config: str | None, wipe: bool) -> None:
     """Stop the three servers, and the workers that `beds node start` or `beds demo` started."""
     folder = folder_for(config)
     existed = folder.is_dir()
-    stopped = Stack.down(folder, wipe=wipe)
-    click.echo(f"stopped: {', '.join(stopped)}" if stopped else f"nothing was running under {folder}")
+    stopped = Stack.down(folder, wipe=wipe, report=lambda name: click.echo(f"stopped: {name}"))
+    if not stopped:
+        click.echo(f"nothing was running under {folder}")
     if wipe and existed:
         click.echo(f"deleted: {folder}")
 

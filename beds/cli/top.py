@@ -127,7 +127,7 @@ def _states(found: Members) -> Iterator[str]:
 def _table(rows: dict[str, dict[str, Any]], window: float) -> Table:
     caption = f"the last {window:.0f} s"
     if not any(row["per_second"] is not None for row in rows.values()):
-        caption = "rates are read with [amqp] operator_url, from a running worker for `operator`"
+        caption = "rates are read with \\[amqp] operator_url, from a running worker for `operator`"
     table = Table(box=None, pad_edge=False, header_style="bold", caption=caption, caption_justify="left")
     table.add_column("queue", no_wrap=True)
     for name in ("waiting", "workers", "events/s", "errors", *(f"p{p} ms" for p in PERCENTS), "busy"):

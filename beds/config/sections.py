@@ -254,6 +254,12 @@ class RecDatabase(Section):
         return self
 
     @model_validator(mode="after")
+    def _reads_somewhere(self) -> RecDatabase:
+        if "read" in self.model_fields_set and self.read_preference == "primary":
+            raise ValueError('[databases.rec.read] is of no use without read_preference = "secondaryPreferred"')
+        return self
+
+    @model_validator(mode="after")
     def _one_file_for_both(self) -> RecDatabase:
         if self.tls and self.tls.key:
             raise ValueError("MongoDB's driver reads the key from the file of the certificate: append it there")

@@ -75,7 +75,7 @@ class Blocked(Exception):
 def _connected(name: str, settings: Settings, url: str, key: str, look: Look) -> Iterator[Check]:
     """Connect, and run the checks of `look`; one failed check if there is no connection."""
     connection = connect_to(settings.amqp, url, patience=SILENT_SECONDS)
-    where = connection.as_uri()
+    where = connection.where
     try:
         connection.connect()
         yield ok(name, f"connected to {where}")

@@ -10,8 +10,8 @@ from beds.errors import StackError
 from beds.node import status, supervisor
 from beds.node.daemon import Daemon, lock_holder
 
-START_SECONDS = 60.0
-"""Timeout for a node to serve."""
+START_SECONDS = 180.0
+"""Timeout for a node to serve. Each pool imports Celery and connects, which takes long on a small machine."""
 
 
 def start_node(daemon: Daemon, settings: Settings, config: str | None) -> bool:
@@ -33,7 +33,10 @@ def start_node(daemon: Daemon, settings: Settings, config: str | None) -> bool:
         daemon.wait_until(lambda: status.is_serving(settings), START_SECONDS)
         if status.is_refused(settings):
             raise StackError(f"no worker can start:\n{daemon.tail()}", hint=f"the whole log: {daemon.log}")
-    except StackError:
+    except StackError as error:
+        waiting = [pool.pool for pool in status.pools(settings, counted=False) if pool.state not in supervisor.SETTLED]
+        if waiting:
+            error.message = f"not ready, so the node was stopped again: {', '.join(waiting)}; {error.message}"
         daemon.stop()  # a node that never served would otherwise restart its workers for ever
         raise
     return True

@@ -234,7 +234,7 @@ def _store(settings: Settings, factory: AdapterFactory, store: Store) -> Iterato
         yield ok(f"clock against {server}", f"within {SKEW_SECONDS:.0f} s")
     if health.read_only:
         yield failed(f"{server} writes", "the server takes none: it is a replica, or was made read-only",
-                     f"let [databases.{store}] lead to the primary")  # fmt: skip
+                     f"start the primary, or promote a replica; [databases.{store}] names both")  # fmt: skip
     yield from store_members(Members(server, health.members, lag=health.lag))
     if not health.transactions:
         yield failed(f"{server} transactions", "it is no replica set, and has none",

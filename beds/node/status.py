@@ -50,10 +50,15 @@ class PoolStatus:
     done: int | None
 
 
-def pools(settings: Settings) -> list[PoolStatus]:
-    """The pools of the node that runs here; empty when none does."""
+def pools(settings: Settings, *, counted: bool = True) -> list[PoolStatus]:
+    """The pools of the node that runs here; empty when none does.
+
+    Args:
+        settings: of the node.
+        counted: whether to ask each worker for the events it has executed, which takes seconds.
+    """
     noted = _noted(settings) or []
-    done = _done(settings, [entry["worker"] for entry in noted if entry["worker"]])
+    done = _done(settings, [entry["worker"] for entry in noted if entry["worker"]]) if counted else {}
     return [
         PoolStatus(
             entry["pool"],
@@ -94,14 +99,14 @@ def stores_without_writes(settings: Settings) -> list[str]:
     """Why the stores of this node's services take no writes, for those that do not."""
     found = []
     with contextlib.closing(
-        AdapterFactory(settings, TemplateRegistry.from_folder(settings.schema_path, strict=False))
+        AdapterFactory(settings, TemplateRegistry.from_folder(settings.schema_path, strict=False), ANSWER_SECONDS)
     ) as factory:
         for store in Store:
             service = getattr(settings.services, store)
             if not service.is_local:
                 continue
             try:
-                if factory.examine(store, with_lag=False).read_only:
+                if not factory.takes_writes(store):
                     found.append(f"the server of {store} takes no writes")
             except BedsError as error:
                 found.append(f"{store}: {error.message}")

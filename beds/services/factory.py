@@ -64,20 +64,20 @@ class AdapterFactory:
             )
         return adapters[template.name]  # type: ignore[no-any-return]
 
-    def examine(self, store: Store, *, with_lag: bool = True) -> Health:
+    def examine(self, store: Store) -> Health:
         """The state of a store's database, for a check.
-
-        Args:
-            store: which.
-            with_lag: whether to measure the lag of its replicas, which takes seconds if they lag.
 
         Raises:
             ConfigurationError: as `adapter`.
             StoreUnavailable: it cannot be reached, or refuses the user.
         """
         found = self._session(store).examine()
-        reader = self._reads(store) if with_lag else None
+        reader = self._reads(store)
         return replace(found, lag=reader.lag()) if reader is not None else found
+
+    def takes_writes(self, store: Store) -> bool:
+        """False if the server of a store is read-only. Raises as `examine`."""
+        return self._session(store).takes_writes()
 
     def close(self) -> None:
         mine = self._mine()

@@ -12,6 +12,8 @@ from beds.errors import BedsError
 from beds.services.factory import AdapterFactory
 from beds.transport.members import rabbitmq_hosts, rabbitmq_nodes
 
+LOOK_SECONDS = 3.0
+"""A server has this time to answer a question about its members."""
 SERVERS = {Store.REC: "MongoDB", Store.REL: "MariaDB"}
 
 

@@ -178,12 +178,15 @@ class MariaDB(Server):
         )
 
     def ask(self, statement: str, values: Sequence[object] = ()) -> list[dict[str, Any]]:
-        """Run a statement as root and return its rows."""
-        connection = self._root()
-        with contextlib.closing(connection), connection.cursor(MySQLdb.cursors.DictCursor) as cursor:
-            cursor.execute(statement, values or None)
-            connection.commit()
-            return list(cursor.fetchall())
+        """Run a statement as root and return its rows. Raises StackError."""
+        try:
+            connection = self._root()
+            with contextlib.closing(connection), connection.cursor(MySQLdb.cursors.DictCursor) as cursor:
+                cursor.execute(statement, values or None)
+                connection.commit()
+                return list(cursor.fetchall())
+        except MySQLdb.Error as error:
+            raise StackError(f"{self.label}: {error.args[-1]}", hint=f"see {self.daemon.log}") from None
 
     def _root(self) -> MySQLdb.Connection:
         return MySQLdb.connect(unix_socket=str(self._socket), user=_login(), connect_timeout=2)

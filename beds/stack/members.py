@@ -6,7 +6,6 @@ import contextlib
 import shutil
 from collections.abc import Sequence
 
-import MySQLdb
 from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 
@@ -151,7 +150,7 @@ def promote(servers: Sequence[MariaDB]) -> MariaDB:
         replica.take_writes()
     except BaseException:
         if primary is not None and replica.follows():
-            with contextlib.suppress(MySQLdb.Error):  # the first error counts
+            with contextlib.suppress(StackError):  # the first error counts
                 primary.take_writes()
         raise
     if primary is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fcntl import LOCK_EX, LOCK_NB, flock
@@ -118,8 +118,10 @@ class Stack:
             return promote(self.mariadbs)
 
     @staticmethod
-    def down(folder: Path, *, wipe: bool = False) -> list[str]:
+    def down(folder: Path, *, wipe: bool = False, report: Callable[[str], None] = lambda _: None) -> list[str]:
         """Stop everything, workers first; with `wipe`, delete all data as well. Returns the names of what it stopped.
+
+        `report` is called with each of them, when it has stopped.
 
         It does not read the plan, since pid files identify the running processes.
         """
@@ -129,9 +131,15 @@ class Stack:
         with _alone(folder):
             nodes = [daemon.stop() for daemon in node_daemons(folder)]
             stopped = ["workers"] if _stop_terminals(folder / "run") or any(nodes) else []
+            for each in stopped:
+                report(each)
             servers = list(_all_servers(Plan(folder)))
             with ThreadPoolExecutor(len(servers)) as stopping:  # a last node of RabbitMQ would wait for a majority
-                stopped += [each.label for each, ran in zip(servers, stopping.map(_down, servers), strict=True) if ran]
+                futures = {stopping.submit(each.down): each.label for each in servers}
+                for future in as_completed(futures):
+                    if future.result():
+                        stopped.append(futures[future])
+                        report(futures[future])
         if wipe:
             shutil.rmtree(folder)
         return stopped
@@ -150,10 +158,6 @@ class Stack:
 def _report(report: Callable[[str], None], server: Server, started: bool) -> None:
     ports = ", ".join(str(port) for port in server.ports.values())
     report(f"{server.label:10} {'started' if started else 'was running'} on {ports}")
-
-
-def _down(server: Server) -> bool:
-    return server.down()
 
 
 def _all_servers(plan: Plan) -> Iterator[Server]:

@@ -28,6 +28,7 @@ from beds.services.jobs.making import make_work, read_ms
 from beds.services.jobs.schedule import Schedule
 from beds.services.jobs.store import JobStore
 from beds.services.jobs.throttle import Throttle
+from beds.services.members import LOOK_SECONDS
 from beds.services.records import RecordStore
 from beds.services.tickets import TicketStore
 from beds.templates.registry import TemplateRegistry
@@ -79,6 +80,11 @@ class BedsApp(Celery):
     @cached_property
     def factory(self) -> AdapterFactory:
         return AdapterFactory(self.settings, self.registry, self.socket_timeout)
+
+    @cached_property
+    def members_factory(self) -> AdapterFactory:
+        """Looks at the members of the databases, each of which has a few seconds."""
+        return AdapterFactory(self.settings, self.registry, LOOK_SECONDS)
 
     @cached_property
     def tickets(self) -> TicketStore:

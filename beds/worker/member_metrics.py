@@ -12,13 +12,11 @@ from prometheus_client.core import GaugeMetricFamily
 from beds.config import Settings
 from beds.domain.member import Members
 from beds.services.factory import AdapterFactory
-from beds.services.members import all_members
+from beds.services.members import LOOK_SECONDS, all_members
 from beds.templates.registry import TemplateRegistry
 
-LOOK_SECONDS = 15.0
+EVERY_SECONDS = 15.0
 """Between two looks."""
-ANSWER_SECONDS = 5.0
-"""A database has this time to answer."""
 
 logger = logging.getLogger("celery.beds.admin")
 
@@ -32,7 +30,7 @@ class MembersCollector:
 
     def __init__(self, settings: Settings, registry: TemplateRegistry) -> None:
         self._settings = settings
-        self._factory = AdapterFactory(settings, registry, ANSWER_SECONDS)
+        self._factory = AdapterFactory(settings, registry, LOOK_SECONDS)
         self._found: list[Members] = []
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, name="beds-members", daemon=True)
@@ -50,7 +48,7 @@ class MembersCollector:
             except Exception:  # the gauges would stay as they are for ever
                 logger.exception("the members cannot be looked at")
                 self._found = []
-            if self._stop.wait(LOOK_SECONDS):
+            if self._stop.wait(EVERY_SECONDS):
                 self._factory.close()
                 return
 

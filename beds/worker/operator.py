@@ -151,7 +151,7 @@ def _each(order: Order, act: Callable[[str], bool]) -> Any:
 
 
 def _members(order: Order) -> Any:
-    return [found.to_wire() for found in all_members(app.settings, app.factory)]
+    return [found.to_wire() for found in all_members(app.settings, app.members_factory)]
 
 
 _VERBS: Mapping[str, Callable[[Order], Any]] = {

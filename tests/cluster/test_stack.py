@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from beds.stack.mariadb import MariaDB
 from beds.stack.plan import DATABASE
 from beds.stack.stack import Stack
 from beds.templates.registry import TemplateRegistry
-from tests.cluster.conftest import FOLDER, PATIENCE, kill
+from tests.cluster.conftest import FOLDER, PATIENCE, frozen, kill
 from tests.conftest import (
     ADMIN_QUEUES,
     ALL_QUEUES,
@@ -39,6 +40,7 @@ pytestmark = [pytest.mark.stack, pytest.mark.timeout(600)]
 
 BASE = PORT_BASE + 1000
 MAX_LAG = 1.0
+SOCKET_SECONDS = 20.0
 METRICS = f"127.0.0.1:{BASE + 464}"
 
 
@@ -69,7 +71,7 @@ class Clustered:
         )
         databases = self.settings.databases.model_copy(update={"rel": there, "rec": here})
         changed = self.settings.model_copy(update={"databases": databases})
-        return AdapterFactory(changed, TemplateRegistry.from_folder(changed.schema_path), 20.0)
+        return AdapterFactory(changed, TemplateRegistry.from_folder(changed.schema_path), SOCKET_SECONDS)
 
     def replica(self) -> MariaDB:
         return next(each for each in self.stack.mariadbs if each.follows())
@@ -110,6 +112,12 @@ def clustered() -> Iterator[Clustered]:
         yield Clustered(project, Stack(project / ".beds"), load_settings(project / "beds.toml"), grown.stdout)
     finally:
         Stack.down(project / ".beds", wipe=True)
+
+
+def calls_of(server: MariaDB) -> int:
+    """The procedures that a server has called."""
+    (row,) = server.ask("SHOW GLOBAL STATUS LIKE 'Com_call_procedure'")
+    return int(row["Value"])
 
 
 def test_one_command_makes_a_cluster_of_a_stack_with_its_data(clustered: Clustered) -> None:
@@ -159,8 +167,7 @@ def test_a_read_comes_from_a_replica_that_lags_less_than_the_bound(clustered: Cl
     replica = clustered.replica()
 
     def called() -> int:
-        (row,) = replica.ask("SHOW GLOBAL STATUS LIKE 'Com_call_procedure'")
-        return int(row["Value"])
+        return calls_of(replica)
 
     with contextlib.closing(clustered.factory()) as factory:
         rows = factory.adapter("SampleRows")
@@ -187,10 +194,12 @@ def test_own_writes_are_seen_at_once_if_that_is_asked_for(clustered: Clustered) 
     replica = clustered.replica()
     with contextlib.closing(clustered.factory(own_writes=True)) as factory:
         rows, docs = factory.adapter("SampleRows"), factory.adapter("SampleDocs")
+        before = calls_of(replica)
         for number in range(100):
             for each in (rows, docs):
                 each.create_record({"id": f"own-{number}"})
                 assert each.fetch_records(Query("by_id", {"id": f"own-{number}"}, 1)).records, (each, number)
+        assert calls_of(replica) > before + 50, "most reads went to the primary"
         replica.ask("STOP SLAVE SQL_THREAD")
         try:
             rows.create_record({"id": "own-lagging"})
@@ -203,13 +212,36 @@ def test_a_replica_that_is_lost_costs_no_read(clustered: Clustered) -> None:
     replica = clustered.replica()
     with contextlib.closing(clustered.factory()) as factory:
         rows = factory.adapter("SampleRows")
+        before = calls_of(replica)
         assert rows.fetch_records(Query("by_id", {"id": "before"}, 1)).records
+        assert calls_of(replica) > before, "the replica was not asked"
         try:
             kill(replica)
             for _ in range(20):
                 assert rows.fetch_records(Query("by_id", {"id": "before"}, 1)).records
         finally:
             clustered.stack.up(lambda _line: None)
+
+
+def test_a_frozen_replica_is_left_after_a_second(clustered: Clustered) -> None:
+    """And one that takes writes now: it is no replica any more."""
+    replica = clustered.replica()
+    with contextlib.closing(clustered.factory(own_writes=True)) as factory:
+        rows = factory.adapter("SampleRows")
+        rows.create_record({"id": "before-the-frost"})  # a write would wait for the replica's confirmation
+        with frozen(replica):
+            began = time.monotonic()
+            assert rows.fetch_records(Query("by_id", {"id": "before-the-frost"}, 1)).records
+            assert time.monotonic() - began < SOCKET_SECONDS / 2, "it waits as long as for a whole read"
+        replica.ask("SET GLOBAL read_only = 0")
+        try:
+            before = calls_of(replica)
+            for _ in range(20):
+                assert rows.fetch_records(Query("by_id", {"id": "before"}, 1)).records
+                time.sleep(0.5)
+            assert calls_of(replica) == before
+        finally:
+            replica.ask("SET GLOBAL read_only = 1")
 
 
 def test_reads_of_documents_leave_a_secondary_that_lags(clustered: Clustered) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,9 @@ from beds.config.sections import RelDatabase
 from beds.errors import StoreUnavailable
 from beds.templates.binding import Binding
 
+LOOK_SECONDS = 1.0
+"""A replica has this time to report its position."""
+
 
 class _Session(MariaDBSession):
     """A session with a replica. Only a look at its position opens a connection, since another one may lag more."""
@@ -26,13 +30,29 @@ class _Session(MariaDBSession):
         self.server = ""
 
     def look(self) -> Position:
+        """The position; a replica that is frozen, or that takes writes now, is left."""
         self._may_open = True
         try:
-            with self._transaction() as cursor:
-                cursor.execute("SELECT @@global.gtid_slave_pos")
-                return gtid_position(cursor.fetchall()[0][0])
+            with self._transaction():
+                connection = self._connection
+                connection.send_query(b"SELECT @@global.read_only, @@global.gtid_slave_pos")
+                answer = select.poll()
+                answer.register(connection.fileno(), select.POLLIN)
+                # The socket's own timeout is that of a whole read.
+                if not answer.poll(LOOK_SECONDS * 1000):
+                    raise self._left("does not answer")
+                connection.read_query_result()
+                ((read_only, position),) = connection.store_result().fetch_row(1)
+                if not int(read_only):
+                    raise self._left("takes writes, so it is no replica")
+                return gtid_position(position)
         finally:
             self._may_open = False
+
+    def _left(self, why: str) -> StoreUnavailable:
+        self.close()
+        avoid(self.server)
+        return harmless(StoreUnavailable(f"the replica {self.server} {why}"))
 
     def call(self, binding: Binding, values: Mapping[str, Any]) -> Outcome:
         if self._writes(binding):
@@ -52,7 +72,10 @@ class _Session(MariaDBSession):
             self.server, found = connect_to_any(config, connect_to)
             return found
 
-        return connect(self._config, self._timeout, multi_statements=True, to=to)
+        try:
+            return connect(self._config, self._timeout, multi_statements=True, to=to)
+        except StoreUnavailable:
+            raise harmless(StoreUnavailable(f"no replica answers at {self._config.where}")) from None
 
 
 class MariaDBReplica:

@@ -215,6 +215,9 @@ class MariaDBSession:
         with self._transaction(commit=False) as cursor:
             self._commit_noted(cursor, guid, ttl, answer)
 
+    def takes_writes(self) -> bool:
+        return not self._is_read_only()
+
     def examine(self) -> Health:
         if self._is_read_only():
             self.close()

@@ -8,6 +8,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pymongo
 from bson.binary import UuidRepresentation
 from bson.codec_options import CodecOptions, DatetimeConversion
 from bson.errors import InvalidBSON
@@ -55,6 +56,8 @@ _CODEC: CodecOptions[Document] = CodecOptions(
     datetime_conversion=DatetimeConversion.DATETIME_AUTO,
 )
 _READS = (ObjectKind.FIND, ObjectKind.AGGREGATE, ObjectKind.VIEW)
+LOOK_SECONDS = 1.0
+"""A secondary has this time to report its position."""
 SHAPES = "shape of "
 """Prefix of a collection's name in the `_id` of a document in `beds_objects`: the BSON types of its validator."""
 
@@ -236,7 +239,7 @@ class MongoSession:
 
     def position_of(self, secondary: Address) -> Position:
         """The position of a secondary. Raises StoreUnavailable."""
-        with self._pinned(secondary), translated():
+        with self._pinned(secondary), translated(), pymongo.timeout(LOOK_SECONDS):
             return position_in(self._database.command("ping", read_preference=ReadPreference.SECONDARY))
 
     def fetch_from(self, secondary: Address, binding: Binding, values: Mapping[str, Any]) -> Outcome:
@@ -254,6 +257,11 @@ class MongoSession:
             yield
         finally:
             self._pin.address = None
+
+    def takes_writes(self) -> bool:
+        with translated():
+            hello = self._database.command("hello")
+        return bool(hello.get("isWritablePrimary", hello.get("msg") == "isdbgrid"))
 
     def examine(self) -> Health:
         with translated():
