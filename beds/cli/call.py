@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import click
+from rich.console import Console
+from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
+from beds.cli.formats import Csv, Ndjson
 from beds.cli.output import print_json, print_reply
 from beds.cli.values import convert, given_fields
 from beds.client.client import Client
 from beds.client.deadline import DEFAULT_TIMEOUT
 from beds.config import load_settings
 from beds.domain.event import Operation
+from beds.domain.reply import Page, Reply
 from beds.errors import MalformedEvent
 from beds.templates.fields import FieldSpec
 from beds.templates.template import EXPECTED_VERSION, Template
@@ -44,16 +48,32 @@ def _options(command: F) -> F:
 @click.command(epilog="See docs/reference/cli.md for the exit codes.")
 @_options
 @click.option("--idempotency-key", help="Called again with the same key and data: the first call's reply.")
+@click.option("--wire", is_flag=True, help="With --json: values with their types, as on the wire.")
+@click.option("--ndjson", "form", flag_value="ndjson", help="Print each record of a fetch as JSON on one line.")
+@click.option("--csv", "form", flag_value="csv", help="Print the records of a fetch as CSV with a header.")
+@click.option("--all", "all_pages", is_flag=True, help="Fetch all pages, not only the first.")
 @click.pass_obj
 def call(
-    config: str | None, /, what: str, fields: tuple[str, ...], as_json: bool, timeout: float, **options: Any
+    config: str | None,
+    /,
+    what: str,
+    fields: tuple[str, ...],
+    as_json: bool,
+    wire: bool,
+    form: str | None,
+    all_pages: bool,
+    timeout: float,
+    **options: Any,
 ) -> None:
     """Execute one operation and print the reply.
+
+    JSON has times in ISO 8601, and decimals and UUIDs as text.
 
     \b
     Examples:
       beds call Airports.fetch_records --using by_faa faa=JFK
       beds call Flights.fetch_records --using by_route origin=JFK dest=BOS --limit 5 --json
+      beds call Flights.fetch_records --using by_route origin=JFK dest=BOS --all --csv > flights.csv
       beds call Airlines.create_record carrier=ZZ name='Zed Air'
       beds call Notices.create_record --data '{"airport": "JFK", "title": "Snow", "status": "open"}'
       beds call Airlines.delete_record carrier=ZZ
@@ -61,9 +81,48 @@ def call(
     """
     with Client(load_settings(config)) as client:
         operation, template, data = _arguments(client, what, fields, options.pop("data"))
+        if (form or all_pages) and operation != Operation.FETCH:
+            raise click.UsageError("--ndjson, --csv and --all are for fetch_records")
+        if as_json and form:
+            raise click.UsageError(f"give either --json or --{form}")
         version = _version(client.templates[template], options.pop("expected_version"))
-        reply = client.call(operation, template, data, expected_version=version, timeout=timeout, **options)
-    print_reply(reply, as_json=as_json)
+
+        def one(cursor: str) -> Reply:
+            return client.call(
+                operation, template, data, expected_version=version, timeout=timeout, **{**options, "cursor": cursor}
+            )
+
+        if not form and not all_pages:
+            print_reply(one(options["cursor"]), as_json=as_json, wire=wire)
+            return
+        found = _pages(one, options["cursor"], all_pages=all_pages)
+        if form:
+            writer = Csv() if form == "csv" else Ndjson()
+            for page in found:
+                writer.write(page.records)
+        else:
+            records = tuple(record for page in found for record in page)
+            print_reply(Page(records), as_json=as_json, wire=wire)
+
+
+def _pages(fetch: Callable[[str], Reply], cursor: str, *, all_pages: bool) -> Iterator[Page]:
+    """One page, or all from a cursor on, with the number of records on a terminal."""
+    console = Console(stderr=True)
+    with Progress(
+        TextColumn("{task.completed:,.0f} records"), TimeElapsedColumn(),
+        console=console, transient=True, disable=not (all_pages and console.is_terminal),
+    ) as bar:  # fmt: skip
+        task = bar.add_task("", total=None)
+        while True:
+            page = fetch(cursor)
+            assert isinstance(page, Page)
+            yield page
+            bar.advance(task, len(page))
+            cursor = page.cursor
+            if not cursor or not all_pages:
+                if page.is_cut:
+                    click.echo("there may be more: this fetch has no cursor, and its limit was reached", err=True)
+                return
 
 
 @click.command()

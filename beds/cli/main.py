@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import click
 from rich.console import Console
 
-from beds.cli.output import plain_json_text, printable
+from beds.cli.output import json_text, printable
 from beds.config.settings import CONFIG_VARIABLE
 from beds.errors import BedsError, ConfigurationError
 
@@ -28,7 +28,7 @@ _COMMANDS: Mapping[str, tuple[str, str]] = {
     "call": ("beds.cli.call:call", "Execute one operation and print the reply."),
     "submit": ("beds.cli.call:submit", "Submit one operation and print its ticket."),
     "ticket": ("beds.cli.ticket:ticket", "Show, wait for and cancel a ticket."),
-    "tickets": ("beds.cli.ticket:tickets", "List tickets in one state."),
+    "tickets": ("beds.cli.ticket:tickets", "List the newest tickets, or those in one state."),
     "job": ("beds.cli.job:job", "Start, watch and steer jobs: aggregations, migrations, the warehouse."),
     "jobs": ("beds.cli.job:jobs", "List jobs."),
     "dead": ("beds.cli.dead:dead", "Look at dead events, replay and discard them."),
@@ -127,7 +127,7 @@ def _lines(text: str) -> str:
 def print_error(error: BedsError, *, as_json: bool) -> None:
     """Print an error to standard error: as one JSON object, or as message, hint and event."""
     if as_json:
-        click.echo(plain_json_text({"error": error.to_wire()}), err=True)
+        click.echo(json_text({"error": error.to_wire()}), err=True)
         return
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     console.print(f"[bold red]{error.code}[/]:", end=" ")
@@ -154,7 +154,7 @@ def main() -> Any:
     except click.ClickException as error:
         if as_json:
             usage = {"code": "usage", "message": error.format_message(), "detail": {}, "hint": "see --help"}
-            click.echo(plain_json_text({"error": usage}), err=True)
+            click.echo(json_text({"error": usage}), err=True)
         else:
             error.show()
         raise SystemExit(error.exit_code) from None

@@ -19,25 +19,20 @@ from beds.wire import codec
 CELL_CHARACTERS = 60
 
 
-def print_json(value: Any) -> None:
-    """Print one JSON value, in the codec's form."""
-    click.echo(json_text(value, indent=2))
+def print_json(value: Any, *, wire: bool = False) -> None:
+    """Print one JSON value: plain, or with the tags of the wire format."""
+    click.echo(json_text(codec.encode(value) if wire else value, indent=2))
 
 
 def json_text(value: Any, indent: int | None = None) -> str:
-    """A value in the codec's form; see `plain_json_text`."""
-    return plain_json_text(codec.encode(value), indent)
-
-
-def plain_json_text(value: Any, indent: int | None = None) -> str:
-    """JSON in which characters are escaped that could control a terminal."""
-    text = json.dumps(value, ensure_ascii=False, indent=indent)
+    """Plain JSON in which characters are escaped that could control a terminal."""
+    text = json.dumps(codec.plain(value), ensure_ascii=False, indent=indent)
     return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
 
 
-def print_reply(reply: Reply, *, as_json: bool) -> None:
+def print_reply(reply: Reply, *, as_json: bool, wire: bool = False) -> None:
     if as_json:
-        print_json(reply.to_wire())
+        print_json(reply.to_wire(), wire=wire)
     elif isinstance(reply, Page):
         print_records(reply.records)
         click.echo(how_many(reply, "record"))
@@ -89,7 +84,7 @@ def _cell(value: Any, characters: int) -> str:
         return codec.duration_text(value)
     if isinstance(value, bytes):
         return printable(base64.b64encode(value).decode(), characters)
-    text = json.dumps(codec.encode(value), ensure_ascii=False) if isinstance(value, (dict, list)) else str(value)
+    text = json.dumps(codec.plain(value), ensure_ascii=False) if isinstance(value, (dict, list)) else str(value)
     return printable(text, characters)
 
 

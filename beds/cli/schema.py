@@ -93,6 +93,45 @@ def grants(config: str | None, as_json: bool) -> None:
         click.echo(f"-- db.runCommand({json.dumps(role)})")
 
 
+@schema.command()
+@click.option("--again", metavar="FILE", help="You have undone what the file did: `apply` runs it again.")
+@click.option("--done", metavar="FILE", help="You have completed the file by hand: it counts as applied.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_obj
+def repair(config: str | None, again: str | None, done: str | None, as_json: bool) -> None:
+    """Show the versioned files that failed half-way, and how far each came; or settle one of them.
+
+    MariaDB commits each CREATE, ALTER and DROP at once, so a file that fails leaves its first statements behind.
+
+    \b
+    Examples:
+      beds schema repair
+      beds stack sql                                   (undo the statements by hand)
+      beds schema repair --again V0003__orders.sql
+      beds schema apply
+    """
+    if again and done:
+        raise click.UsageError("give either --again or --done")
+    found = tools.rel_schema(load_settings(config))
+    if file := again or done:
+        found.settle(file, applied=bool(done))
+        click.echo(f"{file} counts as applied" if done else f"{file} runs again at the next `beds schema apply`")
+        return
+    halves = found.half_applied()
+    if as_json:
+        print_json([asdict(each) for each in halves])
+    for each in [] if as_json else halves:
+        click.echo(f"{each.file}: {each.statements} statements were executed, at {each.begun_at}")
+        click.echo(f"  the next one failed: {each.error}" if each.error else "  then the connection was lost")
+        click.echo("  undo them, for example with `beds stack sql`, mend the file, and: "
+                   f"beds schema repair --again {each.file}")  # fmt: skip
+        click.echo(f"  or complete the rest by hand, and: beds schema repair --done {each.file}")
+    if halves:
+        raise SystemExit(EX_DIFFERS)
+    if not as_json:
+        click.echo("nothing to repair")
+
+
 def _report(problems: list[str], *, as_json: bool) -> None:
     if not problems:
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -104,6 +105,41 @@ def env(config: str | None) -> None:
     plan = Stack(folder_for(config)).plan
     for name, value in {**plan.environment(), **plan.flower_environment()}.items():
         click.echo(f"export {name}={shlex.quote(value)}")
+
+
+_AS = click.option(
+    "--as", "role", type=click.Choice(["dba", "worker", "root"]), default="dba", show_default=True, help="As whom."
+)
+
+
+@stack.command(context_settings={"ignore_unknown_options": True})
+@_AS
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.pass_obj
+def sql(config: str | None, role: str, arguments: tuple[str, ...]) -> None:
+    """Open MariaDB's shell on this stack; further arguments go to the shell.
+
+    \b
+    Examples:
+      beds stack sql
+      beds stack sql --as worker -e "CALL airlines_count()"
+    """
+    _run(*Stack(folder_for(config)).sql_shell(role), arguments)
+
+
+@stack.command(context_settings={"ignore_unknown_options": True})
+@_AS
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.pass_obj
+def mongosh(config: str | None, role: str, arguments: tuple[str, ...]) -> None:
+    """Open MongoDB's shell on this stack; further arguments go to the shell. mongosh must be installed."""
+    _run(*Stack(folder_for(config)).mongo_shell(role), arguments)
+
+
+def _run(command: list[str], environment: dict[str, str], arguments: tuple[str, ...]) -> None:
+    """Become a program. Its password is in the environment, which other users cannot read."""
+    sys.stdout.flush()
+    os.execvpe(command[0], [*command, *arguments], {**os.environ, **environment})
 
 
 @stack.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})

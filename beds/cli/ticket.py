@@ -12,6 +12,7 @@ from beds.cli.clients import records_client
 from beds.cli.output import how_many, print_json, print_reply, print_table
 from beds.domain.reply import Page, reply_from_wire
 from beds.domain.ticket import TicketState, TicketStatus
+from beds.wire import codec
 from beds.wire.reply import read_reply
 
 
@@ -48,7 +49,7 @@ def show(config: str | None, guid: str, wait: bool, timeout: float, as_json: boo
         found = client.ticket(guid)
         status = _wait(found, timeout) if wait else found.status(timeout)
     if as_json:
-        print_json({**status.to_wire(), "ready": status.ready})
+        print_json(_plain(status))
     else:
         _print(status)
     if wait:
@@ -68,7 +69,7 @@ def cancel(config: str | None, guid: str, by: str, timeout: float, as_json: bool
     with records_client(config) as client:
         status = client.ticket(guid).cancel(timeout, by=by)
     if as_json:
-        print_json({**status.to_wire(), "ready": status.ready})
+        print_json(_plain(status))
     else:
         _print(status)
         if status.ready and status.state is not TicketState.REVOKED:
@@ -76,20 +77,19 @@ def cancel(config: str | None, guid: str, by: str, timeout: float, as_json: bool
 
 
 @click.command()
-@click.option(
-    "--state", type=click.Choice([str(s) for s in TicketState]), default="STARTED", show_default=True, help="Which."
-)
+@click.option("--state", type=click.Choice([str(s) for s in TicketState]), help="In this state only, oldest first.")
 @click.option("--limit", type=int, default=100, show_default=True, help="Tickets of a page.")
 @click.option("--cursor", default="", help="The cursor of the page before.")
 @click.option("--timeout", type=float, default=10.0, show_default=True, help="Seconds.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
-def tickets(config: str | None, state: str, limit: int, cursor: str, timeout: float, as_json: bool) -> None:
-    """List tickets in one state, oldest first: one's own, and everybody's with [amqp] operator_url."""
+def tickets(config: str | None, state: str | None, limit: int, cursor: str, timeout: float, as_json: bool) -> None:
+    """List the newest tickets, or those in one state: one's own, and everybody's with [amqp] operator_url."""
     with records_client(config) as client:
+        using = ("all_" if client.is_operator else "") + ("by_state" if state else "newest")
         page = client.call(
-            "fetch_records", "msTickets", {"state": state},
-            using="all_by_state" if client.is_operator else "by_state", limit=limit, cursor=cursor, timeout=timeout,
+            "fetch_records", "msTickets", {"state": state} if state else {},
+            using=using, limit=limit, cursor=cursor, timeout=timeout,
         )  # fmt: skip
     assert isinstance(page, Page)
     if as_json:
@@ -97,7 +97,13 @@ def tickets(config: str | None, state: str, limit: int, cursor: str, timeout: fl
         return
     columns = ("guid", "summary", "state", "accepted_at", "started_at", "ended_at", "cancelled_by")
     print_table(columns, [[record.get(name) for name in columns] for record in page])
-    click.echo(how_many(page, "ticket", f" in state {state}"))
+    click.echo(how_many(page, "ticket", f" in state {state}" if state else ""))
+
+
+def _plain(status: TicketStatus) -> dict[str, Any]:
+    """A status for JSON; the values of its result have no tags."""
+    found: dict[str, Any] = codec.decode(status.to_wire())
+    return {**found, "ready": status.ready}
 
 
 def _wait(found: Any, timeout: float) -> TicketStatus:

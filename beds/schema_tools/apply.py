@@ -78,6 +78,15 @@ def problems(settings: Settings) -> list[str]:
     return found
 
 
+def rel_schema(settings: Settings) -> RelSchema:
+    """The MariaDB side of `schema/`. Raises ConfigurationError: no DBA credentials for it."""
+    if settings.schema_.dba.rel is None:
+        raise ConfigurationError(
+            "no DBA credentials for MariaDB", hint="set BEDS_SCHEMA__DBA__REL__… in the environment"
+        )
+    return _rel(settings)
+
+
 @contextlib.contextmanager
 def _sides(settings: Settings) -> Iterator[tuple[RelSchema | None, RecSchema | None]]:
     """The schema of each store for which there are DBA credentials."""

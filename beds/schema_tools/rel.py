@@ -10,6 +10,7 @@ import contextlib
 import re
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +60,34 @@ CREATE TABLE IF NOT EXISTS {HISTORY} (
   checksum CHAR(64) NOT NULL,
   applied_at DATETIME(3) NOT NULL DEFAULT CURRENT_TIMESTAMP(3),
   seconds DOUBLE NOT NULL,
-  success BOOLEAN NOT NULL
+  success BOOLEAN NOT NULL,
+  statements INT NOT NULL DEFAULT 0,
+  error TEXT NULL
 ) COMMENT 'What `beds schema apply` applied'"""
+
+
+GROW_HISTORY = (
+    f"ALTER TABLE {HISTORY} ADD COLUMN IF NOT EXISTS statements INT NOT NULL DEFAULT 0, "
+    "ADD COLUMN IF NOT EXISTS error TEXT NULL"
+)
+"""For a history of an earlier version."""
+
+
+@dataclass(frozen=True, slots=True)
+class HalfApplied:
+    """A versioned file that failed, of which MariaDB cannot roll back what it did.
+
+    Args:
+        file: its name.
+        statements: how many of its statements were executed.
+        error: MariaDB's message for the next one; empty if the connection or the process was lost.
+        begun_at: in UTC.
+    """
+
+    file: str
+    statements: int
+    error: str
+    begun_at: str
 
 
 class RelSchema:
@@ -132,7 +159,7 @@ class RelSchema:
                 raise SchemaDrift(
                     f"{name} failed half-way; MariaDB cannot roll DDL back",
                     detail={"file": name},
-                    hint=f"undo what it did by hand, then: DELETE FROM {HISTORY} WHERE file = '{name}'",
+                    hint="`beds schema repair` shows how far it came, and what to do",
                 )
             if name not in self._files:
                 raise SchemaDrift(
@@ -158,15 +185,54 @@ class RelSchema:
                     hint=_BINARY_LOG,
                 )
             self._note(cursor, name, text, 0.0, success=False)
+            done = 0
             try:
                 cursor.execute(text)
+                done += 1
                 while cursor.nextset():
-                    pass
+                    done += 1
             except MySQLdb.Error as error:
                 message = str(error.args[1]) if len(error.args) > 1 else str(error)
+                self._note_failure(name, done, message)
                 remedy = _SETTING_REMEDIES.get(error.args[0], "mend the file")
                 raise SchemaError(f"{name}: {message}", detail={"file": name}, hint=remedy) from None
             self._note(cursor, name, text, time.monotonic() - started, success=True)
+
+    def _note_failure(self, name: str, done: int, message: str) -> None:
+        """Note how far a file came, over another connection: its own may have results left."""
+        with contextlib.suppress(BedsError), self._connected() as cursor:
+            cursor.execute(
+                f"UPDATE {HISTORY} SET statements = %s, error = %s WHERE file = %s", [done, message[:2000], name]
+            )
+
+    def half_applied(self) -> list[HalfApplied]:
+        """The versioned files that failed half-way."""
+        with self._connected() as cursor:
+            self._history(cursor)
+            cursor.execute(f"SELECT file, statements, error, applied_at FROM {HISTORY} WHERE NOT success ORDER BY file")
+            return [
+                HalfApplied(row["file"], row["statements"], row["error"] or "", str(row["applied_at"]))
+                for row in cursor.fetchall()
+                if _VERSIONED.match(row["file"].removeprefix(OWN))
+            ]
+
+    def settle(self, name: str, *, applied: bool) -> None:
+        """Note that a person has undone a half-applied file, or completed it.
+
+        Args:
+            name: of the file.
+            applied: True if it was completed; otherwise the next `apply` runs it again.
+
+        Raises:
+            SchemaError: it did not fail half-way.
+        """
+        if name not in {each.file for each in self.half_applied()}:
+            raise SchemaError(f"{name} did not fail half-way", detail={"file": name}, hint="`beds schema repair`")
+        with self._connected() as cursor:
+            if applied:
+                self._note(cursor, name, self._files.get(name, ""), 0.0, success=True)
+            else:
+                cursor.execute(f"DELETE FROM {HISTORY} WHERE file = %s", [name])
 
     def _note(self, cursor: Any, name: str, text: str, seconds: float, *, success: bool) -> None:
         cursor.execute(
@@ -177,6 +243,7 @@ class RelSchema:
 
     def _history(self, cursor: Any) -> dict[str, dict[str, Any]]:
         cursor.execute(CREATE_HISTORY)
+        cursor.execute(GROW_HISTORY)
         cursor.execute(f"SELECT file, checksum, success FROM {HISTORY}")
         return {row["file"]: row for row in cursor.fetchall()}
 

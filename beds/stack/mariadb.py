@@ -102,6 +102,15 @@ class MariaDB(Server):
         self._socket.unlink(missing_ok=True)
         return ran
 
+    def shell(self, role: str) -> tuple[list[str], dict[str, str]]:
+        """The command of the shell as `dba`, `worker` or `root`, and its environment with the password."""
+        program = self.program("mariadb", "mysql")
+        if role == "root":
+            return [program, "--no-defaults", f"--socket={self._socket}", f"--user={_login()}", DATABASE], {}
+        user = "broker" if role == "worker" else "dba"
+        where = [f"--user=beds_{user}", "--host=127.0.0.1", f"--port={self.plan.mariadb_port}", DATABASE]
+        return [program, "--no-defaults", *where], {"MYSQL_PWD": self.plan.passwords[f"rel_{user}"]}
+
     def follows(self) -> bool:
         """True if it is a replica."""
         return bool(self.ask("SHOW SLAVE STATUS"))

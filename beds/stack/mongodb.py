@@ -12,6 +12,7 @@ from pathlib import Path
 from pymongo import MongoClient
 from pymongo.errors import OperationFailure, PyMongoError
 
+from beds.errors import StackError
 from beds.stack.plan import DATABASE
 from beds.stack.server import Server
 
@@ -84,6 +85,18 @@ class MongoDB(Server):
             with contextlib.suppress(OperationFailure):
                 database.command("createRole", "beds_broker", privileges=[], roles=[])
             database.command("createUser", "beds_broker", pwd=self.plan.passwords["rec_broker"], roles=["beds_broker"])
+
+    def shell(self, role: str) -> tuple[list[str], dict[str, str]]:
+        """The command of mongosh as `dba`, `worker` or `root`, and its environment with the password."""
+        try:
+            program = self.program("mongosh")
+        except StackError:
+            raise StackError(
+                "mongosh is not installed", hint="https://www.mongodb.com/docs/mongodb-shell/install/"
+            ) from None
+        user = {"worker": "broker"}.get(role, role)
+        uri = self.plan.mongo_uri(user, "admin" if role == "root" else DATABASE)
+        return [program, "--nodb", "--shell", "--eval", "db = connect(process.env.BEDS_URI)"], {"BEDS_URI": uri}
 
     def _client(self) -> MongoClient[dict[str, object]]:
         return MongoClient(

@@ -112,6 +112,19 @@ class Stack:
             if is_new:
                 report(f"flower    user beds, password {self.plan.passwords['flower']} (kept in {self.plan.env_file})")
 
+    def sql_shell(self, role: str) -> tuple[list[str], dict[str, str]]:
+        """The command and environment of MariaDB's shell, on the server that takes writes.
+
+        Args:
+            role: `dba`, `worker` or `root`.
+        """
+        server = next((each for each in self.mariadbs if each.is_noted_primary), self.mariadb)
+        return server.shell(role)
+
+    def mongo_shell(self, role: str) -> tuple[list[str], dict[str, str]]:
+        """The same for mongosh."""
+        return self.mongodb.shell(role)
+
     def promote(self) -> MariaDB:
         """Make the replica of MariaDB the primary. Returns the new primary. Raises StackError."""
         with _alone(self.folder):

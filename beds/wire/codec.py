@@ -123,6 +123,19 @@ def encode(value: Any) -> Any:
     )
 
 
+def plain(value: Any) -> Any:
+    """Convert `value` to JSON values without tags, for readers that know the types.
+
+    Times are ISO 8601, durations too; decimals and UUIDs are text, bytes are Base64. `decode` cannot reverse this.
+    """
+    if isinstance(value, Mapping):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(inner) for inner in value]
+    encoder = next((encoder for cls, _, encoder in _ENCODERS if isinstance(value, cls)), None)
+    return encoder(value) if encoder else value
+
+
 def decode(value: Any) -> Any:
     """The inverse of `encode`.
 
