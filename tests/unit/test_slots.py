@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import socket
 import struct
@@ -15,13 +16,16 @@ from typing import Any
 
 import amqp
 import pytest
+from celery.worker.consumer import Consumer
 
 from beds.config import Settings
 from beds.domain.event import Event, RecordKind
 from beds.domain.lineage import Lineage
 from beds.errors import MalformedEvent
 from beds.services.execution import Redeliver
+from beds.transport.confirms import UNCONFIRMED_SECONDS
 from beds.transport.frames import FrameReader
+from beds.worker.consumer import MOST_LOCKED, ValidatingConsumer
 from beds.worker.slots.audits import Batch, SlotAudits
 from beds.worker.slots.board import PAGE_BYTES, Board, SlotState, Work
 from beds.worker.slots.connection import ConnectionLost
@@ -138,7 +142,11 @@ class FakeConnection:
         self.published: list[amqp.Message] = []
         self.answers: list[bool] = []
         self.lock = threading.RLock()
+        self.free_since = 0.0
         self._audits = audits
+
+    def lost(self, why: str) -> ConnectionLost:
+        return ConnectionLost(why)
 
     def publish_confirmed(
         self, message: amqp.Message, _exchange: str, _key: str, register: Callable[[int], None]
@@ -226,6 +234,59 @@ def test_a_lost_connection_ends_the_wait_for_a_confirm(fake: tuple[SlotAudits, F
     assert not audits.is_due
     audits.on_confirm(1, False, True)  # a late confirm means nothing
     assert isinstance(audits.send({"n": 2}), Batch)
+
+
+def test_a_connection_that_confirms_nothing_is_given_up_with_growing_patience(
+    fake: tuple[SlotAudits, FakeConnection], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    audits, connection = fake
+    now = [1000.0]
+    clock = SimpleNamespace(monotonic=lambda: now[0])
+    monkeypatch.setattr("beds.worker.slots.audits.time", clock)
+    monkeypatch.setattr("beds.transport.confirms.time", clock)
+
+    def seconds_until_given_up() -> float:
+        audits.send({"n": 1})
+        audits.flush(connection)  # type: ignore[arg-type]
+        began = now[0]
+        while True:
+            now[0] += 1
+            try:
+                audits.check(connection)  # type: ignore[arg-type]
+            except ConnectionLost:
+                audits.forget()
+                return now[0] - began
+
+    connection.free_since = math.inf
+    audits.send({"n": 0})
+    audits.flush(connection)  # type: ignore[arg-type]
+    now[0] += 1000
+    audits.check(connection)  # type: ignore[arg-type]  # RabbitMQ blocks it: no confirm is due
+    audits.forget()
+    connection.free_since = 0.0
+    first, second = seconds_until_given_up(), seconds_until_given_up()
+    assert UNCONFIRMED_SECONDS < first < UNCONFIRMED_SECONDS + 2
+    assert second > 1.4 * first
+    audits.send({"n": 2})
+    audits.flush(connection)  # type: ignore[arg-type]
+    audits.on_confirm(len(connection.published), False, True)
+    assert seconds_until_given_up() < UNCONFIRMED_SECONDS + 2
+
+
+def test_a_worker_waits_for_its_own_queue_and_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a cluster another node may hold the exclusive queue of a lost connection for some seconds."""
+    passed: list[Exception] = []
+    monkeypatch.setattr(Consumer, "on_connection_error_after_connected", lambda _self, exc: passed.append(exc))
+    monkeypatch.setattr("beds.worker.consumer.time.sleep", lambda _seconds: None)
+    consumer = ValidatingConsumer.__new__(ValidatingConsumer)
+    locked = amqp.ResourceLocked("it is exclusive")
+    for _ in range(MOST_LOCKED):
+        consumer.on_connection_error_after_connected(locked)
+    assert len(passed) == MOST_LOCKED
+    with pytest.raises(amqp.ResourceLocked):
+        consumer.on_connection_error_after_connected(locked)
+    consumer.on_connection_error_after_connected(OSError("another loss"))
+    consumer.on_connection_error_after_connected(locked)
 
 
 def received(body: bytes = b"[[], {}, {}]", **properties: Any) -> Received:
