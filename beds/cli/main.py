@@ -44,6 +44,7 @@ _COMMANDS: Mapping[str, tuple[str, str]] = {
     "http": ("beds.cli.http:http", "Run the app server, and make keys for its callers."),
     "doctor": ("beds.cli.doctor:doctor", "Test the running system by probes."),
     "stack": ("beds.cli.stack:stack", "Start and stop a local RabbitMQ, MariaDB and MongoDB."),
+    "completion": ("beds.cli.completion:completion", "Print the completion script of a shell."),
     "demo": ("beds.cli.demo:demo", "Load the sample data through BEDS and ask it questions."),
 }
 

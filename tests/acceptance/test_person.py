@@ -17,6 +17,12 @@ from tests.conftest import run
 HALF = "V0990__half.sql"
 
 
+def test_a_shell_completes_commands(project: Path) -> None:
+    assert "complete" in run(project, "beds", "completion", "bash").stdout
+    asked = {"_BEDS_COMPLETE": "bash_complete", "COMP_WORDS": "beds stack pro", "COMP_CWORD": "2"}
+    assert run(project, "beds", env=asked).stdout.split() == ["plain,promote"]
+
+
 def call(project: Path, *arguments: str) -> str:
     done = run(project, "beds", "call", *arguments)
     assert done.returncode == 0, done.stderr
