@@ -27,7 +27,7 @@ POLL_SECONDS = 0.01
 REST_SECONDS = 5.0
 """A replica that failed, or that lagged for this time, is left; after this time another one is chosen."""
 LONGEST_REST_SECONDS = 60.0
-"""The rest is doubled up to this time while no replica serves."""
+"""The pause is doubled up to this time while no replica serves."""
 STEPS = 4
 """Positions noted within `max_lag`."""
 
@@ -125,7 +125,7 @@ class ReplicaReader:
         self._replica.close()
 
     def _may_ask(self) -> bool:
-        """Whether the replica is complete enough for a read that begins now."""
+        """True if the replica is complete enough for a read that begins now."""
         if self._config.own_writes:
             return self._has_own_writes()
         return time.monotonic() >= self._rests_until and self._lags_little()
