@@ -119,8 +119,8 @@ class MariaDBReplica(MariaDB):
 def assign_roles(servers: Sequence[MariaDB]) -> MariaDB:
     """Let one MariaDB take writes, and the others follow it. Returns the primary.
 
-    The last primary stays it, even if another server follows none: a former primary may have writes that no replica has,
-    and whose callers got no answer.
+    The last primary stays it, even if another server follows none: a former primary may have writes that no replica
+    has, and whose callers got no answer.
     """
     primary = next((each for each in servers if each.is_noted_primary), servers[0])
     primary.take_writes()
