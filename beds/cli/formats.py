@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import json
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +14,8 @@ import click
 from beds.cli.output import json_text
 from beds.domain.reply import Record
 from beds.wire import codec
+
+END = "\r\n"
 
 
 class Ndjson:
@@ -42,8 +46,12 @@ class Csv:
 
     def _line(self, record: Mapping[str, Any]) -> None:
         line = io.StringIO()
-        csv.writer(line, lineterminator="").writerow([_text(record.get(name)) for name in self._columns])
-        click.echo(line.getvalue())
+        # A field is quoted if it has one of the terminator's characters.
+        csv.writer(line, lineterminator=END).writerow([_text(record.get(name)) for name in self._columns])
+        text = line.getvalue().removesuffix(END)
+        if sys.stdout.isatty():
+            text = "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
+        click.echo(text, color=True)  # as it is: click would remove escape sequences from the data
 
 
 def _text(value: Any) -> str:

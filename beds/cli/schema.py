@@ -121,8 +121,11 @@ def repair(config: str | None, again: str | None, done: str | None, as_json: boo
     if as_json:
         print_json([asdict(each) for each in halves])
     for each in [] if as_json else halves:
-        click.echo(f"{each.file}: {each.statements} statements were executed, at {each.begun_at}")
-        click.echo(f"  the next one failed: {each.error}" if each.error else "  then the connection was lost")
+        known = "an unknown number of" if each.statements is None else each.statements
+        click.echo(f"{each.file}: {known} statements were executed, from {each.begun_at} on")
+        click.echo(
+            f"  the next one failed: {each.error}" if each.error else "  then the connection was lost, or still runs"
+        )
         click.echo("  undo them, for example with `beds stack sql`, mend the file, and: "
                    f"beds schema repair --again {each.file}")  # fmt: skip
         click.echo(f"  or complete the rest by hand, and: beds schema repair --done {each.file}")

@@ -18,7 +18,7 @@ import MySQLdb
 
 from beds.adapters.mariadb import definition, health
 from beds.adapters.mariadb.definition import NOT_CODE
-from beds.adapters.mariadb.errors import translated
+from beds.adapters.mariadb.errors import is_client_side, translated
 from beds.adapters.mariadb.session import connect
 from beds.config.sections import RelDatabase
 from beds.errors import BedsError, SchemaDrift, SchemaError
@@ -61,14 +61,13 @@ CREATE TABLE IF NOT EXISTS {HISTORY} (
   applied_at DATETIME(3) NOT NULL DEFAULT CURRENT_TIMESTAMP(3),
   seconds DOUBLE NOT NULL,
   success BOOLEAN NOT NULL,
-  statements INT NOT NULL DEFAULT 0,
+  statements INT NULL,
   error TEXT NULL
 ) COMMENT 'What `beds schema apply` applied'"""
 
 
 GROW_HISTORY = (
-    f"ALTER TABLE {HISTORY} ADD COLUMN IF NOT EXISTS statements INT NOT NULL DEFAULT 0, "
-    "ADD COLUMN IF NOT EXISTS error TEXT NULL"
+    f"ALTER TABLE {HISTORY} ADD COLUMN IF NOT EXISTS statements INT NULL, ADD COLUMN IF NOT EXISTS error TEXT NULL"
 )
 """For a history of an earlier version."""
 
@@ -79,13 +78,13 @@ class HalfApplied:
 
     Args:
         file: its name.
-        statements: how many of its statements were executed.
+        statements: how many of its statements were executed; None if the process was killed.
         error: MariaDB's message for the next one; empty if the connection or the process was lost.
         begun_at: in UTC.
     """
 
     file: str
-    statements: int
+    statements: int | None
     error: str
     begun_at: str
 
@@ -184,6 +183,8 @@ class RelSchema:
                     detail={"file": name},
                     hint=_BINARY_LOG,
                 )
+            if not self._lock(cursor, "GET_LOCK(%s, 0)"):
+                raise SchemaError("another `beds schema apply` is at work", hint="wait until it is done")
             self._note(cursor, name, text, 0.0, success=False)
             done = 0
             try:
@@ -193,7 +194,7 @@ class RelSchema:
                     done += 1
             except MySQLdb.Error as error:
                 message = str(error.args[1]) if len(error.args) > 1 else str(error)
-                self._note_failure(name, done, message)
+                self._note_failure(name, done, "" if is_client_side(error) else message)
                 remedy = _SETTING_REMEDIES.get(error.args[0], "mend the file")
                 raise SchemaError(f"{name}: {message}", detail={"file": name}, hint=remedy) from None
             self._note(cursor, name, text, time.monotonic() - started, success=True)
@@ -206,8 +207,10 @@ class RelSchema:
             )
 
     def half_applied(self) -> list[HalfApplied]:
-        """The versioned files that failed half-way."""
+        """The versioned files that failed half-way. Raises SchemaError: `beds schema apply` is at work."""
         with self._connected() as cursor:
+            if not self._lock(cursor, "IS_FREE_LOCK(%s)"):
+                raise SchemaError("`beds schema apply` is at work", hint="wait until it is done")
             self._history(cursor)
             cursor.execute(f"SELECT file, statements, error, applied_at FROM {HISTORY} WHERE NOT success ORDER BY file")
             return [
@@ -215,6 +218,11 @@ class RelSchema:
                 for row in cursor.fetchall()
                 if _VERSIONED.match(row["file"].removeprefix(OWN))
             ]
+
+    def _lock(self, cursor: Any, asked: str) -> bool:
+        """The answer to a question about the lock of `apply`, which lasts as long as its connection."""
+        cursor.execute(f"SELECT {asked} AS answer", [f"beds schema of {self._dba.database}"[:60]])
+        return bool(cursor.fetchall()[0]["answer"])
 
     def settle(self, name: str, *, applied: bool) -> None:
         """Note that a person has undone a half-applied file, or completed it.
@@ -228,6 +236,8 @@ class RelSchema:
         """
         if name not in {each.file for each in self.half_applied()}:
             raise SchemaError(f"{name} did not fail half-way", detail={"file": name}, hint="`beds schema repair`")
+        if applied and name not in self._files:
+            raise SchemaError(f"{name} is no longer in schema/rel", detail={"file": name}, hint="restore the file")
         with self._connected() as cursor:
             if applied:
                 self._note(cursor, name, self._files.get(name, ""), 0.0, success=True)

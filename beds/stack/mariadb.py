@@ -135,8 +135,11 @@ class MariaDB(Server):
             password = self.plan.passwords["rel_replicator"]
             self.ask(f"CREATE USER {REPLICATOR}@'127.0.0.1' IDENTIFIED BY %s", [password])
             self.ask(f"GRANT REPLICATION SLAVE ON *.* TO {REPLICATOR}@'127.0.0.1'")
+        # First the note: if this ends in between, no server takes writes, and `up` repairs that.
+        new = self._primary_note.with_suffix(".new")
+        new.write_text(str(self.plan.number))
+        new.replace(self._primary_note)
         self.ask("SET GLOBAL read_only = 0")
-        self._primary_note.write_text(str(self.plan.number))
 
     def refuse_writes(self) -> None:
         self.ask("SET GLOBAL read_only = 1")

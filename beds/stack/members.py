@@ -122,7 +122,9 @@ def assign_roles(servers: Sequence[MariaDB]) -> MariaDB:
     The last primary stays it, even if another server follows none: a former primary may have writes that no replica
     has, and whose callers got no answer.
     """
-    primary = next((each for each in servers if each.is_noted_primary), servers[0])
+    free = [each for each in servers if not each.follows()]
+    unnoted = free[0] if len(free) == 1 else servers[0]  # of a cluster that an earlier version started
+    primary = next((each for each in servers if each.is_noted_primary), unnoted)
     primary.take_writes()
     for each in servers:
         if each is not primary and not each.follows():
@@ -141,15 +143,17 @@ def promote(servers: Sequence[MariaDB]) -> MariaDB:
     if replica is None:
         raise StackError("no replica of MariaDB runs", hint="`beds stack up --cluster` starts one")
     primary = next((each for each in running if each is not replica), None)
+    has_begun = False
     try:
         if primary is not None:
             primary.refuse_writes()
             replica.catch_up(primary, CATCH_UP_SECONDS)
         else:
             replica.apply_received(CATCH_UP_SECONDS)
+        has_begun = True
         replica.take_writes()
     except BaseException:
-        if primary is not None and replica.follows():
+        if primary is not None and not has_begun:
             with contextlib.suppress(StackError):  # the first error counts
                 primary.take_writes()
         raise

@@ -138,7 +138,9 @@ class RabbitMQ(Server):
 
     def down(self) -> bool:
         ran = super().down()
-        return self.epmd.stop() or ran
+        if not self.plan.is_cluster:
+            self.epmd.stop()
+        return ran
 
     def control(self, *arguments: str) -> str:
         """Run `rabbitmqctl` on this node. Raises StackError."""

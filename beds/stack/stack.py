@@ -146,13 +146,16 @@ class Stack:
             stopped = ["workers"] if _stop_terminals(folder / "run") or any(nodes) else []
             for each in stopped:
                 report(each)
-            servers = list(_all_servers(Plan(folder)))
+            servers = list(_all_servers(Plan(folder, is_cluster=True)))
             with ThreadPoolExecutor(len(servers)) as stopping:  # a last node of RabbitMQ would wait for a majority
                 futures = {stopping.submit(each.down): each.label for each in servers}
                 for future in as_completed(futures):
-                    if future.result():
+                    if future.exception() is None and future.result():
                         stopped.append(futures[future])
                         report(futures[future])
+            for future in futures:
+                future.result()  # the first error
+            RabbitMQ(Plan(folder)).epmd.stop()  # all nodes of a cluster use it
         if wipe:
             shutil.rmtree(folder)
         return stopped

@@ -39,7 +39,7 @@ class Server:
 
 @pytest.fixture(autouse=True)
 def _forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hosts, "_avoided_at", {})
+    monkeypatch.setattr(hosts, "PRIMARIES", hosts.HostOrder())
 
 
 def opened(states: dict[str, Any]) -> tuple[Any, list[str]]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
+from beds.adapters.mariadb.hosts import is_on
 from beds.adapters.store import Health
 
 VIEWS = "SELECT TABLE_SCHEMA AS schema_name, TABLE_NAME AS name FROM information_schema.VIEWS"
@@ -17,7 +18,7 @@ def examine(cursor: Any) -> Health:
     """Read MariaDB's state over an open cursor."""
     cursor.execute("SELECT UNIX_TIMESTAMP(UTC_TIMESTAMP(6)) AS now, @@global.read_only AS read_only")
     row = cursor.fetchone()
-    clock, read_only = datetime.fromtimestamp(float(row["now"]), UTC), bool(row["read_only"])
+    clock, read_only = datetime.fromtimestamp(float(row["now"]), UTC), is_on(row["read_only"])
     cursor.execute(VIEWS)
     views = {f"`{row['schema_name']}`.`{row['name']}`" for row in cursor.fetchall()}
     cursor.execute("SHOW GRANTS")

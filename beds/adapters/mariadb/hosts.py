@@ -21,8 +21,26 @@ AVOID_SECONDS = 15.0
 Open = Callable[[str, int, float], Any]
 """Opens a connection to a host and port, within some seconds."""
 
-_avoided_at: dict[str, float] = {}
-"""When each host failed or was read-only, in monotonic seconds."""
+
+class HostOrder:
+    """The order in which hosts are tried: at random, those that were avoided lately last."""
+
+    def __init__(self) -> None:
+        self._avoided_at: dict[str, float] = {}
+
+    def avoid(self, host: str) -> None:
+        """Try a host, `host:port`, last for some time."""
+        self._avoided_at[host] = time.monotonic()
+
+    def of(self, hosts: list[tuple[str, int]]) -> list[tuple[str, int]]:
+        """The hosts in the order in which to try them."""
+        shuffled = random.sample(hosts, len(hosts))
+        soon = time.monotonic() - AVOID_SECONDS
+        return sorted(shuffled, key=lambda each: max(self._avoided_at.get(f"{each[0]}:{each[1]}", 0.0), soon))
+
+
+PRIMARIES, REPLICAS = HostOrder(), HostOrder()
+"""For each role its own: a host that takes writes is avoided only by readers of replicas."""
 
 
 def connect_to_primary(config: RelDatabase, connect: Open) -> Any:
@@ -41,19 +59,19 @@ def connect_to_primary(config: RelDatabase, connect: Open) -> Any:
     deadline = time.monotonic() + config.connect_timeout
     readable: Any = None
     failure: BedsError | None = None
-    for number, (host, port) in enumerate(_ordered(hosts)):
+    for number, (host, port) in enumerate(PRIMARIES.of(hosts)):
         left = max(deadline - time.monotonic(), FIRST_TRY_SECONDS)
         try:
             found = connect(host, port, min(FIRST_TRY_SECONDS, left) if number < len(hosts) - 1 else left)
         except BedsError as error:  # also of a candidate that does not know the user yet
             failure = error
-            avoid(f"{host}:{port}")
+            PRIMARIES.avoid(f"{host}:{port}")
             continue
         if not is_read_only(found):
             if readable is not None:
                 _close(readable)
             return found
-        avoid(f"{host}:{port}")
+        PRIMARIES.avoid(f"{host}:{port}")
         if readable is not None:
             _close(found)
         else:
@@ -62,11 +80,6 @@ def connect_to_primary(config: RelDatabase, connect: Open) -> Any:
         return readable
     assert failure is not None
     raise failure
-
-
-def avoid(host: str) -> None:
-    """Try a host, `host:port`, last for some time."""
-    _avoided_at[host] = time.monotonic()
 
 
 def connect_to_any(config: RelDatabase, connect: Open) -> tuple[str, Any]:
@@ -80,14 +93,14 @@ def connect_to_any(config: RelDatabase, connect: Open) -> tuple[str, Any]:
         StoreUnavailable, StoreDenied: no host can be reached, or none takes the user.
     """
     failure: BedsError | None = None
-    hosts = _ordered(config.addresses)
+    hosts = REPLICAS.of(config.addresses)
     for number, (host, port) in enumerate(hosts):
         seconds = FIRST_TRY_SECONDS if number < len(hosts) - 1 else config.connect_timeout
         try:
             return f"{host}:{port}", connect(host, port, min(seconds, config.connect_timeout))
         except BedsError as error:
             failure = error
-            avoid(f"{host}:{port}")
+            REPLICAS.avoid(f"{host}:{port}")
     assert failure is not None
     raise failure
 
@@ -100,14 +113,13 @@ def is_read_only(connection: Any) -> bool:
             (row,) = cursor.fetchall()
     except MySQLdb.Error:
         return True
-    return bool(row["it"])
+    return is_on(row["it"])
 
 
-def _ordered(hosts: list[tuple[str, int]]) -> list[tuple[str, int]]:
-    """Those that failed or were read-only lately last, and otherwise in random order."""
-    shuffled = random.sample(hosts, len(hosts))
-    soon = time.monotonic() - AVOID_SECONDS
-    return sorted(shuffled, key=lambda each: max(_avoided_at.get(f"{each[0]}:{each[1]}", 0.0), soon))
+def is_on(value: Any) -> bool:
+    """A variable's value as true or false: a number, or a word in later versions of MariaDB."""
+    text = value.decode() if isinstance(value, bytes) else str(value)
+    return text.upper() not in ("0", "OFF")
 
 
 def _close(connection: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from MySQLdb.constants import ER
 
-from beds.adapters.mariadb.hosts import avoid, connect_to_any
+from beds.adapters.mariadb.hosts import REPLICAS, connect_to_any, is_on
 from beds.adapters.mariadb.session import MariaDBSession, connect, gtid_position
 from beds.adapters.replicas import ReplicaReader
 from beds.adapters.store import DefinitionChanged, Outcome, Position, harmless
@@ -40,19 +40,16 @@ class _Session(MariaDBSession):
                 answer.register(connection.fileno(), select.POLLIN)
                 # The socket's own timeout is that of a whole read.
                 if not answer.poll(LOOK_SECONDS * 1000):
-                    raise self._left("does not answer")
+                    self.close()
+                    raise harmless(StoreUnavailable(f"the replica {self.server} does not answer"))
                 connection.read_query_result()
                 ((read_only, position),) = connection.store_result().fetch_row(1)
-                if not int(read_only):
-                    raise self._left("takes writes, so it is no replica")
+                if not is_on(read_only):
+                    self.close()
+                    raise harmless(StoreUnavailable(f"{self.server} takes writes, so it is no replica"))
                 return gtid_position(position)
         finally:
             self._may_open = False
-
-    def _left(self, why: str) -> StoreUnavailable:
-        self.close()
-        avoid(self.server)
-        return harmless(StoreUnavailable(f"the replica {self.server} {why}"))
 
     def call(self, binding: Binding, values: Mapping[str, Any]) -> Outcome:
         if self._writes(binding):
@@ -62,6 +59,7 @@ class _Session(MariaDBSession):
         except StoreUnavailable as error:
             if error.detail.get("store_code") == ER.OPTION_PREVENTS_STATEMENT:  # it tried to write
                 self._writers.add((binding.target.name, binding.target.stamp))
+                raise DefinitionChanged from None  # the primary calls it
             raise
 
     def _open(self) -> Any:
@@ -101,7 +99,7 @@ class MariaDBReplica:
         return self._session.call(binding, values)
 
     def leave(self) -> None:
-        avoid(self._session.server)
+        REPLICAS.avoid(self._session.server)
         self._session.close()
 
     def close(self) -> None:

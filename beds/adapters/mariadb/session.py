@@ -27,7 +27,7 @@ from beds.adapters.mariadb.errors import (
     translate,
     translated,
 )
-from beds.adapters.mariadb.hosts import Open, connect_to_primary, is_read_only
+from beds.adapters.mariadb.hosts import Open, connect_to_primary, is_on, is_read_only
 from beds.adapters.mariadb.signatures import Column, Source
 from beds.adapters.mariadb.types import SqlType
 from beds.adapters.mariadb.values import bulk_to_json, to_sql
@@ -241,7 +241,7 @@ class MariaDBSession:
         with self._transaction() as cursor:
             cursor.execute("SELECT @@global.read_only, @@global.gtid_current_pos")
             ((read_only, found),) = cursor.fetchall()
-        if read_only:  # after a failover this is a replica
+        if is_on(read_only):  # after a failover this is a replica
             self.close()
             return {}
         return gtid_position(found)
@@ -250,7 +250,7 @@ class MariaDBSession:
         """True if the connected server is read-only. A new connection may reach another server."""
         with self._transaction() as cursor:
             cursor.execute("SELECT @@global.read_only")
-            return bool(cursor.fetchall()[0][0])
+            return is_on(cursor.fetchall()[0][0])
 
     def close(self) -> None:
         if self._connection is not None:

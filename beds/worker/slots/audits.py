@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -64,12 +63,12 @@ class InFlight:
     Args:
         batch: what it belongs to.
         key: its routing key.
-        published_at: when it was handed over to the socket.
+        published_at: when it was about to be handed over to the socket.
     """
 
     batch: Batch
     key: str
-    published_at: float = math.inf
+    published_at: float = 0.0
 
 
 class SlotAudits:
@@ -158,7 +157,6 @@ class SlotAudits:
                 for message, exchange, key in messages:
                     sent = InFlight(batch, key)
                     connection.publish_confirmed(message, exchange, key, self._awaiting(sent))
-                    sent.published_at = time.monotonic()
                 self._due.popleft()  # only now: the soft limit may interrupt the lines above
 
     def check(self, connection: SlotConnection) -> None:
@@ -208,6 +206,7 @@ class SlotAudits:
 
     def _awaiting(self, sent: InFlight) -> Callable[[int], None]:
         def register(tag: int) -> None:
+            sent.published_at = time.monotonic()
             self._in_flight[tag] = sent
 
         return register

@@ -68,6 +68,7 @@ class SlotConnection:
         """When it was opened or last unblocked, in monotonic seconds; infinite while RabbitMQ blocks it."""
         self._published = 0
         self._why = ""
+        self._lost: type[ConnectionLost] = ConnectionLost
         parameters = connect_to(
             settings,
             settings.broker_url,
@@ -119,7 +120,7 @@ class SlotConnection:
             if descriptor is not None and descriptor >= 0:
                 waking.register(descriptor, select.POLLIN)
         if not self.is_open:
-            raise ConnectionLost(self._why or "it was closed")
+            raise self._lost(self._why or "it was closed")
         waking.poll(seconds * 1000)
         with contextlib.suppress(BlockingIOError):
             os.read(self._wake, 64)
@@ -228,10 +229,11 @@ class SlotConnection:
     def _lost_on_error(self) -> Iterator[None]:
         """Give the connection up on any error, a signal's too: half a frame may have been sent or read."""
         if not self.is_open:
-            raise ConnectionLost(self._why or "it was closed")
+            raise self._lost(self._why or "it was closed")
         try:
             yield
         except amqp.NotFound as error:
+            self._why, self._lost = error.reply_text, QueueMissing  # for the other thread, too
             self.give_up()
             raise QueueMissing(error.reply_text) from None
         except LOST as error:
