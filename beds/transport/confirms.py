@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Iterable
 
 UNCONFIRMED_SECONDS = 10.0
 """A connection that RabbitMQ does not block is given up after this time without a confirm. It is looked at every half
@@ -27,6 +28,18 @@ class ConfirmWatch:
         """Take the news that a message with this routing key was confirmed."""
         self._confirmed_at[key] = time.monotonic()
         self._patience.pop(key, None)
+
+    def overdue(self, unconfirmed: Iterable[tuple[str, float]], free_since: float) -> str:
+        """The routing key of which nothing was confirmed for too long; empty if there is none.
+
+        Args:
+            unconfirmed: the key of each message in flight and when it was handed over, oldest first.
+            free_since: since when RabbitMQ has not blocked the connection.
+        """
+        oldest: dict[str, float] = {}
+        for key, published_at in unconfirmed:
+            oldest.setdefault(key, published_at)
+        return next((key for key, at in oldest.items() if self.is_overdue(key, at, free_since)), "")
 
     def is_overdue(self, key: str, published_at: float, free_since: float) -> bool:
         """True if nothing with a key was confirmed for too long. The patience is doubled then.

@@ -251,15 +251,11 @@ class _InFlight:
 
         All events in flight are published again under their guids, over a new connection.
         """
-        oldest: dict[str, float] = {}
         with self._lock:
-            for pending in self._unconfirmed.values():
-                oldest.setdefault(pending.event.queue, pending.at)
-        for queue, at in oldest.items():
-            if self._confirms.is_overdue(queue, at, self.connection.free_since):
-                logger.warning("RabbitMQ does not confirm the events of %s; connecting again", queue)
-                self.connection.give_up(BrokerUnavailable("RabbitMQ confirms no events on this connection"))
-                return
+            unconfirmed = [(pending.event.queue, pending.at) for pending in self._unconfirmed.values()]
+        if queue := self._confirms.overdue(unconfirmed, self.connection.free_since):
+            logger.warning("RabbitMQ does not confirm the events of %s; connecting again", queue)
+            self.connection.give_up(BrokerUnavailable("RabbitMQ confirms no events on this connection"))
 
     def _on_return(self, guid: str, key: str) -> None:
         pending = self._waiting.get(guid)

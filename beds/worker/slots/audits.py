@@ -166,12 +166,9 @@ class SlotAudits:
             ConnectionLost: it did.
         """
         with connection.lock:
-            oldest: dict[str, float] = {}
-            for sent in self._in_flight.values():
-                oldest.setdefault(sent.key, sent.published_at)
-        for key, at in oldest.items():
-            if self._confirms.is_overdue(key, at, connection.free_since):
-                raise connection.lost(f"RabbitMQ does not confirm messages for {key}")
+            unconfirmed = [(sent.key, sent.published_at) for sent in self._in_flight.values()]
+        if key := self._confirms.overdue(unconfirmed, connection.free_since):
+            raise connection.lost(f"RabbitMQ does not confirm messages for {key}")
 
     def on_confirm(self, tag: int, multiple: bool, accepted: bool) -> None:
         """Take a confirm from RabbitMQ; what it refused is published again."""
