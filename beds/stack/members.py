@@ -75,15 +75,24 @@ class MongoDBMember(MongoDB):
 
     def provision(self) -> None:
         """Join. The set copies data and users to it."""
+        self.daemon.wait_until(self._has_joined, START_SECONDS)
+        self.daemon.wait_until(self._is_secondary, START_SECONDS)
+
+    def _has_joined(self) -> bool:
+        """Add this member to the set. False if it has to be tried again: the set may change by itself meanwhile."""
         host = f"127.0.0.1:{self.plan.mongodb_port}"
-        first = self._first.plan.alone
-        with MongoClient[dict[str, object]](first.mongo_uri("root", "admin"), serverSelectionTimeoutMS=10_000) as root:
+        uri = self._first.plan.alone.mongo_uri("root", "admin")
+        with (
+            contextlib.suppress(PyMongoError),
+            MongoClient[dict[str, object]](uri, serverSelectionTimeoutMS=10_000) as root,
+        ):
             config = root.admin.command("replSetGetConfig")["config"]
             if all(member["host"] != host for member in config["members"]):
                 config["version"] += 1
                 config["members"].append({"_id": max(each["_id"] for each in config["members"]) + 1, "host": host})
                 root.admin.command("replSetReconfig", config)
-        self.daemon.wait_until(self._is_secondary, START_SECONDS)
+            return True
+        return False
 
     def _is_secondary(self) -> bool:
         with contextlib.suppress(PyMongoError), self._client() as client:

@@ -12,6 +12,7 @@ import pytest
 from pymongo import MongoClient
 from pymongo.errors import AutoReconnect, OperationFailure, PyMongoError
 
+from beds.stack.members import MongoDBMember
 from beds.stack.mongodb import MongoDB
 from beds.stack.plan import Plan
 from beds.stack.stack import Stack
@@ -35,43 +36,6 @@ KILLS = 4
 TAKEOVERS = 4
 STANDS_BACK = 5
 """Seconds in which a member that stepped down cannot be elected."""
-
-
-class Follower(MongoDB):
-    """A member that the first one adds to its set.
-
-    Args:
-        plan: its port and folder.
-        first: whose key it shares.
-    """
-
-    def __init__(self, plan: Plan, first: MongoDB) -> None:
-        super().__init__(plan)
-        self._first = first
-
-    def make(self) -> None:
-        super().make()
-        (self.folder / "keyfile").write_text((self._first.folder / "keyfile").read_text())
-
-    def is_ready(self) -> bool:
-        """True if the member is reachable, even outside a set."""
-        with suppress(PyMongoError), self._client() as client:
-            client.admin.command("hello")
-            return True
-        return False
-
-    def provision(self) -> None:
-        """Does nothing: the set replicates the users."""
-
-
-class Founder(MongoDB):
-    """The first member of a set. After a restart it may be a secondary."""
-
-    def is_ready(self) -> bool:
-        with suppress(PyMongoError), self._client() as client:
-            hello = client.admin.command("hello")
-            return bool(hello.get("isWritablePrimary") or hello.get("secondary")) or not self._made.exists()
-        return False
 
 
 @dataclass(frozen=True)
@@ -174,20 +138,22 @@ def three_members(project: Path, stack: Stack) -> Iterator[ReplicaSet]:
     """Three members with the schema applied."""
 
     def make(folder: Path) -> list[MongoDB]:
-        plans = [Plan(folder / f"member{n}", PORT_BASE + 1400 + n, {**stack.plan.passwords}) for n in range(3)]
-        first = Founder(plans[0])
-        return [first, *(Follower(plan, first) for plan in plans[1:])]
+        plans = [
+            Plan(folder / f"member{n}", PORT_BASE + 1400 + n, {**stack.plan.passwords}, is_cluster=True)
+            for n in range(3)
+        ]
+        first = MongoDB(plans[0])
+        return [first, *(MongoDBMember(plan, first) for plan in plans[1:])]
 
     with servers_of_their_own("mongodb", make) as members:
         for member in members:
             member.up()
-        plan = members[0].plan
+        plan = members[0].plan.alone
         hosts = [_host(member) for member in members]
 
         def uri(user: str, *source: str) -> str:
             return plan.mongo_uri(user, *source).replace(hosts[0], ",".join(hosts))
 
-        _take_in(plan, hosts)
         env = {"BEDS_DATABASES__REC__URI": uri("broker"), "BEDS_SCHEMA__DBA__REC__URI": uri("dba")}
         applied = run(project, "beds", "schema", "apply", env=env)
         assert applied.returncode == 0, applied.stderr
@@ -219,25 +185,6 @@ def _reconfigure(root: str, change: Callable[[list[dict[str, Any]]], None]) -> N
         return False
 
     wait_for(done, PATIENCE, "the change of the members")
-
-
-def _take_in(plan: Plan, hosts: list[str]) -> None:
-    """Add the others to the set of the first one by one, as MongoDB requires."""
-    uri = plan.mongo_uri("root", "admin")
-    with MongoClient[dict[str, Any]](uri) as root:
-        for n, host in enumerate(hosts[1:], 1):
-
-            def add(known: list[dict[str, Any]], n: int = n, host: str = host) -> None:
-                if host not in [each["host"] for each in known]:
-                    known.append({"_id": n, "host": host})
-
-            _reconfigure(uri, add)
-
-            def stand(host: str = host) -> bool:
-                states = {each["name"]: each["stateStr"] for each in root.admin.command("replSetGetStatus")["members"]}
-                return bool(states[host] == "SECONDARY")
-
-            wait_for(stand, PATIENCE, f"{host} as a secondary")
 
 
 @contextmanager
