@@ -48,7 +48,7 @@ from beds.errors import (
     from_wire,
     nearest,
 )
-from beds.templates.binding import BULK_NAMES, Binding, bind, is_unfilled, reserved_type, spec_of
+from beds.templates.binding import BULK_NAMES, GIVEN_FIELDS, Binding, bind, is_unfilled, reserved_type, spec_of
 from beds.templates.fields import fits
 from beds.templates.named_object import NamedObject, ObjectKind, Param
 from beds.templates.template import EXPECTED_VERSION, ROLES, Template
@@ -425,6 +425,9 @@ class BoundAdapter(NamasteCore):
             if not param.takes_value or param.name in values:
                 continue
             if reserved_type(self.template, binding.operation, binding.ref, param):
+                if param.name == GIVEN_FIELDS:
+                    values[param.name] = list(payload)
+                    continue
                 rest = {k: v for k, v in payload.items() if k not in self.template.keys or param.name == "document"}
                 values[param.name] = rest
                 taken |= rest.keys()

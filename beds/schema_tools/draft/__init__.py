@@ -1,0 +1,1 @@
+"""`beds schema draft`: objects and templates for a database that exists already."""

@@ -1,0 +1,469 @@
+"""A table's procedures and its template."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from beds.schema_tools.draft.catalogue import Index, Table, quoted
+from beds.schema_tools.draft.fields import MOMENTS, Field, field_of
+from beds.schema_tools.draft.naming import LONGEST_FIELD, stem
+from beds.schema_tools.draft.template import FetchDraft, FieldDraft, TemplateDraft, one_line
+
+_PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_WIDTH = 116
+MOST = 10_000
+"""Records of a job's page."""
+
+
+class CannotDraft(Exception):
+    """A table, view or routine that cannot be drafted. Its text is the reason."""
+
+
+@dataclass(frozen=True)
+class TableDraft:
+    """Args:
+    sql: the text of the R__ file.
+    template: the template.
+    objects: the names of the procedures.
+    remarks: what was left out, and why.
+    """
+
+    sql: str
+    template: TemplateDraft
+    objects: tuple[str, ...]
+    remarks: tuple[str, ...]
+
+
+def draft_table(table: Table, name: str, prefix: str, reserved: frozenset[str], *, jobs: bool) -> TableDraft:
+    """Draft a table's procedures and template.
+
+    Args:
+        table: from the catalogue.
+        name: of the template.
+        prefix: of the procedures' names.
+        reserved: the words that stand in backticks as names.
+        jobs: whether to draft what only jobs call, too.
+
+    Raises:
+        CannotDraft: it has no key, or BEDS has no type for a part of the key.
+    """
+    return _TableDrafter(table, prefix, reserved).draft(name, jobs=jobs)
+
+
+class _TableDrafter:
+    def __init__(self, table: Table, prefix: str, reserved: frozenset[str]) -> None:
+        if not table.key:
+            raise CannotDraft("it has no primary key, and no unique index without nulls: nothing identifies a record")
+        self.table = table
+        self.reserved = reserved
+        self.base = f"{prefix}{stem(table.name)}"
+        self.remarks: list[str] = []
+        self.procedures: dict[str, str] = {}
+        self.fields: dict[str, Field] = {}
+        for column in table.columns:
+            found = field_of(column)
+            if found is None:
+                self.remarks.append(f"column {column.name} was left out: BEDS has no type for {column.type.declared}")
+            elif found.name in {each.name for each in self.fields.values()}:
+                self.remarks.append(f"column {column.name} was left out: another field is named {found.name}")
+            else:
+                self.fields[column.name] = found
+        for part in table.key:
+            if part not in self.fields:
+                raise CannotDraft(f"BEDS has no type for its key {part}, which is {table.column(part).type.declared}")
+            if table.column(part).is_generated:
+                raise CannotDraft(f"its key {part} is computed by MariaDB")
+        self.key = [self.fields[part] for part in table.key]
+        lost = [c.name for c in table.columns if c.needs_value and c.name not in self.fields]
+        self.can_create = not lost
+        if lost:
+            self.remarks.append(f"no create: {', '.join(lost)} needs a value that BEDS cannot send")
+        # A column p_x would be hidden by the parameter of a column x.
+        self.qualifies = any(column.name.lower().startswith("p_") for column in table.columns)
+
+    def draft(self, name: str, *, jobs: bool) -> TableDraft:
+        writes, fetches = self._writes(), self._fetches()
+        by_keys = estimate = ""
+        if jobs and self.is_paged:
+            fetches["range"] = self._range()
+            by_keys = self._by_keys()
+            estimate = f"{self.base}_count"
+            if "create_many" in writes:
+                writes["load"] = writes["create_many"]
+            writes["remove_many"] = self._remove_many()
+        template = TemplateDraft(
+            name,
+            "rel",
+            [each.name for each in self.key],
+            f"table {one_line(self.table.name)}",
+            one_line(self.table.comment),
+            writes,
+            fetches,
+            by_keys,
+            estimate,
+            {each.name: self._field(each) for each in self.fields.values()},
+            [one_line(f"check: {check}") for check in self.table.checks],
+        )
+        if problem := template.problem():
+            raise CannotDraft(problem)
+        head = (
+            f"-- {one_line(self.table.name)}: drafted by `beds schema draft`. Read it, change what you like, and apply it."
+        )
+        return TableDraft(
+            "\n\n".join([head, *self.procedures.values()]) + "\n", template, tuple(self.procedures), tuple(self.remarks)
+        )
+
+    def _field(self, each: Field) -> FieldDraft:
+        column = each.column
+        keys = dict(each.limits)
+        if column.needs_value or (each in self.key and (len(self.key) > 1 or not column.is_auto)):
+            keys["required"] = True
+        if column.comment:
+            keys["description"] = one_line(column.comment)
+        remarks = list(each.remarks)
+        if target := self.table.references.get(column.name):
+            remarks.append(f"references {one_line(target)}")
+        if each.name != column.name:
+            remarks.append(f"column {one_line(column.name)}")
+        return FieldDraft(each.type, keys, remarks)
+
+    # --- Writes ------------------------------------------------------------------------------------------------------
+
+    @property
+    def written(self) -> list[Field]:
+        """The fields that a create takes."""
+        return [each for each in self.fields.values() if not each.column.is_generated]
+
+    def _writes(self) -> dict[str, str]:
+        found = {}
+        if self.can_create:
+            found |= {"create": self._create(), "create_many": self._create_many()}
+        if any(self._is_updated(each) for each in self.written):
+            found["update"] = self._update()
+        found["delete"] = self._procedure(
+            "delete",
+            [f"IN {self._parameter(each)}" for each in self.key],
+            "Remove a record.",
+            f"DELETE FROM {self._name(self.table.name)} WHERE {self._where_key()}",
+        )
+        return found
+
+    def _create(self) -> str:
+        made = next((each for each in self.key if each.column.is_auto), None)
+        has_defaults = any(self._has_default(each) for each in self.written)
+        parameters = [f"{'INOUT' if each is made else 'IN'} {self._parameter(each)}" for each in self.written]
+        parameters += ["IN p_given_fields JSON"] if has_defaults else []
+        values = [self._or_default(each, f"p_{each.name}", self._is_given(each)) for each in self.written]
+        insert = f"INSERT INTO {self._name(self.table.name)} ({self._columns(self.written)})\nVALUES ({_wrapped(values)})"
+        if made is not None:
+            own = f"p_{made.name}"
+            insert = f"BEGIN\n{_indented(insert)};\n  SET {own} = COALESCE({own}, LAST_INSERT_ID());\nEND"
+        says = " A column that the caller leaves out gets its default." if has_defaults else ""
+        return self._procedure("create", parameters, f"Add a record.{says}", insert)
+
+    def _create_many(self) -> str:
+        values, columns = [], []
+        for each in self.written:
+            kind, value = each.in_json(self._name(each.name))
+            if self._has_default(each):
+                flag = self._free(f"{each.name}_is_given")
+                columns.append(f"{flag} INT EXISTS PATH '$.{each.name}'")
+                value = self._or_default(each, value, flag)
+            columns.append(self._json_column(each, kind))
+            values.append(value)
+        return self._procedure(
+            "create_many",
+            ["IN p_records JSON"],
+            "Add many records, or none.",
+            f"INSERT INTO {self._name(self.table.name)} ({self._columns(self.written)})\n"
+            f"SELECT {_wrapped(values)}\n  FROM {_json_table('p_records', columns)} AS record",
+        )
+
+    def _update(self) -> str:
+        changed = [each for each in self.written if self._is_updated(each)]
+        sets = [
+            f"{self._column(each)} = IF({self._is_given(each)}, p_{each.name}, {self._column(each)})" for each in changed
+        ]
+        return self._procedure(
+            "update",
+            [*(f"IN {self._parameter(each)}" for each in (*self.key, *changed)), "IN p_given_fields JSON"],
+            "Change the fields that the caller gives; a null counts as one.",
+            f"UPDATE {self._name(self.table.name)}\n   SET {(',' + chr(10) + '       ').join(sets)}\n"
+            f" WHERE {self._where_key()}",
+        )
+
+    def _is_updated(self, each: Field) -> bool:
+        return each not in self.key and not each.column.sets_itself
+
+    @staticmethod
+    def _has_default(each: Field) -> bool:
+        return bool(each.column.default) and not each.column.is_auto
+
+    @staticmethod
+    def _is_given(each: Field) -> str:
+        return f"JSON_CONTAINS(p_given_fields, '\"{each.name}\"')"
+
+    def _or_default(self, each: Field, value: str, given: str) -> str:
+        if not self._has_default(each):
+            return value
+        default = each.column.default
+        if "`" in default:  # it names other columns
+            default = f"DEFAULT({self._name(each.column.name)})"
+        return f"IF({given}, {value}, {default})"
+
+    # --- Reads -------------------------------------------------------------------------------------------------------
+
+    @property
+    def is_paged(self) -> bool:
+        """Whether pages can be ordered by the key."""
+        return all(each.is_ordered for each in self.key)
+
+    def _fetches(self) -> dict[str, FetchDraft]:
+        found = {f"by_{'_'.join(each.name for each in self.key)}": self._one(self.key)}
+        if self.is_paged:
+            found["all"] = self._paged("all", [], self.key, "All records, by their key.")
+        else:
+            self.remarks.append("no fetch of all records: no page can begin after such a key")
+        for index in self.table.indexes:
+            if name_and_fetch := self._of_index(index, found):
+                found |= [name_and_fetch]
+        if self.is_paged and len(self.key) > 1 and not _is_moment(self.key[0]):
+            first = self.key[:1]
+            name = f"by_{first[0].name}"
+            if name not in found:
+                found[name] = self._paged(name, first, self.key, f"The records of one {first[0].name}, by their key.")
+        found["count"] = FetchDraft(
+            self._procedure(
+                "count", [], "How many records there are.", f"SELECT COUNT(*) AS records FROM {self._name(self.table.name)}"
+            )
+        )
+        return found
+
+    def _of_index(self, index: Index, known: Iterable[str]) -> tuple[str, FetchDraft] | None:
+        """The fetch that an index serves; None if there is none, or it is known."""
+        if index.columns == self.table.key:
+            return None
+        if index.kind in ("FULLTEXT", "SPATIAL", "RTREE"):
+            self.remarks.append(f"no fetch for index {index.name}, which is {index.kind}")
+            return None
+        if any(part not in self.fields for part in index.columns):
+            return None
+        parts = [self.fields[part] for part in index.columns]
+        if index.is_unique and not index.has_prefix and not any(each.type in ("array", "object") for each in parts):
+            name = self._fetch_name(parts, known)
+            return (name, self._one(parts)) if name else None
+        first = parts[0]
+        name = self._fetch_name(parts[:1], known) or self._fetch_name(parts, known)
+        if not name or not self.is_paged or first.type in ("array", "object") or first.column.type.name == "float":
+            return None
+        rest = [each for each in parts[1:] if each.is_ordered and self._field(each).keys.get("required")]
+        if _is_moment(first):
+            leading = [first] if self._field(first).keys.get("required") else []
+            order = _once([*leading, *rest, *self.key] if leading else self.key)
+            return name, self._between(name, first, order)
+        order = _once([*rest, *self.key])
+        return name, self._paged(name, [first], order, f"The records of one {first.name}.")
+
+    def _fetch_name(self, parts: Sequence[Field], known: Iterable[str]) -> str:
+        name = f"by_{'_'.join(each.name for each in parts)}"
+        return "" if name in known or len(name) > LONGEST_FIELD or len(f"{self.base}_{name}") > 64 else name
+
+    def _one(self, parts: Sequence[Field]) -> FetchDraft:
+        name = f"by_{'_'.join(each.name for each in parts)}"
+        return FetchDraft(
+            self._procedure(
+                name if len(f"{self.base}_{name}") <= 64 else "by_key",
+                [f"IN {self._parameter(each)}" for each in parts],
+                "One record.",
+                self._select([self._equals(each) for each in parts]),
+            )
+        )
+
+    def _paged(self, name: str, fixed: Sequence[Field], order: Sequence[Field], says: str) -> FetchDraft:
+        return self._page(name, [f"IN {self._parameter(each)}" for each in fixed],
+                          [self._equals(each) for each in fixed], order, says)  # fmt: skip
+
+    def _between(self, name: str, moment: Field, order: Sequence[Field]) -> FetchDraft:
+        """Records of a time; both its ends may be left out."""
+        since, before = f"from_{moment.name}", f"before_{moment.name}"
+        column = self._column(moment)
+        found = self._page(
+            name,
+            [f"IN p_{each} {moment.parameter}" for each in (since, before)],
+            [
+                f"(p_{since} IS NULL OR {column} >= p_{since})",
+                f"(p_{before} IS NULL OR {column} < p_{before})",
+            ],
+            order,
+            f"The records from one {moment.name} on, and before another; either may be left out.",
+        )
+        args = {each: FieldDraft(moment.type) for each in (since, before)}
+        return FetchDraft(found.object, found.cursor, args, (since, before))
+
+    def _page(
+        self, name: str, parameters: Sequence[str], conditions: Sequence[str], order: Sequence[Field], says: str
+    ) -> FetchDraft:
+        after = [f"IN p_after_{each.name} {each.parameter}" for each in order]
+        return FetchDraft(
+            self._procedure(
+                name,
+                [*parameters, *after, "IN p_limit INT"],
+                says,
+                self._select([*conditions, *self._after(order)], order) + " LIMIT p_limit",
+            ),
+            [each.name for each in order],
+        )
+
+    def _after(self, order: Sequence[Field]) -> Iterator[str]:
+        """The conditions that a record comes after the last one of the page before."""
+        first = order[0]
+        if len(order) == 1:
+            yield f"(p_after_{first.name} IS NULL OR {self._compared(first, '>', 'after')})"
+            return
+        # The first condition lets the index be used.
+        yield f"(p_after_{first.name} IS NULL OR {self._compared(first, '>=', 'after')})"
+        yield f"(p_after_{first.name} IS NULL OR {self._beyond(order, '>', '>', 'after')})"
+
+    def _beyond(self, order: Sequence[Field], sign: str, last: str, bound: str) -> str:
+        """`(a, b) > (x, y)`, as MariaDB's optimizer can use it."""
+        head, *rest = order
+        if not rest:
+            return self._compared(head, last, bound)
+        inner = self._beyond(rest, sign, last, bound)
+        equal = self._compared(head, "=", bound)
+        return f"{self._compared(head, sign, bound)} OR ({equal} AND {f'({inner})' if ' OR ' in inner else inner})"
+
+    def _compared(self, each: Field, sign: str, bound: str) -> str:
+        return f"{each.in_order(self._column(each))} {sign} {each.in_order(f'p_{bound}_{each.name}')}"
+
+    # --- What jobs call ----------------------------------------------------------------------------------------------
+
+    def _range(self) -> FetchDraft:
+        bounds = [f"IN p_{bound}_{each.name} {each.parameter}" for bound in ("after", "until") for each in self.key]
+        until = f"(p_until_{self.key[0].name} IS NULL OR {self._beyond(self.key, '<', '<=', 'until')})"
+        return FetchDraft(
+            self._procedure(
+                "range",
+                [*bounds, "IN p_limit INT"],
+                "Records by their key.",
+                self._select([*self._after(self.key), until], self.key) + " LIMIT p_limit",
+            ),
+            [each.name for each in self.key],
+            max_limit=MOST,
+            range=True,
+        )
+
+    def _by_keys(self) -> str:
+        return self._procedure(
+            "by_keys",
+            ["IN p_keys JSON"],
+            "Some records, locked until the end of the transaction.",
+            f"SELECT {self._selected(self._name(self.table.name))}\n  FROM {self._wanted()} FOR UPDATE",
+        )
+
+    def _remove_many(self) -> str:
+        return self._procedure(
+            "remove_many",
+            ["IN p_keys JSON"],
+            "Remove some records.",
+            f"DELETE {self._name(self.table.name)}\n  FROM {self._wanted()}",
+        )
+
+    def _wanted(self) -> str:
+        table = self._name(self.table.name)
+        columns, on = [], []
+        for each in self.key:
+            kind, value = each.in_json(f"wanted.{self._name(each.name)}")
+            columns.append(self._json_column(each, kind))
+            if each.column.collation:
+                value = f"{value} COLLATE {each.column.collation}"
+            on.append(f"{table}.{self._name(each.column.name)} = {value}")
+        return (
+            f"{_json_table('p_keys', columns)} AS wanted\n  STRAIGHT_JOIN {table} ON {' AND '.join(on)}"
+        )
+
+    # --- SQL ---------------------------------------------------------------------------------------------------------
+
+    def _procedure(self, operation: str, parameters: Sequence[str], says: str, body: str) -> str:
+        name = f"{self.base}_{operation}"
+        listed = ", ".join(parameters)
+        if len(listed) > 60:
+            listed = f"\n  {_wrapped(parameters)}"
+        self.procedures[name] = f"CREATE OR REPLACE PROCEDURE {name}({listed})\nCOMMENT '{says}'\n{body};"
+        return name
+
+    def _select(self, conditions: Sequence[str], order: Sequence[Field] = ()) -> str:
+        text = f"SELECT {self._selected()}\n  FROM {self._name(self.table.name)}"
+        if conditions:
+            text += "\n WHERE " + "\n   AND ".join(conditions)
+        if order:
+            text += "\n ORDER BY " + ", ".join(each.in_order(self._column(each)) for each in order)
+        return text
+
+    def _selected(self, table: str = "") -> str:
+        owner = f"{table}." if table else ""
+        listed = []
+        for each in self.fields.values():
+            column = f"{owner}{self._name(each.column.name)}" if table else self._column(each)
+            listed.append(column if each.name == each.column.name else f"{column} AS {self._name(each.name)}")
+        return _wrapped(listed, 7)
+
+    def _parameter(self, each: Field) -> str:
+        return f"p_{each.name} {each.parameter}"
+
+    def _equals(self, each: Field) -> str:
+        return f"{self._column(each)} = p_{each.name}"
+
+    def _where_key(self) -> str:
+        return " AND ".join(self._equals(each) for each in self.key)
+
+    def _columns(self, fields: Sequence[Field]) -> str:
+        return _wrapped([self._name(each.column.name) for each in fields], 2)
+
+    def _column(self, each: Field) -> str:
+        name = self._name(each.column.name)
+        return f"{self._name(self.table.name)}.{name}" if self.qualifies else name
+
+    def _name(self, name: str) -> str:
+        is_plain = _PLAIN.fullmatch(name) and name.upper() not in self.reserved
+        return name if is_plain else quoted(name)
+
+    def _json_column(self, each: Field, kind: str) -> str:
+        refuses = "" if kind == "JSON" else " ERROR ON ERROR"
+        return f"{self._name(each.name)} {kind} PATH '$.{each.name}'{refuses}"
+
+    def _free(self, name: str) -> str:
+        taken = {each.name.lower() for each in self.fields.values()}
+        while name.lower() in taken:
+            name = f"{name}_"
+        return name
+
+
+def _is_moment(each: Field) -> bool:
+    return each.column.type.name in MOMENTS
+
+
+def _once(fields: Iterable[Field]) -> list[Field]:
+    return list({each.name: each for each in fields}.values())
+
+
+def _json_table(source: str, columns: Sequence[str]) -> str:
+    listed = ",\n         ".join(columns)
+    return f"JSON_TABLE({source}, '$[*]' COLUMNS (\n         {listed}))"
+
+
+def _wrapped(parts: Sequence[str], indent: int = 2) -> str:
+    """Parts with commas between them, in lines of at most `_WIDTH` characters."""
+    lines, line = [], ""
+    for part in parts:
+        if line and len(line) + len(part) + indent + 2 > _WIDTH:
+            lines.append(line)
+            line = ""
+        line += f"{', ' if line else ''}{part}"
+    return f",\n{' ' * indent}".join([*lines, line])
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"  {line}" for line in text.split("\n"))
