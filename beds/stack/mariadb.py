@@ -57,11 +57,15 @@ class MariaDB(Server):
             raise StackError(f"mariadb-install-db failed:\n{(done.stdout + done.stderr)[-1500:]}")
 
     def start(self) -> None:
+        # In /tmp, each server that starts would delete the temporary tables of the others.
+        temporary = self.folder / "tmp"
+        temporary.mkdir(exist_ok=True)
         self.daemon.start(
             [
                 self.program("mariadbd"),
                 "--no-defaults",
                 f"--datadir={self.folder / 'data'}",
+                f"--tmpdir={temporary}",
                 f"--socket={self._socket}",
                 f"--port={self.plan.mariadb_port}",
                 "--bind-address=127.0.0.1",
