@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 
 import click
 
 from beds.cli.output import print_json
 from beds.config import load_settings
 from beds.schema_tools import apply as tools
+from beds.schema_tools.draft import drafting
 
 EX_DIFFERS = 1
 
@@ -133,6 +135,90 @@ def repair(config: str | None, again: str | None, done: str | None, as_json: boo
         raise SystemExit(EX_DIFFERS)
     if not as_json:
         click.echo("nothing to repair")
+
+
+@schema.command()
+@click.option(
+    "--rel", multiple=True, metavar="NAME", help="A table, view, procedure or function of MariaDB; repeatable."
+)
+@click.option("--rec", multiple=True, metavar="COLLECTION", help="A collection of MongoDB; repeatable.")
+@click.option("--prefix", default="", help="Prefix of the new objects' names.")
+@click.option("--jobs", is_flag=True, help="Draft what only jobs call, too: range, load, by_keys, remove_many.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Write into this folder, not schema/.")
+@click.option("--dry-run", is_flag=True, help="Write nothing.")
+@click.option("--check", "checks", is_flag=True, help="Show what changed in the databases since the draft.")
+@click.option("--accept", "accepts", is_flag=True, help="Compare with the databases of now from here on.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_obj
+def draft(
+    config: str | None,
+    rel: tuple[str, ...],
+    rec: tuple[str, ...],
+    prefix: str,
+    jobs: bool,
+    out: Path | None,
+    dry_run: bool,
+    checks: bool,
+    accepts: bool,
+    as_json: bool,
+) -> None:
+    """Write objects and templates for tables, routines and collections that exist already.
+
+    It reads the databases with the DBA's credentials, and writes what schema/ lacks: for a table its procedures and a
+    template, for a collection its stored commands and a template, for an existing procedure, function or view a
+    template. It applies nothing and overwrites nothing. Exit code 1 of --check: something changed.
+
+    \b
+    Examples:
+      beds schema draft                          everything in both databases
+      beds schema draft --rel film --rel actor --jobs
+      beds schema draft --check                  later: new columns, other types, lost indexes
+    """
+    settings = load_settings(config)
+    if accepts:
+        click.echo(f"{drafting.accept(settings)} sources noted as they are now")
+    elif checks:
+        _show_drift(drafting.drift(settings), as_json)
+    else:
+        found = drafting.draft(settings, drafting.Choice(rel, rec, prefix, jobs))
+        files = 0 if dry_run else found.write(out or settings.schema_path, record=out is None)
+        _show_draft(found, files, out or settings.schema_path, as_json)
+
+
+def _show_draft(found: drafting.Draft, files: int, folder: Path, as_json: bool) -> None:
+    if as_json:
+        print_json({
+            "drafted": [{"source": each.source, "template": each.template, "files": list(each.files),
+                         "objects": each.objects, "remarks": list(each.remarks)} for each in found.drafted],
+            "refused": found.refused, "present": found.present, "files": files,
+        })  # fmt: skip
+        return
+    for each in found.drafted:
+        made = f", {each.objects} objects" if each.objects else ""
+        click.echo(f"{each.source}: template {each.template}{made}")
+        for remark in each.remarks:
+            click.echo(f"  {remark}")
+    for source, reason in found.refused.items():
+        click.echo(f"{source}: not drafted: {reason}")
+    objects = sum(each.objects for each in found.drafted)
+    summary = f"{len(found.drafted)} templates and {objects} objects drafted, {len(found.refused)} not"
+    present = f"; schema/ has files for {len(found.present)} more" if found.present else ""
+    click.echo(f"{summary}{present}; {files} files written below {folder}")
+    if files:
+        click.echo("next: read them, then beds schema apply, and beds up or beds node restart")
+
+
+def _show_drift(found: list[drafting.Drift], as_json: bool) -> None:
+    if as_json:
+        print_json([asdict(each) for each in found])
+    else:
+        for each in found:
+            click.echo(str(each))
+        click.echo(f"{len(found)} differences" if found else "nothing changed since the draft")
+        if found:
+            click.echo("change the files, or move them away and draft again; then: beds schema draft --accept")
+    if found:
+        raise SystemExit(EX_DIFFERS)
 
 
 def _report(problems: list[str], *, as_json: bool) -> None:

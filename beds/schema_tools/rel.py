@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,10 @@ _ENDS_TRANSACTION = re.compile(
     r"|(ALTER|RENAME|TRUNCATE|ANALYZE|OPTIMIZE|GRANT|REVOKE|FLUSH|(CHECK|REPAIR)\s+(?=TABLE\b|VIEW\b))\s*\w+"
     # Dynamic SQL cannot be checked before it runs.
     r"|EXECUTE\s+IMMEDIATE|PREPARE\s+\w+)\b",
+    re.IGNORECASE,
+)
+_CREATED = re.compile(
+    r"\bCREATE\b[^;]*?\b(?:PROCEDURE|FUNCTION|VIEW)\s+(?:IF\s+NOT\s+EXISTS\s+)?(?:(?:`[^`]+`|\w+)\.)?(`[^`]+`|\w+)",
     re.IGNORECASE,
 )
 _QUOTED_NAME = re.compile(r"`[^`]*`")
@@ -131,6 +135,10 @@ class RelSchema:
             return revoked
         name = f"procedures, functions and views to {self._broker}"
         return [*pending, *revoked, Change("rel", "grant", name, self._grant)]
+
+    def creates(self, name: str) -> bool:
+        """Whether a file of `schema/rel` creates a routine or view of this name."""
+        return name.casefold() in created_in(self._files.values())
 
     def procedures_that_commit(self) -> list[str]:
         """Procedures that would end the broker's transaction, or that run dynamic SQL. They are never granted.
@@ -276,16 +284,16 @@ class RelSchema:
         `beds node check` finds its rights on other databases.
         """
         with self._connected() as cursor:
-            wanted = set(self._grantable(cursor))
+            wanted = {_spelled(right): right for right in self._grantable(cursor)}
         try:
             assert self._broker_login is not None
             with translated(), contextlib.closing(connect(self._broker_login, DDL_SECONDS)) as login:
-                has = health.granted(login.cursor())
+                has = {_spelled(right): right for right in health.granted(login.cursor())}
         except BedsError:
             return [], []
         here = f"`{self._dba.database}`."
-        surplus = [right for right in sorted(has - wanted) if right.rpartition(" ")[2].startswith(here)]
-        return sorted(wanted - has), surplus
+        surplus = [has[each] for each in sorted(has.keys() - wanted.keys()) if f" {here}" in has[each]]
+        return [wanted[each] for each in sorted(wanted.keys() - has.keys())], surplus
 
     def _grant(self) -> None:
         statements = self.grants()
@@ -307,6 +315,18 @@ class RelSchema:
             with contextlib.closing(connection), connection.cursor() as cursor:
                 yield cursor
                 connection.commit()
+
+
+def created_in(texts: Iterable[str]) -> set[str]:
+    """The names of the routines and views that SQL files create, in lower case."""
+    return {name.strip("`").casefold() for text in texts for name in _CREATED.findall(NOT_CODE.sub(" ", text))}
+
+
+def _spelled(right: str) -> str:
+    """A right as MariaDB keeps it: a routine's name in lower case."""
+    words, dot, name = right.rpartition(".")
+    is_routine = words.startswith(("EXECUTE ON PROCEDURE ", "EXECUTE ON FUNCTION "))
+    return f"{words}{dot}{name.lower() if is_routine else name}"
 
 
 def ends_transaction(body: str, sql_mode: str = "") -> bool:

@@ -11,7 +11,9 @@ from beds.adapters.mariadb.hosts import is_on
 from beds.adapters.store import Health
 
 VIEWS = "SELECT TABLE_SCHEMA AS schema_name, TABLE_NAME AS name FROM information_schema.VIEWS"
-_GRANT = re.compile(r"GRANT (?P<rights>.+) ON (?P<kind>PROCEDURE |FUNCTION )?(?P<target>\S+) TO .*?(?P<more>WITH .*)?$")
+_GRANT = re.compile(
+    r"GRANT (?P<rights>.+) ON (?P<kind>PROCEDURE |FUNCTION )?(?P<target>(?:`[^`]*`|[^\s`])+) TO .*?(?P<more>WITH .*)?$"
+)
 
 
 def examine(cursor: Any) -> Health:

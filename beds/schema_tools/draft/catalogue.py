@@ -130,7 +130,7 @@ class Table:
         usable = [
             index
             for index in self.indexes
-            if index.is_unique and not index.has_prefix and not any(self.column(name).nullable for name in index.columns)
+            if index.is_unique and not index.has_prefix and not any(self.column(n).nullable for n in index.columns)
         ]
         usable.sort(key=lambda index: (index.name != "PRIMARY", len(index.columns), index.name))
         return usable[0].columns if usable else ()
@@ -176,14 +176,15 @@ def read_catalogue(cursor: Any, wanted: Iterable[str] | None = None) -> Catalogu
     wanted = None if wanted is None else set(wanted)
     views = {row["name"]: row for row in rows["views"]}
     charset, collation = _rows(cursor, "SELECT @@character_set_database AS a, @@collation_database AS b")[0].values()
-    columns, indexes, keys, checks = (_by_owner(rows[name]) for name in ("columns", "indexes", "foreign_keys", "checks"))
+    columns, indexes = _by_owner(rows["columns"]), _by_owner(rows["indexes"])
+    keys, checks = _by_owner(rows["foreign_keys"]), _by_owner(rows["checks"])
     tables = []
     for row in rows["tables"]:
         name = row["name"]
         if row["kind"] not in ("BASE TABLE", "SYSTEM VERSIONED", "VIEW"):
             continue  # a sequence
         clauses = [str(check["clause"]) for check in checks[name]]
-        json_columns = {found[1] for clause in clauses if (found := _JSON_CHECK.fullmatch(clause.strip()))}
+        json_columns = {match[1] for clause in clauses if (match := _JSON_CHECK.fullmatch(clause.strip()))}
         found = [_column(each, json_columns, (charset, collation)) for each in columns[name]]
         problem = ""
         if name in views:
@@ -288,18 +289,15 @@ def _sampled(cursor: Any, table: str, column: Column) -> Column:
     sample = f"(SELECT {name} AS v FROM {quoted(table)} WHERE {name} IS NOT NULL LIMIT {SAMPLE_ROWS}) AS sample"
     if column.is_json:
         kinds = {row["kind"] for row in _rows(cursor, f"SELECT DISTINCT JSON_TYPE(v) AS kind FROM {sample}")}
-        return _with(column, {"OBJECT": "object", "ARRAY": "array"}.get(*kinds, "") if len(kinds) == 1 else "")
+        only = kinds.pop() if len(kinds) == 1 else ""
+        return replace(column, sampled={"OBJECT": "object", "ARRAY": "array"}.get(only, ""))
     if column.type.name == "time":
         (row,) = _rows(cursor, f"SELECT COUNT(*) = SUM(v >= 0 AND HOUR(v) < {_DAY}) AS holds FROM {sample}")
-        return _with(column, "day" if row["holds"] in (None, 1) else "")
+        return replace(column, sampled="day" if row["holds"] in (None, 1) else "")
     if column.type.name == "tinyint" and column.type.numbers == (1,):
         (row,) = _rows(cursor, f"SELECT COUNT(*) = SUM(v IN (0, 1)) AS holds FROM {sample}")
-        return _with(column, "flag" if row["holds"] in (None, 1) else "")
+        return replace(column, sampled="flag" if row["holds"] in (None, 1) else "")
     return column
-
-
-def _with(column: Column, sampled: str) -> Column:
-    return replace(column, sampled=sampled)
 
 
 def _problem_of_view(cursor: Any, name: str) -> str:

@@ -10,9 +10,8 @@ from beds.schema_tools.draft.catalogue import Column
 from beds.schema_tools.draft.naming import field_name
 
 _INTEGERS = {"tinyint": 8, "smallint": 16, "mediumint": 24, "int": 32, "bigint": 64}
-_GEOMETRY = frozenset(
-    {"geometry", "point", "linestring", "polygon", "multipoint", "multilinestring", "multipolygon", "geometrycollection"}
-)
+_GEOMETRY = frozenset({"geometry", "point", "linestring", "polygon", "multipoint", "multilinestring", "multipolygon",
+                       "geometrycollection"})  # fmt: skip
 _LONGEST_VARCHAR = 16_000
 _PREFERRED = ("decimal", "integer", "number", "array", "string", "bytes", "uuid", "datetime", "date", "duration")
 """Field types: the first that a column carries is drafted."""
@@ -72,8 +71,6 @@ def field_of(column: Column) -> Field | None:
     remarks = []
     if column.type.name == "set":
         remarks.append(f"members: {', '.join(column.type.members)}")
-    if column.is_generated:
-        remarks.append("computed by MariaDB: no write takes it")
     if column.sets_itself:
         remarks.append("set by MariaDB at each update")
     return Field(column, field_name(column.name), kind, limits, tuple(remarks))

@@ -21,7 +21,7 @@ _CONTROL = re.compile(
     r"|(?P<branch>IF\b.*?\bTHEN\b|CASE\b.*?\bTHEN\b)"
     r"|(?P<other>ELSEIF\b.*?\bTHEN\b|WHEN\b.*?\bTHEN\b|ELSE\b)"
     r"|(?P<loop>WHILE\b.*?\bDO\b|FOR\b.*?\bDO\b)"
-    r"|(?P<handler>DECLARE\s+(?:CONTINUE|EXIT|UNDO)\s+HANDLER\s+FOR\b.*?(?=\bBEGIN\b|\bSET\b|\bSELECT\b|\bROLLBACK\b|\bSIGNAL\b|\bRESIGNAL\b|\bLEAVE\b|\bCALL\b|\bINSERT\b|\bUPDATE\b))"
+    r"|(?P<handler>DECLARE\s+(?:CONTINUE|EXIT|UNDO)\s+HANDLER\s+FOR\b.*?(?=\b(?:BEGIN|SELECT|CALL)\b))"
     r"|(?P<end>END\s+(?:IF|CASE))\b"
     r"|(?P<ended>END\s+(?:LOOP|WHILE|REPEAT|FOR))\b|(?P<until>UNTIL\b.*?END\s+REPEAT)\b"
     r")",
@@ -47,9 +47,9 @@ class ResultSets:
 
     def names(self) -> list[str]:
         """A name for each result set: that of its table, if they differ."""
-        if self.is_certain and len({table.casefold() for table in self.tables} - {""}) == len(self.tables):
-            if all(is_plain(table) for table in self.tables):
-                return list(self.tables)
+        differ = len({table.casefold() for table in self.tables}) == len(self.tables)
+        if self.is_certain and differ and all(is_plain(table) for table in self.tables):
+            return list(self.tables)
         return [f"set_{number}" for number in range(1, len(self.tables) + 1)]
 
 
@@ -92,7 +92,9 @@ class Routines:
             raise CannotDraft("it runs with its caller's rights (SQL SECURITY INVOKER), and the brokers have none")
         writes = routine.kind == "procedure" and self.may_write(routine)
         if any(each is not None and ends_transaction(each.body, each.sql_mode) for each in self._reached(routine)):
-            raise CannotDraft("it commits, runs DDL or dynamic SQL, or calls one that does: that ends BEDS's transaction")
+            raise CannotDraft(
+                "it commits, or runs DDL or dynamic SQL, or calls one that does: that ends the transaction"
+            )
         if routine.kind == "function" and definition.may_write(_code(routine)):
             raise CannotDraft("it is a function that writes; only a procedure's writes can be repeated without harm")
         if writes and not definition.is_strict(routine.sql_mode):
@@ -150,7 +152,9 @@ class Routines:
             name = parameter.name.removeprefix(PREFIX)
             kind = type_of(parameter.type)
             if not is_plain(name):
-                raise CannotDraft(f"its parameter {parameter.name} cannot be a field's name: letters, digits and _ only")
+                raise CannotDraft(
+                    f"its parameter {parameter.name} cannot be a field's name: letters, digits and _ only"
+                )
             if not kind:
                 raise CannotDraft(f"BEDS has no type for its parameter {parameter.name}, {parameter.type.declared}")
             remarks = [f"{parameter.mode.upper()} {parameter.name} {one_line(parameter.type.declared)}"]
@@ -169,9 +173,15 @@ class Routines:
             remarks.append("A branch or a loop decides how many result sets it returns: check `results`.")
         return _checked(
             TemplateDraft(
-                name, "rel", [_key(fields)], f"{routine.kind} {routine.name}", one_line(routine.comment),
-                fetches={"call": fetch}, fields=_own(fields) or {"result": FieldDraft("string")}, remarks=remarks,
-            )  # fmt: skip
+                name,
+                "rel",
+                [_key(fields)],
+                f"{routine.kind} {routine.name}",
+                one_line(routine.comment),
+                fetches={"call": fetch},
+                fields=_own(fields) or {"result": FieldDraft("string")},
+                remarks=remarks,
+            )
         )
 
     def _writing(
@@ -184,13 +194,19 @@ class Routines:
             if parameter.mode != "out" or each == key
         }
         remarks = [
-            "create_record calls it, once for each event. `required = false` lets a caller leave a parameter out, as null.",
+            "create_record calls it, once for each event. Without `required` a caller may leave it out, as null.",
         ]
         return _checked(
             TemplateDraft(
-                name, "rel", [key], f"procedure {routine.name}", one_line(routine.comment),
-                writes={"create": routine.name}, fields=taken or {"result": FieldDraft("string")}, remarks=remarks,
-            )  # fmt: skip
+                name,
+                "rel",
+                [key],
+                f"procedure {routine.name}",
+                one_line(routine.comment),
+                writes={"create": routine.name},
+                fields=taken or {"result": FieldDraft("string")},
+                remarks=remarks,
+            )
         )
 
 
@@ -213,9 +229,15 @@ def draft_view(view: Table, name: str) -> TemplateDraft:
         raise CannotDraft("none of its columns has a name that a field may have")
     return _checked(
         TemplateDraft(
-            name, "rel", [next(iter(fields))], f"view {view.name}", one_line(view.comment),
-            fetches={"all": FetchDraft(view.name, max_limit=MOST)}, fields=fields, remarks=remarks,
-        )  # fmt: skip
+            name,
+            "rel",
+            [next(iter(fields))],
+            f"view {view.name}",
+            one_line(view.comment),
+            fetches={"all": FetchDraft(view.name, max_limit=MOST)},
+            fields=fields,
+            remarks=remarks,
+        )
     )
 
 
@@ -256,5 +278,3 @@ def _statements(code: str) -> Iterator[tuple[str, str]]:
             yield ("loop" if kind == "open" and found["open"].upper() in ("LOOP", "REPEAT") else kind), found[0]
             rest = rest[found.end() :]
         yield "statement", rest
-
-

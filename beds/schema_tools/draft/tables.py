@@ -61,19 +61,21 @@ class _TableDrafter:
         self.base = f"{prefix}{stem(table.name)}"
         self.remarks: list[str] = []
         self.procedures: dict[str, str] = {}
-        self.fields: dict[str, Field] = {}
+        self.returned: dict[str, Field] = {}
+        """The fields of a record by column; `self.fields` are those that a create takes."""
         for column in table.columns:
             found = field_of(column)
             if found is None:
                 self.remarks.append(f"column {column.name} was left out: BEDS has no type for {column.type.declared}")
-            elif found.name in {each.name for each in self.fields.values()}:
+            elif found.name.lower() in {each.name.lower() for each in self.returned.values()}:
                 self.remarks.append(f"column {column.name} was left out: another field is named {found.name}")
             else:
-                self.fields[column.name] = found
+                self.returned[column.name] = found
+        self.fields = {name: found for name, found in self.returned.items() if not found.column.is_generated}
         for part in table.key:
-            if part not in self.fields:
+            if part not in self.returned:
                 raise CannotDraft(f"BEDS has no type for its key {part}, which is {table.column(part).type.declared}")
-            if table.column(part).is_generated:
+            if part not in self.fields:
                 raise CannotDraft(f"its key {part} is computed by MariaDB")
         self.key = [self.fields[part] for part in table.key]
         lost = [c.name for c in table.columns if c.needs_value and c.name not in self.fields]
@@ -93,6 +95,7 @@ class _TableDrafter:
             if "create_many" in writes:
                 writes["load"] = writes["create_many"]
             writes["remove_many"] = self._remove_many()
+        computed = [each for each in self.returned.values() if each.column.is_generated]
         template = TemplateDraft(
             name,
             "rel",
@@ -104,12 +107,15 @@ class _TableDrafter:
             by_keys,
             estimate,
             {each.name: self._field(each) for each in self.fields.values()},
-            [one_line(f"check: {check}") for check in self.table.checks],
+            [
+                *(one_line(f"check: {check}") for check in self.table.checks),
+                *(f"{each.name} is returned, and no field: MariaDB computes it" for each in computed),
+            ],
         )
         if problem := template.problem():
             raise CannotDraft(problem)
         head = (
-            f"-- {one_line(self.table.name)}: drafted by `beds schema draft`. Read it, change what you like, and apply it."
+            f"-- {one_line(self.table.name)}: drafted by `beds schema draft`. Read it, change what you like, apply it."
         )
         return TableDraft(
             "\n\n".join([head, *self.procedures.values()]) + "\n", template, tuple(self.procedures), tuple(self.remarks)
@@ -131,16 +137,11 @@ class _TableDrafter:
 
     # --- Writes ------------------------------------------------------------------------------------------------------
 
-    @property
-    def written(self) -> list[Field]:
-        """The fields that a create takes."""
-        return [each for each in self.fields.values() if not each.column.is_generated]
-
     def _writes(self) -> dict[str, str]:
-        found = {}
+        found: dict[str, str] = {}
         if self.can_create:
             found |= {"create": self._create(), "create_many": self._create_many()}
-        if any(self._is_updated(each) for each in self.written):
+        if any(self._is_updated(each) for each in self.fields.values()):
             found["update"] = self._update()
         found["delete"] = self._procedure(
             "delete",
@@ -152,11 +153,11 @@ class _TableDrafter:
 
     def _create(self) -> str:
         made = next((each for each in self.key if each.column.is_auto), None)
-        has_defaults = any(self._has_default(each) for each in self.written)
-        parameters = [f"{'INOUT' if each is made else 'IN'} {self._parameter(each)}" for each in self.written]
+        has_defaults = any(self._has_default(each) for each in self.fields.values())
+        parameters = [f"{'INOUT' if each is made else 'IN'} {self._parameter(each)}" for each in self.fields.values()]
         parameters += ["IN p_given_fields JSON"] if has_defaults else []
-        values = [self._or_default(each, f"p_{each.name}", self._is_given(each)) for each in self.written]
-        insert = f"INSERT INTO {self._name(self.table.name)} ({self._columns(self.written)})\nVALUES ({_wrapped(values)})"
+        values = [self._or_default(each, f"p_{each.name}", self._is_given(each)) for each in self.fields.values()]
+        insert = f"INSERT INTO {self._name(self.table.name)} ({self._columns()})\nVALUES ({_wrapped(values)})"
         if made is not None:
             own = f"p_{made.name}"
             insert = f"BEGIN\n{_indented(insert)};\n  SET {own} = COALESCE({own}, LAST_INSERT_ID());\nEND"
@@ -165,7 +166,7 @@ class _TableDrafter:
 
     def _create_many(self) -> str:
         values, columns = [], []
-        for each in self.written:
+        for each in self.fields.values():
             kind, value = each.in_json(self._name(each.name))
             if self._has_default(each):
                 flag = self._free(f"{each.name}_is_given")
@@ -177,14 +178,15 @@ class _TableDrafter:
             "create_many",
             ["IN p_records JSON"],
             "Add many records, or none.",
-            f"INSERT INTO {self._name(self.table.name)} ({self._columns(self.written)})\n"
+            f"INSERT INTO {self._name(self.table.name)} ({self._columns()})\n"
             f"SELECT {_wrapped(values)}\n  FROM {_json_table('p_records', columns)} AS record",
         )
 
     def _update(self) -> str:
-        changed = [each for each in self.written if self._is_updated(each)]
+        changed = [each for each in self.fields.values() if self._is_updated(each)]
         sets = [
-            f"{self._column(each)} = IF({self._is_given(each)}, p_{each.name}, {self._column(each)})" for each in changed
+            f"{self._column(each)} = IF({self._is_given(each)}, p_{each.name}, {self._column(each)})"
+            for each in changed
         ]
         return self._procedure(
             "update",
@@ -236,7 +238,10 @@ class _TableDrafter:
                 found[name] = self._paged(name, first, self.key, f"The records of one {first[0].name}, by their key.")
         found["count"] = FetchDraft(
             self._procedure(
-                "count", [], "How many records there are.", f"SELECT COUNT(*) AS records FROM {self._name(self.table.name)}"
+                "count",
+                [],
+                "How many records there are.",
+                f"SELECT COUNT(*) AS records FROM {self._name(self.table.name)}",
             )
         )
         return found
@@ -380,9 +385,7 @@ class _TableDrafter:
             if each.column.collation:
                 value = f"{value} COLLATE {each.column.collation}"
             on.append(f"{table}.{self._name(each.column.name)} = {value}")
-        return (
-            f"{_json_table('p_keys', columns)} AS wanted\n  STRAIGHT_JOIN {table} ON {' AND '.join(on)}"
-        )
+        return f"{_json_table('p_keys', columns)} AS wanted\n  STRAIGHT_JOIN {table} ON {' AND '.join(on)}"
 
     # --- SQL ---------------------------------------------------------------------------------------------------------
 
@@ -405,7 +408,7 @@ class _TableDrafter:
     def _selected(self, table: str = "") -> str:
         owner = f"{table}." if table else ""
         listed = []
-        for each in self.fields.values():
+        for each in self.returned.values():
             column = f"{owner}{self._name(each.column.name)}" if table else self._column(each)
             listed.append(column if each.name == each.column.name else f"{column} AS {self._name(each.name)}")
         return _wrapped(listed, 7)
@@ -419,8 +422,8 @@ class _TableDrafter:
     def _where_key(self) -> str:
         return " AND ".join(self._equals(each) for each in self.key)
 
-    def _columns(self, fields: Sequence[Field]) -> str:
-        return _wrapped([self._name(each.column.name) for each in fields], 2)
+    def _columns(self) -> str:
+        return _wrapped([self._name(name) for name in self.fields], 2)
 
     def _column(self, each: Field) -> str:
         name = self._name(each.column.name)
