@@ -65,6 +65,16 @@ class HostsConnection(Connection):  # type: ignore[misc]  # kombu has no types
         # One of those that did not refuse gets all the time that is left: it may only be slow.
         return self._open(random.choice(slow or urls), max(deadline - time.monotonic(), 0.05))
 
+    def _init_params(self, **params: Any) -> None:
+        """Use py-amqp without asking for another driver.
+
+        kombu would try to import librabbitmq for each connection. A process that is forked meanwhile would wait for
+        ever for that module's lock, which a thread of its parent held.
+        """
+        named = params["transport"] or "amqp"
+        super()._init_params(**params | {"transport": "pyamqp"})
+        self.transport_cls = named
+
     def _establish_connection(self) -> amqp.Connection:
         return self.establish()
 

@@ -43,8 +43,12 @@ ADMIN = "beds.logs,beds.audit,beds.metrics"
 
 def slots(worker: subprocess.Popen[bytes]) -> list[int]:
     """The pids of a worker's slots."""
-    found = psutil.Process(worker.pid).children()
-    return sorted(child.pid for child in found if child.status() != psutil.STATUS_ZOMBIE)
+    found = []
+    for child in psutil.Process(worker.pid).children():
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ended meanwhile
+            if child.status() != psutil.STATUS_ZOMBIE:
+                found.append(child.pid)
+    return sorted(found)
 
 
 @contextlib.contextmanager

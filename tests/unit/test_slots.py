@@ -5,9 +5,12 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import multiprocessing
 import os
+import signal
 import socket
 import struct
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
@@ -24,12 +27,13 @@ from beds.domain.lineage import Lineage
 from beds.errors import MalformedEvent
 from beds.services.execution import Redeliver
 from beds.transport.confirms import UNCONFIRMED_SECONDS
+from beds.transport.connection import HostsConnection
 from beds.transport.frames import FrameReader
 from beds.worker.consumer import MOST_LOCKED, ValidatingConsumer
 from beds.worker.slots.audits import Batch, SlotAudits
 from beds.worker.slots.board import PAGE_BYTES, Board, SlotState, Work
 from beds.worker.slots.connection import ConnectionLost
-from beds.worker.slots.pool import _groups
+from beds.worker.slots.pool import SlotPool, _groups, _Place
 from beds.worker.slots.received import Received
 
 WORK = Work("guid-1", "rel.read", "(Flights.fetch_records)", "rel.read", 12.5)
@@ -328,3 +332,43 @@ def test_an_event_expires_by_its_ttl_here_and_by_the_header_of_celerys_clients()
 )
 def test_each_slot_consumes_the_queues_of_one_entry_of_brokers(slots: int, expected: list[tuple[str, ...]]) -> None:
     assert _groups(["rel.read", "calgon", "operator"], Settings(), slots) == expected
+
+
+def test_a_slot_that_does_not_begin_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lock that another thread held at the fork stays locked in the child."""
+    pool = object.__new__(SlotPool)
+    pool._hard_limit = math.inf
+    page = Board(1).page(0)
+    page.reset()
+    process = multiprocessing.get_context("fork").Process(target=threading.Event().wait)
+    process.start()
+    try:
+        place = _Place(0, page, process)
+        pool._limit(place, process)
+        assert not place.is_killed, "it has just begun"
+        monkeypatch.setattr("beds.worker.slots.pool.START_SECONDS", 0.0)
+        page.show_state(SlotState.CONNECTING)
+        pool._limit(place, process)
+        assert not place.is_killed, "it is alive, and waits for RabbitMQ"
+        page.reset()
+        pool._limit(place, process)
+        assert place.is_killed
+        process.join(30)
+        assert process.exitcode == -signal.SIGKILL
+    finally:
+        process.kill()
+
+
+def test_a_connection_asks_for_no_other_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    """kombu tries to import librabbitmq, whose module lock may be held at a fork."""
+    asked: list[str] = []
+
+    class Spy:
+        def find_spec(self, name: str, *_: Any) -> None:
+            asked.append(name)
+
+    monkeypatch.setattr(sys, "meta_path", [Spy(), *sys.meta_path])
+    connection = HostsConnection(["amqp://user@one:1/v", "amqp://user@two:2/v"])
+    connection.switch("amqp://user@two:2/v")
+    assert "librabbitmq" not in asked
+    assert connection.as_uri() == "amqp://user:**@two:2/v"

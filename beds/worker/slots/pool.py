@@ -40,6 +40,9 @@ WATCH_SECONDS = 0.25
 """Interval at which the parent looks at the hard limits."""
 READY_SECONDS = 15.0
 """How long the start of a pool waits until all of its slots consume."""
+START_SECONDS = 10.0
+"""How long a slot may take from the fork to its first sign of life: a lock that another thread of the parent held at
+the fork is never released in the child."""
 MARGIN_SECONDS = 5.0
 """Time that a slot has beyond its hard limit to give a sign of life, and to end."""
 LASTING_SECONDS = 5.0
@@ -230,7 +233,7 @@ class SlotPool(BasePool):
             place.pause = min(place.pause * 2, LONGEST_PAUSE)
 
     def _limit(self, place: _Place, process: BaseProcess) -> None:
-        """Kill a slot whose event has passed the hard limit, and one that gives no sign of life."""
+        """Kill a slot whose event has passed the hard limit, and one that does not begin or gives no sign of life."""
         if place.is_killed:
             return
         view = place.page.read()
@@ -238,6 +241,8 @@ class SlotPool(BasePool):
         running = time.monotonic() - view.active.began if view.active else 0.0
         if running > self._hard_limit and view.active is not None:
             why = f"{view.active.task}[{view.active.guid}] has run for {running:.0f} s, the hard limit"
+        elif view.state is SlotState.STARTING and silent > START_SECONDS:
+            why = f"it has not begun in {silent:.0f} s"
         elif silent > min(self._hard_limit, 3600.0) + MARGIN_SECONDS:
             why = f"it has given no sign of life for {silent:.0f} s"
         else:
