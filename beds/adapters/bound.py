@@ -30,7 +30,7 @@ from beds.adapters.store import (
 from beds.config.sections import Ledger, Retry
 from beds.core.namaste import NamasteCore, Payload, Query
 from beds.domain.backoff import Backoff
-from beds.domain.description import Argument, Description, OperationDescription
+from beds.domain.description import Description, OperationDescription
 from beds.domain.event import Operation
 from beds.domain.reply import Page, Record, Response, reply_from_wire
 from beds.domain.trace import OK, DatabaseCall, Trace, current_trace
@@ -48,7 +48,17 @@ from beds.errors import (
     from_wire,
     nearest,
 )
-from beds.templates.binding import BULK_NAMES, GIVEN_FIELDS, Binding, bind, is_unfilled, reserved_type, spec_of
+from beds.templates.binding import (
+    BULK_NAMES,
+    GIVEN_FIELDS,
+    Binding,
+    arguments_of,
+    bind,
+    is_unfilled,
+    may_be_left_out,
+    reserved_type,
+    spec_of,
+)
 from beds.templates.fields import fits
 from beds.templates.named_object import NamedObject, ObjectKind, Param
 from beds.templates.template import EXPECTED_VERSION, ROLES, Template
@@ -465,7 +475,7 @@ class BoundAdapter(NamasteCore):
                 continue
             elif param.name in query.args:
                 values[param.name] = self._argument(binding, param, query.args[param.name])
-            elif _may_be_left_out(binding, param):
+            elif may_be_left_out(self.template, binding.fetch, param):
                 values[param.name] = param.default
             else:
                 raise MissingField(
@@ -528,40 +538,15 @@ def _is_cut(binding: Binding, query: Query, rows: Sequence[Record]) -> bool:
     return any(len(found) >= query.limit for found in sets)
 
 
-def _may_be_left_out(binding: Binding, param: Param) -> bool:
-    """True if a fetch may leave out an argument: its parameter then has its default."""
-    return (
-        is_unfilled(binding.template, Operation.FETCH, binding.ref, param)
-        or param.optional
-        or param.name in binding.fetch.optional
-        or param.mode == "inout"
-    )
-
-
 def _described(binding: Binding) -> OperationDescription:
-    ref, target = binding.ref, binding.target
+    target = binding.target
     found = OperationDescription(str(binding.operation), target.name, str(target.kind), target.description)
     if binding.operation is not Operation.FETCH:
         return found
     fetch = binding.fetch
-    args = []
-    for param in target.params:
-        if not param.takes_value or reserved_type(binding.template, Operation.FETCH, ref, param):
-            continue
-        spec = spec_of(binding.template, ref, param.name)
-        args.append(
-            Argument(
-                param.name,
-                (spec.type,) if spec else tuple(sorted(param.types)),
-                param.declared,
-                not _may_be_left_out(binding, param),
-                bool(spec and spec.sensitive),
-                spec.description if spec else "",
-            )
-        )
     return replace(
         found,
-        args=tuple(args),
+        args=arguments_of(binding.template, fetch, target.params),
         pages=binding.pages,
         limit=fetch.limit,
         max_limit=fetch.max_limit,

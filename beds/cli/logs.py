@@ -102,7 +102,7 @@ def logs(
 @click.command()
 @click.option("--template", help="Changes of this data domain.")
 @click.option("--record", help="Of the record with this key; needs --template.")
-@click.option("--since", type=Since(), help="From this time on; an hour ago when neither it nor --record is given.")
+@click.option("--since", type=Since(), help="From this time on: 2026-01-31T12:00 (UTC), or an age: 90s, 15m, 2h, 7d.")
 @click.option("--limit", type=click.IntRange(1, 1000), default=100, show_default=True, help="How many, at most.")
 @click.option("--cursor", default="", help="The cursor of the page before.")
 @click.option("--timeout", type=float, default=10.0, show_default=True, help="Seconds.")
@@ -112,7 +112,7 @@ def audit(
     config: str | None, template: str | None, record: str | None, since: datetime | None, limit: int, cursor: str,
     timeout: float, as_json: bool,
 ) -> None:  # fmt: skip
-    """Show who changed what, oldest first. Values of sensitive fields are masked where they were recorded.
+    """Show who changed what, newest first. Values of sensitive fields are masked where they were recorded.
 
     \b
     Examples:
@@ -124,21 +124,19 @@ def audit(
     with records_client(config) as client:
         if template:
             client.templates[template]  # an unknown name raises an error with the nearest name
-        if record:
-            using = "by_record"
-            args: dict[str, Any] = {"template": template, "record_id": record}
-        else:
-            using = "all_since" if client.is_operator else "since"
-            args = {"since": since or datetime.now(UTC) - timedelta(hours=1)} | (
-                {"template": template} if template else {}
-            )
+        using = "newest_of_record" if record else "all_newest" if client.is_operator else "newest"
+        given = {"template": template, "record_id": record, "since": since}
+        args = {name: value for name, value in given.items() if value}
         page = _page(client, "msAudit", using, args, limit, cursor, timeout)
+    # A cursor is valid with the same arguments only, and an age means another time with each call.
+    from_time = since.isoformat(timespec="milliseconds") if since else None
     if as_json:
-        print_json({**page.to_wire(), "records": [{**r, "values": _values(r)} for r in page]})
+        records = [{**r, "values": _values(r)} for r in page]
+        print_json({**page.to_wire(), "records": records} | ({"since": from_time} if from_time else {}))
         return
     columns = ("at", "template", "operation", "record_id", "outcome", "user", "actor", "values")
     print_table(columns, [[_values(r) if name == "values" else r.get(name) or None for name in columns] for r in page])
-    click.echo(how_many(page, "change"))
+    click.echo(how_many(page, "change") + (f" --since {from_time}" if from_time and page.cursor else ""))
 
 
 def _page(

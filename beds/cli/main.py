@@ -36,7 +36,10 @@ _COMMANDS: Mapping[str, tuple[str, str]] = {
     "logs": ("beds.cli.logs:logs", "Show and follow the log records of all nodes."),
     "audit": ("beds.cli.logs:audit", "Show who changed what."),
     "top": ("beds.cli.top:top", "Watch queues, rates and latencies."),
-    "template": ("beds.cli.template:template", "List and show templates."),
+    "template": (
+        "beds.cli.template:template",
+        "Show templates, write them as typed Python or JSON Schema, begin a new one.",
+    ),
     "schema": ("beds.cli.schema:schema", "Apply, compare and check the databases' schema."),
     "topology": ("beds.cli.topology:topology", "Declare and show exchanges and queues."),
     "amqp": ("beds.cli.amqp:amqp", "Print the users and rights that RabbitMQ needs."),

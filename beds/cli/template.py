@@ -1,9 +1,11 @@
-"""`beds template list | show`."""
+"""`beds template list | show | models | new`."""
 
 from __future__ import annotations
 
 import click
 
+from beds.cli.models import models
+from beds.cli.new_template import new
 from beds.cli.output import print_json, print_table
 from beds.client.client import Client
 from beds.client.deadline import DEFAULT_TIMEOUT
@@ -14,7 +16,11 @@ from beds.templates.registry import TemplateRegistry
 
 @click.group()
 def template() -> None:
-    """List and show templates."""
+    """List and show templates, write them as typed code, and begin a new one."""
+
+
+template.add_command(models)
+template.add_command(new)
 
 
 @template.command("list")

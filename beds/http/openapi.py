@@ -4,32 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
-from typing import Any
 
 from beds.domain.change import MAX_CHANGES
 from beds.domain.description import Description
 from beds.http.access import Caller
 from beds.http.requests import CSV, NDJSON
-from beds.http.values import LARGEST
 from beds.templates.fields import FieldSpec
+from beds.templates.json_schema import Json, page_of, schema_of, schemas_of
 from beds.templates.template import FetchSpec, Template
 
-Json = dict[str, Any]
-_TYPES: Mapping[str, Json] = {
-    "string": {"type": "string"},
-    "number": {"type": "number"},
-    "decimal": {"type": "string", "format": "decimal"},
-    "boolean": {"type": "boolean"},
-    "datetime": {"type": "string", "format": "date-time"},
-    "date": {"type": "string", "format": "date"},
-    "time": {"type": "string"},
-    "duration": {"type": "string", "description": "seconds in ISO 8601, as PT3600.5S"},
-    "uuid": {"type": "string", "format": "uuid"},
-    "bytes": {"type": "string", "contentEncoding": "base64"},
-    "object_id": {"type": "string", "pattern": "^[0-9a-f]{24}$"},
-    "object": {"type": "object"},
-    "array": {"type": "array", "items": {}},
-}
+SCHEMAS = "#/components/schemas/"
+"""Where the document has its schemas."""
 _PROBLEM: Json = {
     "description": "The request failed",
     "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
@@ -47,7 +32,7 @@ def document(caller: Caller, templates: Mapping[str, Template], known: Mapping[s
     paths: dict[str, Json] = {}
     schemas: dict[str, Json] = dict(_SCHEMAS)
     for template in templates.values():
-        schemas |= _schemas_of(template)
+        schemas |= schemas_of(template, SCHEMAS)
         for path, methods in _paths_of(caller, template, known.get(template.name)).items():
             paths[path] = methods
         if caller.may_follow(template):
@@ -62,68 +47,6 @@ def document(caller: Caller, templates: Mapping[str, Template], known: Mapping[s
             "schemas": schemas,
             "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
             "parameters": _PARAMETERS,
-        },
-    }
-
-
-def schema_of(spec: FieldSpec, *, nullable: bool) -> Json:
-    """A field as a JSON schema."""
-    if spec.type == "integer":
-        is_small = spec.min is not None and spec.max is not None and -LARGEST <= spec.min <= spec.max <= LARGEST
-        found: Json = {"type": "integer"} if is_small else {"type": ["integer", "string"], "pattern": "^-?[0-9]{1,20}$"}
-    else:
-        found = dict(_TYPES[spec.type])
-    if spec.values is not None:
-        found["enum"] = [*spec.values, None] if nullable else list(spec.values)
-    if spec.max_length is not None:
-        found["maxItems" if spec.type == "array" else "maxLength"] = spec.max_length
-        if spec.type == "bytes":
-            del found["maxLength"]  # it counts bytes, and not letters of Base64
-    if spec.type in ("integer", "number"):
-        found |= {
-            key: float(limit) if spec.type == "number" else int(limit)
-            for key, limit in (("minimum", spec.min), ("maximum", spec.max))
-            if limit is not None
-        }
-    if spec.description:
-        found["description"] = spec.description
-    if nullable:
-        kinds = found["type"]
-        found["type"] = [*(kinds if isinstance(kinds, list) else [kinds]), "null"]
-    return found
-
-
-def _schemas_of(template: Template) -> dict[str, Json]:
-    name = template.name
-    record = {"type": "object", "properties": {n: schema_of(s, nullable=True) for n, s in template.fields.items()}}
-    required = [n for n, spec in template.fields.items() if spec.required and not spec.generate]
-    new: Json = {
-        "type": "object",
-        "properties": {n: schema_of(s, nullable=not s.required) for n, s in template.fields.items()},
-        "additionalProperties": False,
-    }
-    if required:
-        new["required"] = required
-    changes = {
-        "type": "object",
-        "properties": {
-            n: schema_of(s, nullable=not s.required) for n, s in template.fields.items() if n not in template.keys
-        },
-        "additionalProperties": False,
-        "minProperties": 1,
-    }
-    page = _page_of({"$ref": f"#/components/schemas/{name}"})
-    return {name: record, f"New{name}": new, f"{name}Changes": changes, f"{name}Page": page}
-
-
-def _page_of(record: Json) -> Json:
-    return {
-        "type": "object",
-        "required": ["records", "cursor", "complete"],
-        "properties": {
-            "records": {"type": "array", "items": record},
-            "cursor": {"type": ["string", "null"]},
-            "complete": {"type": "boolean", "description": "whether these are the last records"},
         },
     }
 
@@ -392,7 +315,7 @@ def _changes_of(template: Template) -> Json:
 
 
 _TICKET: Json = {"$ref": "#/components/schemas/Ticket"}
-_PAGE: Json = _page_of({"type": "object"})
+_PAGE: Json = page_of({"type": "object"})
 _CALL: Json = {
     "type": "object",
     "required": ["template", "operation"],

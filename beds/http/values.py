@@ -15,11 +15,10 @@ import msgspec
 from beds.errors import BedsError, WrongType
 from beds.http.problems import Problem
 from beds.templates.fields import MAX_DEPTH, FieldSpec
+from beds.templates.json_schema import LARGEST
 from beds.templates.text import value_of
 from beds.wire.codec import MAX_VALUES
 
-LARGEST = 2**53
-"""Integers beyond it are written as text, since JavaScript would round them."""
 _AS_TEXT = frozenset({"datetime", "date", "time", "duration", "uuid", "object_id", "bytes", "decimal", "integer"})
 """Types whose JSON form is, or may be, a text."""
 _decoder = msgspec.json.Decoder(float_hook=Decimal)

@@ -22,7 +22,8 @@ from beds.http.operations import call_of, status_of
 from beds.http.problems import Problem, body_of, problem_of
 from beds.http.representations import result_json, ticket_json
 from beds.http.streams import statuses_of
-from beds.http.values import LARGEST, encode, read_json
+from beds.http.values import encode, read_json
+from beds.templates.json_schema import LARGEST
 
 PROTOCOL = "beds"
 TOKEN = "bearer."

@@ -19,9 +19,10 @@ without a value gets null, so the DBA may add one while older templates are in u
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from beds.domain.description import Argument
 from beds.domain.event import Operation, Store
 from beds.errors import SchemaMismatch
 from beds.templates.fields import FieldSpec
@@ -202,6 +203,36 @@ def is_unfilled(template: Template, operation: Operation, ref: ObjectRef, param:
     if operation is Operation.DELETE:
         return param.name not in template.keys and not reserved_type(template, operation, ref, param)
     return spec_of(template, ref, param.name) is None and not reserved_type(template, operation, ref, param)
+
+
+def may_be_left_out(template: Template, fetch: FetchSpec, param: Param) -> bool:
+    """True if a fetch may leave out an argument: its parameter then has its default."""
+    return (
+        is_unfilled(template, Operation.FETCH, fetch, param)
+        or param.optional
+        or param.name in fetch.optional
+        or param.mode == "inout"
+    )
+
+
+def arguments_of(template: Template, fetch: FetchSpec, params: Iterable[Param]) -> tuple[Argument, ...]:
+    """The arguments that a fetch takes from its caller, by the parameters of its object."""
+    found = []
+    for param in params:
+        if not param.takes_value or reserved_type(template, Operation.FETCH, fetch, param):
+            continue
+        spec = spec_of(template, fetch, param.name)
+        found.append(
+            Argument(
+                param.name,
+                (spec.type,) if spec else tuple(sorted(param.types)),
+                param.declared,
+                not may_be_left_out(template, fetch, param),
+                bool(spec and spec.sensitive),
+                spec.description if spec else "",
+            )
+        )
+    return tuple(found)
 
 
 def reserved_type(template: Template, operation: Operation, ref: ObjectRef, param: Param) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import time
@@ -19,12 +20,14 @@ import amqp
 import pytest
 from click.testing import CliRunner
 
+from beds.adapters.mongo import stored_commands
 from beds.cli.main import cli
 from beds.client.client import Client
 from beds.config import Settings
 from beds.domain.event import Event, Operation, RecordKind
 from beds.domain.identity import uuid7
 from beds.domain.lineage import Lineage
+from beds.domain.reply import Page
 from beds.errors import BedsError
 from beds.services.factory import AdapterFactory
 from beds.services.records import RecordStore
@@ -228,7 +231,7 @@ def test_every_write_is_audited_with_who_and_what(client: Client, database: Any,
     wait_for(lambda: database.msAudit.count_documents({"record_id": key}) == 2, 30, "the audit")
     shown = run(project, "beds", "audit", "--template", "AccountRows", "--record", key, "--json")
     assert shown.returncode == 0, shown.stderr
-    first, second = json.loads(shown.stdout)["records"]
+    second, first = json.loads(shown.stdout)["records"]
     assert (first["operation"], first["actor"], first["values"]["amount"]) == ("create_record", "alice", 10)
     assert (second["operation"], second["actor"], second["user"]) == ("update_record", "bob", "beds_app")
     table = run(project, "beds", "audit", "--template", "AccountRows", "--since", "5m").stdout
@@ -237,6 +240,58 @@ def test_every_write_is_audited_with_who_and_what(client: Client, database: Any,
     assert json.loads(bulk["values"]) == {"records": 3}
     assert run(project, "beds", "audit", "--record", "x").returncode == 2
     assert run(project, "beds", "audit", "--template", "AcountRows").returncode == 64
+
+
+def test_the_audit_shows_the_newest_first_page_after_page(client: Client, database: Any, project: Path) -> None:
+    key = uuid7().hex
+    client.call("create_record", "AccountRows", {"id": key, "amount": 0})
+    for amount in range(1, 5):
+        client.call("update_record", "AccountRows", {"id": key, "amount": amount})
+    client.call("create_record", "SampleRows", {"id": key})
+    wait_for(lambda: database.msAudit.count_documents({"record_id": key}) == 6, 30, "the audit")
+    # Some of equal time: their ids decide.
+    at = database.msAudit.find_one({"record_id": key}, sort=[("at", -1)])["at"]
+    database.msAudit.update_many({"record_id": key, "template": "AccountRows"}, {"$set": {"at": at}})
+    wanted = [r["_id"] for r in database.msAudit.find({"record_id": key}).sort([("at", -1), ("_id", -1)])]
+    accounts = [r["_id"] for r in database.msAudit.find({"record_id": key, "template": "AccountRows"}).sort("_id", -1)]
+
+    def pages(*arguments: str) -> list[str]:
+        found: list[str] = []
+        asked: tuple[str, ...] = ("--limit", "2")
+        while True:
+            shown = run(project, "beds", "audit", *arguments, *asked, "--json")
+            assert shown.returncode == 0, shown.stderr
+            page = json.loads(shown.stdout)
+            found += [r["event_id"] for r in page["records"] if r["record_id"] == key]
+            if not page["cursor"] or len(found) >= len(wanted):
+                return found
+            since = ("--since", page["since"]) if "since" in page else ()
+            asked = ("--limit", "2", "--cursor", page["cursor"], *since)
+
+    assert pages("--template", "AccountRows", "--record", key) == accounts
+    assert pages("--template", "AccountRows", "--record", key, "--since", "1h") == accounts
+    assert pages()[: len(wanted)] == wanted
+    assert pages("--template", "AccountRows", "--since", "2013-01-01")[: len(accounts)] == accounts
+    (line,) = run(project, "beds", "audit", "--since", "2h", "--limit", "1").stdout.splitlines()[-1:]
+    assert re.fullmatch(r"1 change; next page: --cursor \S+ --since \S+\+00:00", line)
+    own = client.call("fetch_records", "msAudit", {"template": "SampleRows"}, using="newest", limit=1)
+    assert isinstance(own, Page)
+    assert own[0]["record_id"] == key
+
+
+@pytest.mark.parametrize("name", ["audit_newest", "audit_all_newest", "audit_newest_of_record"])
+@pytest.mark.parametrize("template", [None, "AccountRows"])
+def test_a_page_of_the_audit_comes_from_an_index_in_its_order(database: Any, name: str, template: str | None) -> None:
+    source = database["beds_objects"].find_one({"_id": name})
+    target = stored_commands.parse({**source, "name": name})
+    values = {p.name: p.default for p in target.params}
+    values |= {"user": "beds_app", "template": template, "record_id": "x", "limit": 10}
+    command = stored_commands.fill(target, {p.name: values[p.name] for p in target.params})
+    plan = json.dumps(database.command("explain", command, verbosity="queryPlanner"), default=str)
+    winning = json.dumps(json.loads(plan)["queryPlanner"]["winningPlan"])
+    assert "IXSCAN" in winning
+    assert "COLLSCAN" not in winning
+    assert '"SORT"' not in winning
 
 
 def test_logs_are_shown_and_followed(marked: Any, database: Any, project: Path) -> None:
