@@ -26,6 +26,8 @@ from beds.schema_tools.change import HISTORY, Change, checksum
 
 DDL_SECONDS = 600.0
 """Timeout for DDL, which is slow on a large table."""
+LOCK_SECONDS = 10
+"""How long a file waits for the lock: the server may still be ending the connection of the file before."""
 _VERSIONED = re.compile(r"V(\d+)__\w+\.sql\Z")
 _REPEATABLE = re.compile(r"R__\w+\.sql\Z")
 _DELIMITER = re.compile(r"^\s*DELIMITER\b", re.IGNORECASE | re.MULTILINE)
@@ -191,7 +193,7 @@ class RelSchema:
                     detail={"file": name},
                     hint=_BINARY_LOG,
                 )
-            if not self._lock(cursor, "GET_LOCK(%s, 0)"):
+            if not self._lock(cursor, f"GET_LOCK(%s, {LOCK_SECONDS})"):
                 raise SchemaError("another `beds schema apply` is at work", hint="wait until it is done")
             self._note(cursor, name, text, 0.0, success=False)
             done = 0

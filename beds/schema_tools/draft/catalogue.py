@@ -15,6 +15,7 @@ from beds.adapters.mariadb.types import SqlType
 SAMPLE_ROWS = 1000
 """Rows that are read of a table to tell a TIME of the day from a duration, and what a JSON column holds."""
 _DAY = 24
+_ZERO = "0000-00-00"
 _JSON_CHECK = re.compile(r"json_valid\(`([^`]+)`\)", re.IGNORECASE)
 _ON_UPDATE = re.compile(r"\bon update\b", re.IGNORECASE)
 
@@ -39,11 +40,15 @@ SELECT TABLE_NAME AS owner, CONSTRAINT_NAME AS name, COLUMN_NAME AS part, REFERE
 _CHECKS = """
 SELECT TABLE_NAME AS owner, CHECK_CLAUSE AS clause
   FROM information_schema.CHECK_CONSTRAINTS WHERE CONSTRAINT_SCHEMA = DATABASE() ORDER BY TABLE_NAME, CONSTRAINT_NAME"""
+_TRIGGERS = """
+SELECT EVENT_OBJECT_TABLE AS owner, EVENT_MANIPULATION AS event
+  FROM information_schema.TRIGGERS WHERE TRIGGER_SCHEMA = DATABASE()"""
 _VIEWS = """
 SELECT TABLE_NAME AS name, SECURITY_TYPE AS security, DEFINER AS definer
   FROM information_schema.VIEWS WHERE TABLE_SCHEMA = DATABASE()"""
 _ROUTINES = """
 SELECT ROUTINE_NAME AS name, ROUTINE_TYPE AS kind, ROUTINE_DEFINITION AS body, SQL_MODE AS sql_mode,
+       SQL_DATA_ACCESS AS access,
        SECURITY_TYPE AS security, ROUTINE_COMMENT AS comment
   FROM information_schema.ROUTINES
  WHERE ROUTINE_SCHEMA = DATABASE() AND ROUTINE_TYPE IN ('PROCEDURE', 'FUNCTION') ORDER BY ROUTINE_NAME"""
@@ -68,8 +73,8 @@ class Column:
         is_json: whether its text is checked to be JSON.
         comment: the DBA's.
         charset, collation: empty unless they differ from the database's.
-        sampled: what a sample of its values holds: `object`, `array`, `day` (times of the day), `flag` (0 and 1), or
-            empty.
+        sampled: what a sample of its values holds: `object`, `array` or `text` (JSON of several kinds); `day` (times of
+            the day); `flag` (0 and 1); `zero` (0000-00-00 among its dates); or empty.
     """
 
     name: str
@@ -114,6 +119,8 @@ class Table:
     references: Mapping[str, str] = field(default_factory=dict)
     """For a column of a foreign key: `table.column`."""
     checks: tuple[str, ...] = ()
+    triggers: frozenset[str] = frozenset()
+    """INSERT, UPDATE, DELETE: the statements that fire a trigger."""
     security: str = ""
     problem: str = ""
 
@@ -145,7 +152,14 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class Routine:
-    """A procedure or function; `body` is empty if the DBA's account may not read it."""
+    """A procedure or function.
+
+    Args:
+        name, kind, sql_mode, security, comment: as MariaDB has them.
+        body: empty if the DBA's account may not read it.
+        access: what the DBA declared, such as MODIFIES SQL DATA.
+        parameters: in their order.
+    """
 
     name: str
     kind: str
@@ -153,6 +167,7 @@ class Routine:
     sql_mode: str
     security: str
     comment: str
+    access: str
     parameters: tuple[Parameter, ...] = ()
 
 
@@ -177,7 +192,7 @@ def read_catalogue(cursor: Any, wanted: Iterable[str] | None = None) -> Catalogu
     views = {row["name"]: row for row in rows["views"]}
     charset, collation = _rows(cursor, "SELECT @@character_set_database AS a, @@collation_database AS b")[0].values()
     columns, indexes = _by_owner(rows["columns"]), _by_owner(rows["indexes"])
-    keys, checks = _by_owner(rows["foreign_keys"]), _by_owner(rows["checks"])
+    keys, checks, triggers = (_by_owner(rows[each]) for each in ("foreign_keys", "checks", "triggers"))
     tables = []
     for row in rows["tables"]:
         name = row["name"]
@@ -200,6 +215,7 @@ def read_catalogue(cursor: Any, wanted: Iterable[str] | None = None) -> Catalogu
                 _indexes(indexes[name]),
                 {each["part"]: f"{each['target']}.{each['target_part']}" for each in keys[name]},
                 tuple(clause for clause in clauses if not _JSON_CHECK.fullmatch(clause.strip())),
+                frozenset(each["event"] for each in triggers[name]),
                 views[name]["security"] if name in views else "",
                 problem,
             )
@@ -213,6 +229,7 @@ def read_catalogue(cursor: Any, wanted: Iterable[str] | None = None) -> Catalogu
             str(row["sql_mode"] or ""),
             row["security"],
             row["comment"],
+            row["access"],
             tuple(
                 Parameter(each["name"], (each["mode"] or "IN").lower(), SqlType.parse(str(each["declared"])))
                 for each in parameters[row["name"]]
@@ -230,6 +247,7 @@ _QUERIES = {
     "indexes": _INDEXES,
     "foreign_keys": _FOREIGN_KEYS,
     "checks": _CHECKS,
+    "triggers": _TRIGGERS,
     "views": _VIEWS,
     "routines": _ROUTINES,
     "parameters": _PARAMETERS,
@@ -289,8 +307,11 @@ def _sampled(cursor: Any, table: str, column: Column) -> Column:
     sample = f"(SELECT {name} AS v FROM {quoted(table)} WHERE {name} IS NOT NULL LIMIT {SAMPLE_ROWS}) AS sample"
     if column.is_json:
         kinds = {row["kind"] for row in _rows(cursor, f"SELECT DISTINCT JSON_TYPE(v) AS kind FROM {sample}")}
-        only = kinds.pop() if len(kinds) == 1 else ""
-        return replace(column, sampled={"OBJECT": "object", "ARRAY": "array"}.get(only, ""))
+        alone = {frozenset({"OBJECT"}): "object", frozenset({"ARRAY"}): "array", frozenset(): ""}
+        return replace(column, sampled=alone.get(frozenset(kinds), "text"))
+    if column.type.name in ("date", "datetime"):
+        has_zero = _ZERO in column.default or _rows(cursor, f"SELECT 1 FROM {sample} WHERE v = 0 LIMIT 1")
+        return replace(column, sampled="zero" if has_zero else "")
     if column.type.name == "time":
         (row,) = _rows(cursor, f"SELECT COUNT(*) = SUM(v >= 0 AND HOUR(v) < {_DAY}) AS holds FROM {sample}")
         return replace(column, sampled="day" if row["holds"] in (None, 1) else "")

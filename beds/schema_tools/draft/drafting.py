@@ -227,7 +227,9 @@ class _Drafter:
 
     def _bind(self, source: str, name: str, description: Description, make: Callable[[str], TemplateDraft]) -> None:
         """Draft the template of a routine or view that exists, unless a template binds it or a file creates it."""
-        if name in self.bound or name.casefold() in self.created:
+        if name.casefold() in self.created:
+            return
+        if name in self.bound:
             self.found.present.append(source)
             return
         file = f"templates/{stem(name)}.toml"

@@ -71,6 +71,10 @@ def field_of(column: Column) -> Field | None:
     remarks = []
     if column.type.name == "set":
         remarks.append(f"members: {', '.join(column.type.members)}")
+    if column.sampled == "text":
+        remarks.append("JSON of several kinds, as text")
+    if column.sampled == "zero":
+        remarks.append("0000-00-00 is returned as null")
     if column.sets_itself:
         remarks.append("set by MariaDB at each update")
     return Field(column, field_name(column.name), kind, limits, tuple(remarks))
@@ -79,7 +83,7 @@ def field_of(column: Column) -> Field | None:
 def field_type(column: Column) -> str:
     """The field type for a column; empty if BEDS has none."""
     if column.is_json:
-        return column.sampled or "object"
+        return "string" if column.sampled == "text" else column.sampled or "object"
     if column.type.name == "time":
         return "time" if column.sampled == "day" else "duration"
     if column.type.name == "tinyint" and column.type.numbers == (1,) and not column.type.unsigned:
@@ -134,7 +138,7 @@ def parameter_type(column: Column) -> str:
 def _in_json(column: Column, read: str) -> tuple[str, str]:
     declared = column.type
     size = declared.numbers[0] if declared.numbers else 1
-    if column.is_json:
+    if column.is_json and column.sampled != "text":
         return "JSON", read
     match declared.name:
         case "bit":

@@ -28,6 +28,8 @@ _CONTROL = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _SELECT = re.compile(r"\s*\(*\s*(?:SELECT|WITH|VALUES|SHOW)\b", re.IGNORECASE)
+_NO_WRITE = re.compile(r"\b(?:CALL|HANDLER)\b", re.IGNORECASE)
+_KEY = re.compile(r"(?:id|key|no|nr|number|code)\Z", re.IGNORECASE)
 _INTO = re.compile(r"\bINTO\b", re.IGNORECASE)
 _CALL = re.compile(r"\s*CALL\s+(?:(?:`[^`]+`|\w+)\s*\.\s*)?(`[^`]+`|\w+)", re.IGNORECASE)
 _FROM = re.compile(r"\bFROM\s+(?:(?:`[^`]+`|\w+)\s*\.\s*)?(`[^`]+`|\w+)", re.IGNORECASE)
@@ -74,10 +76,7 @@ class Routines:
 
     def may_write(self, routine: Routine) -> bool:
         """Whether it, or a procedure that it calls, may change data."""
-        return any(
-            each is None or definition.may_write(re.sub(r"\bCALL\b", "", _code(each), flags=re.IGNORECASE))
-            for each in self._reached(routine)
-        )
+        return any(each is None or _writes(each) for each in self._reached(routine))
 
     def result_sets(self, routine: Routine) -> ResultSets:
         """The result sets of a procedure, those of the procedures that it calls included."""
@@ -95,7 +94,7 @@ class Routines:
             raise CannotDraft(
                 "it commits, or runs DDL or dynamic SQL, or calls one that does: that ends the transaction"
             )
-        if routine.kind == "function" and definition.may_write(_code(routine)):
+        if routine.kind == "function" and _writes(routine):
             raise CannotDraft("it is a function that writes; only a procedure's writes can be repeated without harm")
         if writes and not definition.is_strict(routine.sql_mode):
             raise CannotDraft("it writes, and was made without strict mode: it would cut what does not fit in silence")
@@ -246,9 +245,8 @@ def _own(fields: Mapping[str, tuple[Parameter, FieldDraft]]) -> dict[str, FieldD
 
 
 def _key(fields: Mapping[str, tuple[Parameter, FieldDraft]]) -> str:
-    """The field that names a record in replies: an OUT parameter that looks like an id, or the first parameter."""
-    given_back = [name for name, (parameter, _) in fields.items() if parameter.mode != "in"]
-    ids = [name for name in given_back if name.lower().endswith("id")]
+    """The field that names a record in replies: an OUT parameter that sounds like a key, or the first parameter."""
+    ids = [name for name, (parameter, _) in fields.items() if parameter.mode == "out" and _KEY.search(name)]
     return next(iter([*ids, *fields]), "result")
 
 
@@ -260,6 +258,14 @@ def _checked(draft: TemplateDraft) -> TemplateDraft:
 
 def _code(routine: Routine) -> str:
     return definition.code_of(routine.body, routine.sql_mode)
+
+
+def _writes(routine: Routine) -> bool:
+    """Whether a routine itself changes data, by its text or by what the DBA declared.
+
+    Its calls are followed, and its error handlers change nothing.
+    """
+    return routine.access == "MODIFIES SQL DATA" or definition.may_write(_NO_WRITE.sub("", _code(routine)))
 
 
 def _outside(text: str) -> str:

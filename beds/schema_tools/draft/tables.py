@@ -143,13 +143,27 @@ class _TableDrafter:
             found |= {"create": self._create(), "create_many": self._create_many()}
         if any(self._is_updated(each) for each in self.fields.values()):
             found["update"] = self._update()
-        found["delete"] = self._procedure(
+        found["delete"] = self._counting(
             "delete",
+            "DELETE",
             [f"IN {self._parameter(each)}" for each in self.key],
             "Remove a record.",
             f"DELETE FROM {self._name(self.table.name)} WHERE {self._where_key()}",
         )
         return found
+
+    def _counting(
+        self, operation: str, event: str, parameters: Sequence[str], says: str, statement: str, afterwards: str = ""
+    ) -> str:
+        """A procedure with one write. MariaDB would count what triggers write, too."""
+        after = [afterwards] if afterwards else []
+        if event in self.table.triggers and "affected" not in {each.name.lower() for each in self.returned.values()}:
+            parameters = [*parameters, "OUT p_affected INT"]
+            after.insert(0, "SET p_affected = ROW_COUNT()")
+        if after:
+            lines = "".join(f"  {line};\n" for line in after)
+            statement = f"BEGIN\n{_indented(statement)};\n{lines}END"
+        return self._procedure(operation, parameters, says, statement)
 
     def _create(self) -> str:
         made = next((each for each in self.key if each.column.is_auto), None)
@@ -158,11 +172,10 @@ class _TableDrafter:
         parameters += ["IN p_given_fields JSON"] if has_defaults else []
         values = [self._or_default(each, f"p_{each.name}", self._is_given(each)) for each in self.fields.values()]
         insert = f"INSERT INTO {self._name(self.table.name)} ({self._columns()})\nVALUES ({_wrapped(values)})"
-        if made is not None:
-            own = f"p_{made.name}"
-            insert = f"BEGIN\n{_indented(insert)};\n  SET {own} = COALESCE({own}, LAST_INSERT_ID());\nEND"
+        own = f"p_{made.name}" if made else ""
         says = " A column that the caller leaves out gets its default." if has_defaults else ""
-        return self._procedure("create", parameters, f"Add a record.{says}", insert)
+        keep_id = f"SET {own} = COALESCE({own}, LAST_INSERT_ID())" if made else ""
+        return self._counting("create", "INSERT", parameters, f"Add a record.{says}", insert, keep_id)
 
     def _create_many(self) -> str:
         values, columns = [], []
@@ -174,8 +187,9 @@ class _TableDrafter:
                 value = self._or_default(each, value, flag)
             columns.append(self._json_column(each, kind))
             values.append(value)
-        return self._procedure(
+        return self._counting(
             "create_many",
+            "INSERT",
             ["IN p_records JSON"],
             "Add many records, or none.",
             f"INSERT INTO {self._name(self.table.name)} ({self._columns()})\n"
@@ -188,8 +202,9 @@ class _TableDrafter:
             f"{self._column(each)} = IF({self._is_given(each)}, p_{each.name}, {self._column(each)})"
             for each in changed
         ]
-        return self._procedure(
+        return self._counting(
             "update",
+            "UPDATE",
             [*(f"IN {self._parameter(each)}" for each in (*self.key, *changed)), "IN p_given_fields JSON"],
             "Change the fields that the caller gives; a null counts as one.",
             f"UPDATE {self._name(self.table.name)}\n   SET {(',' + chr(10) + '       ').join(sets)}\n"
@@ -213,6 +228,8 @@ class _TableDrafter:
         default = each.column.default
         if "`" in default:  # it names other columns
             default = f"DEFAULT({self._name(each.column.name)})"
+        if each.column.type.name == "bit":  # IF makes text of a BIT
+            value, default = f"{value} + 0", f"{default} + 0"
         return f"IF({given}, {value}, {default})"
 
     # --- Reads -------------------------------------------------------------------------------------------------------
@@ -369,8 +386,9 @@ class _TableDrafter:
         )
 
     def _remove_many(self) -> str:
-        return self._procedure(
+        return self._counting(
             "remove_many",
+            "DELETE",
             ["IN p_keys JSON"],
             "Remove some records.",
             f"DELETE {self._name(self.table.name)}\n  FROM {self._wanted()}",
@@ -410,7 +428,10 @@ class _TableDrafter:
         listed = []
         for each in self.returned.values():
             column = f"{owner}{self._name(each.column.name)}" if table else self._column(each)
-            listed.append(column if each.name == each.column.name else f"{column} AS {self._name(each.name)}")
+            has_zero = each.column.sampled == "zero"
+            value = f"NULLIF({column}, 0)" if has_zero else column
+            is_same = each.name == each.column.name and not has_zero
+            listed.append(value if is_same else f"{value} AS {self._name(each.name)}")
         return _wrapped(listed, 7)
 
     def _parameter(self, each: Field) -> str:
