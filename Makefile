@@ -48,6 +48,7 @@ bench: setup
 	$(BIN)/python -m bench.dead
 	$(BIN)/python -m bench.scaling
 	$(BIN)/python -m bench.http
+	$(BIN)/python -m bench.imports
 
 bench-quick: setup
 	$(BIN)/python -m bench.operations --quick

@@ -4,29 +4,48 @@
 
 The functions use one client per process, made at the first use from beds.toml; `beds.Client` is the explicit form.
 `beds.app` is the Celery application of the workers.
+
+Each public name is imported at its first use, so `import beds` loads neither pydantic nor Celery.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-from beds.client.bound_template import BoundTemplate
-from beds.client.call import Call
-from beds.client.client import Client, default_client
-from beds.client.jobs import JobTicket
-from beds.client.lineage import Node
-from beds.client.tickets import Ticket
-from beds.config import Settings, load_settings
-from beds.domain.change import Change, Changes
-from beds.domain.description import Description
-from beds.domain.identity import ObjectId
-from beds.domain.reply import Page, Reply, Response
-from beds.domain.ticket import Progress, TicketState, TicketStatus
-from beds.domain.trace import trace_context
-from beds.errors import BedsError
-from beds.transport.log_handler import LogHandler
+if TYPE_CHECKING:
+    from beds.client import aio
+    from beds.client.bound_template import BoundTemplate
+    from beds.client.call import Call
+    from beds.client.client import Client
+    from beds.client.functions import (
+        call,
+        call_many,
+        changes,
+        describe,
+        fetch,
+        job,
+        lineage,
+        submit,
+        submit_job,
+        submit_many,
+        template,
+        ticket,
+        write,
+    )
+    from beds.client.jobs import JobTicket
+    from beds.client.tickets import Ticket
+    from beds.config import Settings, load_settings
+    from beds.domain.change import Change, Changes
+    from beds.domain.description import Description
+    from beds.domain.identity import ObjectId
+    from beds.domain.reply import Page, Reply, Response
+    from beds.domain.ticket import Progress, TicketState, TicketStatus
+    from beds.domain.trace import trace_context
+    from beds.errors import BedsError
+    from beds.transport.log_handler import LogHandler
+    from beds.worker.app import app
 
 __all__ = [
     "BedsError",
@@ -66,78 +85,69 @@ __all__ = [
     "write",
 ]
 
-
-def call(operation: str, template: str, data: Any = None, **options: Any) -> Reply:
-    """`Client.call` of the default client."""
-    return default_client().call(operation, template, data, **options)
-
-
-def fetch(template: str, using: str = "", args: Mapping[str, Any] | None = None, **options: Any) -> Page:
-    """`Client.fetch` of the default client."""
-    return default_client().fetch(template, using, args, **options)
-
-
-def write(operation: str, template: str, data: Any, **options: Any) -> Response:
-    """`Client.write` of the default client."""
-    return default_client().write(operation, template, data, **options)
-
-
-def submit(operation: str, template: str, data: Any = None, **options: Any) -> Ticket:
-    """`Client.submit` of the default client."""
-    return default_client().submit(operation, template, data, **options)
-
-
-def submit_job(name: str, args: Mapping[str, Any] | None = None, /, **options: Any) -> JobTicket:
-    """`Client.submit_job` of the default client."""
-    return default_client().submit_job(name, args, **options)
-
-
-def job(guid: str, **options: Any) -> JobTicket:
-    """`Client.job` of the default client."""
-    return default_client().job(guid, **options)
-
-
-def call_many(calls: Sequence[Call], **options: Any) -> Any:
-    """`Client.call_many` of the default client."""
-    return default_client().call_many(calls, **options)
-
-
-def submit_many(calls: Sequence[Call], **options: Any) -> list[Ticket]:
-    """`Client.submit_many` of the default client."""
-    return default_client().submit_many(calls, **options)
-
-
-def template(name: str) -> BoundTemplate:
-    """`Client.template` of the default client."""
-    return default_client().template(name)
-
-
-def describe(template: str, **options: Any) -> Description:
-    """`Client.describe` of the default client."""
-    return default_client().describe(template, **options)
-
-
-def changes(template: str, after: str = "", **options: Any) -> Changes:
-    """`Client.changes` of the default client."""
-    return default_client().changes(template, after, **options)
+_HOMES: Mapping[str, str] = {
+    "BedsError": "beds.errors",
+    "BoundTemplate": "beds.client.bound_template",
+    "Call": "beds.client.call",
+    "Change": "beds.domain.change",
+    "Changes": "beds.domain.change",
+    "Client": "beds.client.client",
+    "Description": "beds.domain.description",
+    "JobTicket": "beds.client.jobs",
+    "LogHandler": "beds.transport.log_handler",
+    "ObjectId": "beds.domain.identity",
+    "Page": "beds.domain.reply",
+    "Progress": "beds.domain.ticket",
+    "Reply": "beds.domain.reply",
+    "Response": "beds.domain.reply",
+    "Settings": "beds.config",
+    "Ticket": "beds.client.tickets",
+    "TicketState": "beds.domain.ticket",
+    "TicketStatus": "beds.domain.ticket",
+    "app": "beds.worker.app",
+    "call": "beds.client.functions",
+    "call_many": "beds.client.functions",
+    "changes": "beds.client.functions",
+    "describe": "beds.client.functions",
+    "fetch": "beds.client.functions",
+    "job": "beds.client.functions",
+    "lineage": "beds.client.functions",
+    "load_settings": "beds.config",
+    "submit": "beds.client.functions",
+    "submit_job": "beds.client.functions",
+    "submit_many": "beds.client.functions",
+    "template": "beds.client.functions",
+    "ticket": "beds.client.functions",
+    "trace_context": "beds.domain.trace",
+    "write": "beds.client.functions",
+}
+"""The module of each public name."""
+_SUBMODULES: Mapping[str, str] = {
+    "aio": "beds.client.aio",
+    "client": "beds.client",
+    "config": "beds.config",
+    "domain": "beds.domain",
+    "errors": "beds.errors",
+    "templates": "beds.templates",
+    "transport": "beds.transport",
+    "wire": "beds.wire",
+}
+"""Modules that are available after `import beds` alone."""
 
 
-def lineage(of: str, **options: Any) -> Node:
-    """`Client.lineage` of the default client."""
-    return default_client().lineage(of, **options)
+if not TYPE_CHECKING:  # with it, a type checker would accept any name
+
+    def __getattr__(name: str) -> Any:
+        """Import a public name at its first use (PEP 562). `celery -A beds` reads `beds.app` by this."""
+        if name in _HOMES:
+            found = getattr(importlib.import_module(_HOMES[name]), name)
+        elif name in _SUBMODULES:
+            found = importlib.import_module(_SUBMODULES[name])
+        else:
+            raise AttributeError(f"module 'beds' has no attribute {name!r}")
+        globals()[name] = found
+        return found
 
 
-def ticket(guid: str, **options: Any) -> Ticket:
-    """`Client.ticket` of the default client."""
-    return default_client().ticket(guid, **options)
-
-
-def __getattr__(name: str) -> Any:
-    # `celery -A beds` reads beds.app; a client that never reads it does not import Celery.
-    if name == "app":
-        from beds.worker.app import app
-
-        return app
-    if name == "aio":
-        return importlib.import_module("beds.client.aio")
-    raise AttributeError(f"module 'beds' has no attribute {name!r}")
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

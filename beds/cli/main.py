@@ -1,4 +1,4 @@
-"""`beds`: its commands, each imported when used, and the exit codes of errors."""
+"""`beds`: its commands and their output, imported when used, and the exit codes of errors."""
 
 from __future__ import annotations
 
@@ -13,10 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import click
-from rich.console import Console
 
-from beds.cli.output import json_text, printable
-from beds.config.settings import CONFIG_VARIABLE
 from beds.errors import BedsError, ConfigurationError
 
 MESSAGE_CHARACTERS = 4000
@@ -115,6 +112,8 @@ def cli(ctx: click.Context, config: str | None) -> None:
     """
     ctx.obj = config
     if config:
+        from beds.config.settings import CONFIG_VARIABLE  # imports pydantic, which `beds --help` does not need
+
         os.environ[CONFIG_VARIABLE] = str(Path(config).resolve())  # celeryconfig.py reads the file named here
 
 
@@ -123,16 +122,13 @@ def exit_code(error: BedsError) -> int:
     return EXIT_CODES.get(error.code, EX_FAILED)
 
 
-def _lines(text: str) -> str:
-    """A text that may come from a worker, without escape sequences; its lines are kept."""
-    return "\n".join(printable(line, MESSAGE_CHARACTERS) for line in text.splitlines())
-
-
 def print_error(error: BedsError, *, as_json: bool) -> None:
     """Print an error to standard error: as one JSON object, or as message, hint and event."""
     if as_json:
-        click.echo(json_text({"error": error.to_wire()}), err=True)
+        _print_json(error.to_wire())
         return
+    from rich.console import Console
+
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     console.print(f"[bold red]{error.code}[/]:", end=" ")
     console.print(_lines(error.message), markup=False)
@@ -140,6 +136,19 @@ def print_error(error: BedsError, *, as_json: bool) -> None:
         console.print(f"  hint:  {_lines(error.hint)}", markup=False)
     if error.event_id:
         console.print(f"  event: {_lines(error.event_id)}", markup=False)
+
+
+def _lines(text: str) -> str:
+    """A text that may come from a worker, without escape sequences; its lines are kept."""
+    from beds.cli.output import printable
+
+    return "\n".join(printable(line, MESSAGE_CHARACTERS) for line in text.splitlines())
+
+
+def _print_json(error: Mapping[str, Any]) -> None:
+    from beds.cli.output import json_text
+
+    click.echo(json_text({"error": error}), err=True)
 
 
 def main() -> Any:
@@ -157,8 +166,7 @@ def main() -> Any:
         raise SystemExit(exit_code(error)) from None
     except click.ClickException as error:
         if as_json:
-            usage = {"code": "usage", "message": error.format_message(), "detail": {}, "hint": "see --help"}
-            click.echo(json_text({"error": usage}), err=True)
+            _print_json({"code": "usage", "message": error.format_message(), "detail": {}, "hint": "see --help"})
         else:
             error.show()
         raise SystemExit(error.exit_code) from None

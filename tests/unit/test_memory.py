@@ -239,7 +239,9 @@ def test_the_command_line_converts_the_expected_version(
 def test_the_awaited_client_does_the_same(client: MemoryClient) -> None:
     async def story() -> None:
         ticket = await beds.aio.submit("create_record", "Airlines", ZED)
-        assert (await ticket.result()).affected == 1
+        created = await ticket.result()
+        assert isinstance(created, Response)
+        assert created.affected == 1
         with pytest.raises(DuplicateKey):
             await beds.aio.call("create_record", "Airlines", ZED)
         page = await beds.aio.fetch("Airlines", "by_carrier", {"carrier": "ZZ"})
