@@ -25,6 +25,12 @@ def tpcc(stack: Stack, settings: Settings) -> Iterator[RelDatabase]:
 
 
 @pytest.fixture(scope="session")
+def kinds(stack: Stack, settings: Settings) -> Iterator[RelDatabase]:
+    with loaded("kinds", stack, settings) as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
 def legacy(stack: Stack, settings: Settings) -> Iterator[RelDatabase]:
     with loaded("legacy", stack, settings) as found:
         yield found

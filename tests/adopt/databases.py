@@ -1,4 +1,4 @@
-"""Databases that were not written for BEDS: Sakila, the tables of TPC-C, and one as found in practice."""
+"""Databases without procedures of BEDS: Sakila, the tables of TPC-C, one as found in practice, one of all types."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from beds.stack.stack import Stack
 from tests.adopt import sakila, tpcc
 
 FOLDER = Path(__file__).parent
-NAMES = ("sakila", "tpcc", "legacy")
+NAMES = ("sakila", "tpcc", "legacy", "kinds")
+KINDS = FOLDER.parent / "schema" / "rel" / "V0898__kinds.sql"
+"""The tables of the contract's tests, with a column of each type."""
 SECONDS = 120.0
 
 
@@ -42,7 +44,8 @@ def load(name: str, connection: Any) -> None:
         connection: the DBA's, with `multi_statements`. It is committed, and should be closed: Sakila leaves it without
             checks of foreign keys.
     """
-    texts = sakila.statements() if name == "sakila" else [(FOLDER / f"{name}.sql").read_text()]
+    file = KINDS if name == "kinds" else FOLDER / f"{name}.sql"
+    texts = sakila.statements() if name == "sakila" else [file.read_text()]
     with connection.cursor() as cursor:
         for text in texts:
             cursor.execute(text)

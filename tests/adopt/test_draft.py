@@ -20,15 +20,17 @@ from beds.config.sections import RelDatabase
 from beds.domain.event import Operation
 from beds.domain.identity import uuid7
 from beds.domain.reply import Page, Response
-from beds.errors import BedsError, NotFound, SchemaError
+from beds.errors import BedsError, NotFound, SchemaError, WrongType
 from beds.schema_tools import apply as tools
 from beds.schema_tools.draft import drafting
 from beds.schema_tools.draft.catalogue import quoted
 from beds.services.dispatch import execute
 from beds.services.factory import AdapterFactory
 from beds.stack.stack import Stack
+from beds.templates.fields import fits
 from beds.templates.registry import TemplateRegistry
 from beds.templates.template import Template
+from tests.contract.test_types import MARIADB, same
 
 Record = dict[str, Any]
 
@@ -428,3 +430,35 @@ def test_what_changed_since_the_draft(legacy: RelDatabase, settings: Settings, t
                 "CREATE VIEW turnover AS SELECT customer, COUNT(*) AS orders, SUM(net) AS net FROM `order` GROUP BY 1"
             )
             found.sql("CREATE OR REPLACE PROCEDURE do_nothing() BEGIN END")
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("bulk", [False, True], ids=["single", "bulk"])
+def test_every_type_comes_back_as_it_was(kinds: RelDatabase, settings: Settings, tmp_path: Path, bulk: bool) -> None:
+    """The values of the contract's tests, where the drafted field has their type."""
+    with adopted(kinds, settings, tmp_path) as found:
+        template, tried = found.template("Kinds"), 0
+        for column, (values, refused) in MARIADB.items():
+            for value in values:
+                if not fits(template.fields[column].type, value):
+                    continue
+                tried += 1
+                payload = {"id": str(uuid7()), column: value}
+                if bulk:
+                    found.write(template, Operation.CREATE_MANY, payloads=[payload])
+                else:
+                    found.write(template, Operation.CREATE, payload=payload)
+                (record,) = found.all_of(template, "by_id", {"id": payload["id"]})
+                assert same(record[column], value), (column, value, record[column])
+                found.write(template, Operation.UPDATE, payload={"id": payload["id"], column: None})
+                found.write(template, Operation.UPDATE, payload=payload)
+                (record,) = found.all_of(template, "by_id", {"id": payload["id"]})
+                assert same(record[column], value), (column, value, record[column])
+            for value, error in refused:
+                if fits(template.fields[column].type, value) and error is not WrongType:
+                    operation = Operation.CREATE_MANY if bulk else Operation.CREATE
+                    payload = {"id": str(uuid7()), column: value}
+                    body = {"payloads": [payload]} if bulk else {"payload": payload}
+                    with pytest.raises(error):
+                        found.write(template, operation, **body)
+        assert tried > 80
