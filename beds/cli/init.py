@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Set
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -20,29 +21,36 @@ DOT = "dot."
 
 @click.command()
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, file_okay=False))
-def init(folder: Path) -> None:
+@click.option("--empty", is_flag=True, help="Leave out the two domains and their test, as for a database that exists.")
+def init(folder: Path, empty: bool) -> None:
     """Make a new project in DIR: beds.toml, celeryconfig.py, a schema with two domains, docker/, and a test.
 
     \b
-    Example:
+    Examples:
       beds init library && cd library && beds up
+      beds init shop --empty && cd shop && beds stack load ../shop.sql && beds schema draft
     """
     if folder.exists() and any(folder.iterdir()):
         raise ConfigurationError(f"{folder} is not empty", hint="name a folder that is new or empty")
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", folder.resolve().name)[:32].strip("-") or "ms"
-    copied = _copy(files("beds") / "scaffold", folder)
+    copied = _copy(
+        files("beds") / "scaffold", folder, leave_out=frozenset({"schema", "tests", "README.md"} if empty else ())
+    )
+    if empty:
+        (folder / "schema" / "templates").mkdir(parents=True)
     settings = folder / "beds.toml"
     settings.write_text(settings.read_text().replace(NODE_NAME, f'name = "{name}"', 1))
-    click.echo(f"{copied} files in {folder}, described in {folder / 'README.md'}; next:")
-    click.echo(f"  cd -- {shlex.quote(str(folder))}\n  beds up")
+    described = "" if empty else f", described in {folder / 'README.md'}"
+    click.echo(f"{copied} files in {folder}{described}; next:")
+    click.echo(f"  cd -- {shlex.quote(str(folder))}\n  {'beds stack load DUMP' if empty else 'beds up'}")
 
 
-def _copy(source: Traversable, target: Path) -> int:
-    """Copy a folder of the package. Returns the number of files."""
+def _copy(source: Traversable, target: Path, leave_out: Set[str] = frozenset()) -> int:
+    """Copy a folder of the package, without some of its entries. Returns the number of files."""
     target.mkdir(parents=True, exist_ok=True)
     copied = 0
     for entry in source.iterdir():
-        if entry.name.startswith("__"):
+        if entry.name.startswith("__") or entry.name in leave_out:
             continue
         to = target / entry.name.replace(DOT, ".", 1) if entry.name.startswith(DOT) else target / entry.name
         if entry.is_dir():

@@ -9,10 +9,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 import click
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
 
 from beds.cli.output import print_json, print_table
 from beds.config.settings import CONFIG_VARIABLE, no_file_at
 from beds.node.daemon import node_daemons
+from beds.stack.dump import load_dump
 from beds.stack.stack import Stack
 
 CLUSTER_HELP = "Start three RabbitMQ nodes, three members of MongoDB, and a MariaDB pair."
@@ -57,6 +60,35 @@ def promote(config: str | None) -> None:
     """
     primary = Stack(folder_for(config)).promote()
     click.echo(f"{primary.label} takes writes, on port {primary.plan.mariadb_port}")
+
+
+@stack.command()
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False, exists=True))
+@click.option("--port-base", type=int, help="First port of a new stack (23000 when absent).")
+@click.pass_obj
+def load(config: str | None, file: Path, port_base: int | None) -> None:
+    """Load the dump of a MariaDB or MySQL database into the stack, whose servers it starts.
+
+    FILE is what mariadb-dump or mysqldump wrote, packed with gzip or not. Its CREATE DATABASE, USE and DEFINER are left
+    out: the stack has one database, beds, and other users.
+
+    \b
+    Example:
+      mariadb-dump --routines --triggers shop > shop.sql
+      beds stack load shop.sql
+      beds schema draft
+    """
+    found = Stack(folder_for(config), port_base)
+    found.up(click.echo)
+    console = Console(stderr=True)
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn(),
+        console=console, transient=True, disable=not console.is_terminal,
+    ) as progress:  # fmt: skip
+        task = progress.add_task(file.name, total=file.stat().st_size)
+        tables = load_dump(found, file, lambda more: progress.advance(task, more))
+    click.echo(f"{len(tables)} tables: {', '.join(tables)}")
+    click.echo("next: beds schema draft")
 
 
 @stack.command()

@@ -1,0 +1,123 @@
+"""Loads a dump of a MariaDB or MySQL database into the stack's MariaDB."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from beds.errors import StackError
+from beds.stack.stack import Stack
+
+_CHUNK = 1 << 20
+# A dump of several databases names its own; the stack has one, which the shell has chosen.
+_LEFT_OUT = re.compile(
+    rb"\s*(?:/\*!\d+\s*)?(?:(?:CREATE|DROP)\s+(?:DATABASE|SCHEMA)\b|USE\s|SET\s+@@(?:GLOBAL|SESSION)\.(?:GTID_PURGED|SQL_LOG_BIN)"
+    rb"|SET\s+@MYSQLDUMP_TEMP_LOG_BIN)",
+    re.IGNORECASE,
+)
+_CHOSEN = re.compile(rb"\s*USE\s+`?([^`;\s]+)`?", re.IGNORECASE)
+_ROWS = re.compile(rb"(?:INSERT|REPLACE)\b", re.IGNORECASE)
+_DEFINES = re.compile(rb"\s*(?:/\*!\d+\s*)?(?:CREATE|ALTER|DEFINER)\b", re.IGNORECASE)
+_DEFINER = re.compile(rb"DEFINER\s*=\s*(?:`[^`]*`|'[^']*'|\w+)\s*@\s*(?:`[^`]*`|'[^']*'|[\w.%]+)", re.IGNORECASE)
+_SANDBOX = b"enable the sandbox mode"
+
+
+def load_dump(stack: Stack, file: Path, advance: Callable[[int], None] = lambda _: None) -> list[str]:
+    """Send a dump to MariaDB's shell, as the DBA.
+
+    Databases that the dump creates or chooses, their names before tables, and the definers of its views and routines
+    are left out: the stack has one database, and none of the users of the dumped server.
+
+    Args:
+        stack: whose servers run.
+        file: as mariadb-dump or mysqldump writes it; `.gz` is unpacked.
+        advance: called with the number of further bytes of the file that were sent.
+
+    Returns:
+        The names of the tables that the database has afterwards.
+
+    Raises:
+        StackError: the file is empty or cannot be read, or MariaDB refuses a statement; those before it were executed.
+    """
+    if file.is_file() and not file.stat().st_size:
+        raise StackError(f"{file} is empty", hint="name a dump")
+    command, environment = stack.sql_shell("dba")
+    with tempfile.TemporaryFile() as said, _opened(file) as (dump, raw):
+        shell = subprocess.Popen(
+            [*command, "--binary-mode", "--default-character-set=utf8mb4"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=said,
+            env={**os.environ, **environment},
+        )
+        assert shell.stdin is not None
+        sent = 0
+        try:
+            for part in _adapted(dump):
+                shell.stdin.write(part)
+                if (now := raw.tell()) - sent > _CHUNK:
+                    advance(now - sent)
+                    sent = now
+            shell.stdin.close()
+        except BrokenPipeError:
+            pass  # it has said why
+        except (OSError, EOFError) as error:
+            shell.kill()
+            raise StackError(
+                f"{file} cannot be read: {error}", hint="name a dump, or a dump packed with gzip"
+            ) from None
+        finally:
+            code = shell.wait()
+        advance(raw.tell() - sent)
+        if code:
+            said.seek(0)
+            raise StackError(
+                f"MariaDB refuses {file.name}: {_last_line(said.read())}",
+                detail={"file": str(file)},
+                hint="what came before it was executed; `beds stack down --wipe` starts anew",
+            )
+    rows = stack.mariadb.ask("SELECT TABLE_NAME AS name FROM information_schema.TABLES WHERE TABLE_SCHEMA = 'beds'")
+    return sorted(str(row["name"]) for row in rows if not str(row["name"]).startswith("beds_"))
+
+
+@contextlib.contextmanager
+def _opened(file: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
+    """A dump, and the file that it is read from, which may be packed."""
+    try:
+        raw = file.open("rb")
+    except OSError as error:
+        raise StackError(f"{file} cannot be read: {error.strerror}", hint="name a dump") from None
+    with raw:
+        is_packed = raw.read(2) == b"\x1f\x8b"
+        raw.seek(0)
+        yield (cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if is_packed else raw), raw
+
+
+def _adapted(dump: BinaryIO) -> Iterator[bytes]:
+    """The dump's lines without what belongs to its own server. Rows stay as they are."""
+    own: re.Pattern[bytes] | None = None
+    is_data = False
+    for line in dump:
+        is_data = is_data or _ROWS.match(line) is not None
+        if is_data:
+            yield line
+            is_data = not line.rstrip().endswith(b";")
+        elif _LEFT_OUT.match(line) or _SANDBOX in line[:100]:
+            if chosen := _CHOSEN.match(line):
+                own = re.compile(rb"(?<![\w`.])`?" + re.escape(chosen[1]) + rb"`?\s*\.\s*(?=[`\w])")
+            yield b"\n"
+        else:
+            line = _DEFINER.sub(b"", line) if _DEFINES.match(line) else line
+            yield own.sub(b"", line) if own else line
+
+
+def _last_line(said: bytes) -> str:
+    lines = said.decode(errors="replace").strip().splitlines()
+    return lines[-1] if lines else "it gives no reason"
