@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib.metadata
 import os
 import shutil
 import subprocess
@@ -62,7 +62,7 @@ class Installed:
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     """Built as for PyPI: first the sdist, then the wheel from what the sdist holds."""
-    if importlib.util.find_spec("build") is None and not os.environ.get("CI"):
+    if not any(importlib.metadata.distributions(name="build")) and not os.environ.get("CI"):
         pytest.skip("build is not installed: `make setup` installs it")
     source = tmp_path_factory.mktemp("source")
     for name in SOURCES:
