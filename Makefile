@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3.11
 
-.PHONY: help setup demo http test check bench bench-quick faults kills cluster flower clean
+.PHONY: help setup demo http test check docs bench bench-quick faults kills cluster flower clean
 help:
 	@echo "make demo    set up, start the servers and workers, load the sample data, ask questions"
 	@echo "make http    the app server and its page on the local stack, and a key for them"
@@ -16,6 +16,7 @@ help:
 	@echo "make cluster clusters of each server, whose leaders are killed or replaced under load (about 20 minutes)"
 	@echo "make flower  Flower on the local stack, on http://127.0.0.1:5555"
 	@echo "make check   ruff, mypy, import-linter"
+	@echo "make docs    the documentation as a site, in build/site; a broken link fails"
 	@echo "make setup   install what is missing: Debian packages, the virtual environment, a mongod"
 	@echo "make clean   stop the stack and delete it, the environment and all caches"
 
@@ -40,6 +41,10 @@ check: setup
 # In two processes, each with servers of its own: most of a test is waiting. A file stays in one process.
 test: check
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+docs: setup
+	$(BIN)/sphinx-build -W --keep-going -q -d build/doctrees -c docs . build/site
+	@echo "build/site/index.html"
 
 bench: setup
 	$(BIN)/python -m bench.operations

@@ -205,7 +205,7 @@ class ChangesExpired(InvalidPayload):
 class MalformedEvent(BedsError):
     code = "malformed_event"
     status = 502
-    default_hint = "see docs/reference/wire.md for the form of an event"
+    default_hint = "publish with BEDS's client, or send what it sends"
 
 
 class NotFound(BedsError):

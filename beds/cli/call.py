@@ -26,6 +26,21 @@ from beds.wire import codec
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+EXIT_HELP = """\b
+Exit codes:
+  0   done
+  1   refused because of existing data or a rule
+  2   wrong usage
+  64  unknown template, operation or fetch
+  65  the data is wrong
+  66  not found
+  69  RabbitMQ or a database is unavailable
+  70  a defect
+  75  no reply by the deadline
+  77  permission denied
+  78  beds.toml, a template or the schema is wrong
+"""
+
 
 def _options(command: F) -> F:
     for decorate in reversed(
@@ -45,7 +60,7 @@ def _options(command: F) -> F:
     return command
 
 
-@click.command(epilog="See docs/reference/cli.md for the exit codes.")
+@click.command(epilog=EXIT_HELP)
 @_options
 @click.option("--idempotency-key", help="Called again with the same key and data: the first call's reply.")
 @click.option("--wire", is_flag=True, help="With --json: values with their types, as on the wire.")

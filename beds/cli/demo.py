@@ -64,7 +64,7 @@ def demo(config: str | None, as_json: bool) -> None:
     if counts != COUNTS:
         raise StackError(
             f"the counts are {counts}, the source has {dict(COUNTS)}",
-            hint="did something else write to these tables? `beds stack down --wipe`, then `make demo` starts afresh",
+            hint="did something else write to these tables? `beds stack down --wipe`, then `beds demo` starts afresh",
         )
 
 

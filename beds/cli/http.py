@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import sys
@@ -13,6 +14,7 @@ from beds.config import Settings, load_settings
 from beds.config.http import KEY_NAME
 from beds.config.local_key import key_file, local_key, new_key, sha256_of
 from beds.config.settings import CONFIG_VARIABLE
+from beds.errors import ConfigurationError
 
 
 def print_address(settings: Settings) -> None:
@@ -36,6 +38,11 @@ def http(ctx: click.Context) -> None:
     if ctx.invoked_subcommand:
         return
     settings = load_settings(ctx.obj)
+    for name in ("starlette", "uvicorn"):
+        if importlib.util.find_spec(name) is None:
+            raise ConfigurationError(
+                f"`beds http` needs {name}, which is not installed", hint="pip install 'beds[http]'"
+            )
     print_address(settings)
     sys.stdout.flush()
     environment = {**os.environ, CONFIG_VARIABLE: str(settings.file)}

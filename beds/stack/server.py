@@ -122,7 +122,7 @@ class Server(ABC):
                 return found
         raise StackError(
             f"{self.name} is not installed",
-            hint=f"run `make setup`, or install {self.package}, or use docker/compose.yaml",
+            hint=f"install {self.package}, which `make setup` does in a clone of BEDS, or use docker/compose.yaml",
         )
 
 

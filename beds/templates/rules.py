@@ -242,7 +242,7 @@ class JobRule(_Table):
     def wrong(self, key: str, problem: str) -> RuleError:
         return RuleError(
             f"{self.file}: {key}: {problem}", detail={"file": str(self.file), "key": key},
-            hint="see docs/reference/jobs.md",
+            hint="mend the file; `beds job list` checks it again",
         )  # fmt: skip
 
     def check(self, templates: Mapping[str, Template]) -> None:
@@ -399,7 +399,7 @@ def load_rule(file: Path) -> JobRule:
         raise RuleError(
             f"{file}: " + "; ".join(problems),
             detail={"file": str(file), "problems": problems},
-            hint="see docs/reference/jobs.md",
+            hint="mend the file; `beds job list` checks it again",
         ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise RuleError(f"{file} cannot be read: {error}", detail={"file": str(file)}, hint="mend the file") from None

@@ -317,7 +317,7 @@ class Template(_Table):
             raise TemplateError(
                 f"template {self.name} has no [{table}], which the job needs",
                 detail={"template": self.name, "table": table},
-                hint=f"add [{table}] to {self.file.name or 'the template'}; docs/howto/migrate.md shows each table",
+                hint=f"add [{table}] to {self.file.name or 'the template'}",
             ) from None
 
     def _writes(self) -> dict[Operation, ObjectRef | None]:
@@ -532,7 +532,7 @@ def load_template(file: Path, *, system: bool = False) -> Template:
         raise TemplateError(
             f"{file}: " + "; ".join(problems),
             detail={"file": str(file), "problems": problems},
-            hint="see docs/reference/templates.md",
+            hint="mend the file; `beds template list` checks it again",
         ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise TemplateError(

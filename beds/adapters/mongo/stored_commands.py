@@ -333,5 +333,5 @@ def _wrong(name: str, problem: str) -> SchemaMismatch:
     return SchemaMismatch(
         f"stored command {name}: {problem}",
         detail={"object": name},
-        hint="see docs/reference/stored-commands.md",
+        hint="mend its file in schema/rec/, then run `beds schema apply`",
     )
