@@ -129,7 +129,7 @@ def template_text(name: str, words: str, store: str, keys: Sequence[NewField], f
     objects = "stored commands of schema/rec/" if store == Store.REC else "procedures and views of schema/rel/"
     head = f"""\
 # The data domain {name}: its fields, and the DBA's {objects} behind its operations.
-# All keys, and what BEDS checks: docs/reference/templates.md of BEDS.
+# All keys, and what BEDS checks, are in the reference of templates in the documentation of BEDS.
 [template]
 name = "{name}"
 store = "{store}"
