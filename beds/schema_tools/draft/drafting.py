@@ -372,7 +372,9 @@ def describe_routine(routine: Routine, sets: Sequence[str]) -> Description:
 
 def describe_collection(collection: Collection) -> Description:
     """A collection's validator, other options and indexes."""
-    found = {name: json.dumps(value, default=str) for name, value in collection.options.items()}
+    usual = {"validationLevel": "strict", "validationAction": "error"}  # collMod writes them down
+    options = {name: value for name, value in collection.options.items() if usual.get(name) != value}
+    found = {name: json.dumps(value, default=str) for name, value in options.items()}
     for index in collection.indexes:
         rest = {name: value for name, value in index.items() if name not in ("v", "ns", "key", "name")}
         found[f"index {index['name']}"] = json.dumps([dict(index["key"]), rest], default=str)
