@@ -24,6 +24,7 @@ _LEFT_OUT = re.compile(
 )
 _CHOSEN = re.compile(rb"\s*USE\s+`?([^`;\s]+)`?", re.IGNORECASE)
 _ROWS = re.compile(rb"(?:INSERT|REPLACE)\b", re.IGNORECASE)
+_ESCAPED = re.compile(rb"\\.", re.DOTALL)
 _DEFINES = re.compile(rb"\s*(?:/\*!\d+\s*)?(?:CREATE|ALTER|DEFINER)\b", re.IGNORECASE)
 _DEFINER = re.compile(rb"DEFINER\s*=\s*(?:`[^`]*`|'[^']*'|\w+)\s*@\s*(?:`[^`]*`|'[^']*'|[\w.%]+)", re.IGNORECASE)
 _SANDBOX = b"enable the sandbox mode"
@@ -65,7 +66,7 @@ def load_dump(stack: Stack, file: Path, advance: Callable[[int], None] = lambda 
                 if (now := raw.tell()) - sent > _CHUNK:
                     advance(now - sent)
                     sent = now
-            shell.stdin.close()
+            shell.stdin.flush()
         except BrokenPipeError:
             pass  # it has said why
         except (OSError, EOFError) as error:
@@ -74,12 +75,14 @@ def load_dump(stack: Stack, file: Path, advance: Callable[[int], None] = lambda 
                 f"{file} cannot be read: {error}", hint="name a dump, or a dump packed with gzip"
             ) from None
         finally:
+            with contextlib.suppress(BrokenPipeError):
+                shell.stdin.close()
             code = shell.wait()
         advance(raw.tell() - sent)
         if code:
             said.seek(0)
             raise StackError(
-                f"MariaDB refuses {file.name}: {_last_line(said.read())}",
+                f"MariaDB refuses {file.name}: {_error(said.read())}",
                 detail={"file": str(file)},
                 hint="what came before it was executed; `beds stack down --wipe` starts anew",
             )
@@ -103,12 +106,13 @@ def _opened(file: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
 def _adapted(dump: BinaryIO) -> Iterator[bytes]:
     """The dump's lines without what belongs to its own server. Rows stay as they are."""
     own: re.Pattern[bytes] | None = None
-    is_data = False
+    is_data = is_quoted = False
     for line in dump:
         is_data = is_data or _ROWS.match(line) is not None
         if is_data:
             yield line
-            is_data = not line.rstrip().endswith(b";")
+            is_quoted ^= bool(_ESCAPED.sub(b"", line).count(b"'") % 2)
+            is_data = is_quoted or not line.rstrip().endswith(b";")
         elif _LEFT_OUT.match(line) or _SANDBOX in line[:100]:
             if chosen := _CHOSEN.match(line):
                 own = re.compile(rb"(?<![\w`.])`?" + re.escape(chosen[1]) + rb"`?\s*\.\s*(?=[`\w])")
@@ -118,6 +122,7 @@ def _adapted(dump: BinaryIO) -> Iterator[bytes]:
             yield own.sub(b"", line) if own else line
 
 
-def _last_line(said: bytes) -> str:
-    lines = said.decode(errors="replace").strip().splitlines()
-    return lines[-1] if lines else "it gives no reason"
+def _error(said: bytes) -> str:
+    """What MariaDB's shell says of a statement, which it quotes over several lines."""
+    text = " ".join(said.decode(errors="replace").split())
+    return text[max(0, text.rfind("ERROR ")) :] or "it gives no reason"
