@@ -224,13 +224,12 @@ class _CollectionDrafter:
             "rec",
             [self.key],
             f"{kind} {one_line(self.collection.name)}",
-            "",
-            writes,
-            fetches,
-            by_keys,
-            estimate,
-            {self.key: self.key_field, **self.fields},
-            remarks,
+            writes=writes,
+            fetches=fetches,
+            by_keys=by_keys,
+            estimate=estimate,
+            fields={self.key: self.key_field, **self.fields},
+            remarks=remarks,
         )
         if problem := template.problem():
             raise CannotDraft(problem)

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from beds.schema_tools.draft.catalogue import Index, Table, quoted
 from beds.schema_tools.draft.fields import MOMENTS, Field, field_of
-from beds.schema_tools.draft.naming import LONGEST_FIELD, stem
+from beds.schema_tools.draft.naming import stem
 from beds.schema_tools.draft.template import FetchDraft, FieldDraft, TemplateDraft, one_line
+from beds.templates.binding import GIVEN_FIELDS
 
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _WIDTH = 116
@@ -82,6 +83,9 @@ class _TableDrafter:
         self.can_create = not lost
         if lost:
             self.remarks.append(f"no create: {', '.join(lost)} needs a value that BEDS cannot send")
+        if any(each.name.lower() == GIVEN_FIELDS for each in self.returned.values()):
+            raise CannotDraft(f"its column {GIVEN_FIELDS} has the name of a parameter that BEDS fills")
+        self.item = self._fetch_name(self.key, ()) or "by_key"
         # A column p_x would be hidden by the parameter of a column x.
         self.qualifies = any(column.name.lower().startswith("p_") for column in table.columns)
 
@@ -102,12 +106,13 @@ class _TableDrafter:
             [each.name for each in self.key],
             f"table {one_line(self.table.name)}",
             one_line(self.table.comment),
-            writes,
-            fetches,
-            by_keys,
-            estimate,
-            {each.name: self._field(each) for each in self.fields.values()},
-            [
+            writes=writes,
+            fetches=fetches,
+            by_keys=by_keys,
+            estimate=estimate,
+            fields={each.name: self._field(each) for each in self.fields.values()},
+            item="" if self.item == _by(self.key) else self.item,
+            remarks=[
                 *(one_line(f"check: {check}") for check in self.table.checks),
                 *(f"{each.name} is returned, and no field: MariaDB computes it" for each in computed),
             ],
@@ -169,7 +174,7 @@ class _TableDrafter:
         made = next((each for each in self.key if each.column.is_auto), None)
         has_defaults = any(self._has_default(each) for each in self.fields.values())
         parameters = [f"{'INOUT' if each is made else 'IN'} {self._parameter(each)}" for each in self.fields.values()]
-        parameters += ["IN p_given_fields JSON"] if has_defaults else []
+        parameters += [f"IN p_{GIVEN_FIELDS} JSON"] if has_defaults else []
         values = [self._or_default(each, f"p_{each.name}", self._is_given(each)) for each in self.fields.values()]
         insert = f"INSERT INTO {self._name(self.table.name)} ({self._columns()})\nVALUES ({_wrapped(values)})"
         own = f"p_{made.name}" if made else ""
@@ -205,7 +210,7 @@ class _TableDrafter:
         return self._counting(
             "update",
             "UPDATE",
-            [*(f"IN {self._parameter(each)}" for each in (*self.key, *changed)), "IN p_given_fields JSON"],
+            [*(f"IN {self._parameter(each)}" for each in (*self.key, *changed)), f"IN p_{GIVEN_FIELDS} JSON"],
             "Change the fields that the caller gives; a null counts as one.",
             f"UPDATE {self._name(self.table.name)}\n   SET {(',' + chr(10) + '       ').join(sets)}\n"
             f" WHERE {self._where_key()}",
@@ -220,7 +225,7 @@ class _TableDrafter:
 
     @staticmethod
     def _is_given(each: Field) -> str:
-        return f"JSON_CONTAINS(p_given_fields, '\"{each.name}\"')"
+        return f"JSON_CONTAINS(p_{GIVEN_FIELDS}, '\"{each.name}\"')"
 
     def _or_default(self, each: Field, value: str, given: str) -> str:
         if not self._has_default(each):
@@ -240,7 +245,7 @@ class _TableDrafter:
         return all(each.is_ordered for each in self.key)
 
     def _fetches(self) -> dict[str, FetchDraft]:
-        found = {f"by_{'_'.join(each.name for each in self.key)}": self._one(self.key)}
+        found = {self.item: self._one(self.item, self.key)}
         if self.is_paged:
             found["all"] = self._paged("all", [], self.key, "All records, by their key.")
         else:
@@ -250,8 +255,7 @@ class _TableDrafter:
                 found |= [name_and_fetch]
         if self.is_paged and len(self.key) > 1 and not _is_moment(self.key[0]):
             first = self.key[:1]
-            name = f"by_{first[0].name}"
-            if name not in found:
+            if name := self._fetch_name(first, found):
                 found[name] = self._paged(name, first, self.key, f"The records of one {first[0].name}, by their key.")
         found["count"] = FetchDraft(
             self._procedure(
@@ -275,12 +279,15 @@ class _TableDrafter:
         parts = [self.fields[part] for part in index.columns]
         if index.is_unique and not index.has_prefix and not any(each.type in ("array", "object") for each in parts):
             name = self._fetch_name(parts, known)
-            return (name, self._one(parts)) if name else None
+            return (name, self._one(name, parts)) if name else None
         first = parts[0]
         name = self._fetch_name(parts[:1], known) or self._fetch_name(parts, known)
         if not name or not self.is_paged or first.type in ("array", "object") or first.column.type.name == "float":
             return None
         rest = [each for each in parts[1:] if each.is_ordered and self._field(each).keys.get("required")]
+        if first.name.lower() in {"limit", *(f"after_{each.name}".lower() for each in parts + self.key)}:
+            self.remarks.append(f"no fetch for index {index.name}: a parameter of pages has the name of {first.name}")
+            return None
         if _is_moment(first):
             leading = [first] if self._field(first).keys.get("required") else []
             order = _once([*leading, *rest, *self.key] if leading else self.key)
@@ -289,18 +296,14 @@ class _TableDrafter:
         return name, self._paged(name, [first], order, f"The records of one {first.name}.")
 
     def _fetch_name(self, parts: Sequence[Field], known: Iterable[str]) -> str:
-        name = f"by_{'_'.join(each.name for each in parts)}"
-        return "" if name in known or len(name) > LONGEST_FIELD or len(f"{self.base}_{name}") > 64 else name
+        """The name of a fetch by some fields; empty if it is known or too long."""
+        name = _by(parts)
+        return "" if name in known or len(f"{self.base}_{name}") > 64 else name
 
-    def _one(self, parts: Sequence[Field]) -> FetchDraft:
-        name = f"by_{'_'.join(each.name for each in parts)}"
+    def _one(self, name: str, parts: Sequence[Field]) -> FetchDraft:
+        parameters = [f"IN {self._parameter(each)}" for each in parts]
         return FetchDraft(
-            self._procedure(
-                name if len(f"{self.base}_{name}") <= 64 else "by_key",
-                [f"IN {self._parameter(each)}" for each in parts],
-                "One record.",
-                self._select([self._equals(each) for each in parts]),
-            )
+            self._procedure(name, parameters, "One record.", self._select([self._equals(each) for each in parts]))
         )
 
     def _paged(self, name: str, fixed: Sequence[Field], order: Sequence[Field], says: str) -> FetchDraft:
@@ -463,6 +466,10 @@ class _TableDrafter:
         while name.lower() in taken:
             name = f"{name}_"
         return name
+
+
+def _by(parts: Iterable[Field]) -> str:
+    return f"by_{'_'.join(each.name for each in parts)}"
 
 
 def _is_moment(each: Field) -> bool:

@@ -53,6 +53,7 @@ class TemplateDraft:
         fetches: by name.
         by_keys, estimate: what jobs call; empty where they cannot.
         fields: by name.
+        item: the fetch of one record, if its name does not say so.
         remarks: comments below the first line.
     """
 
@@ -66,6 +67,7 @@ class TemplateDraft:
     by_keys: str = ""
     estimate: str = ""
     fields: Mapping[str, FieldDraft] = field(default_factory=dict)
+    item: str = ""
     remarks: Sequence[str] = ()
 
     def text(self) -> str:
@@ -87,6 +89,8 @@ class TemplateDraft:
         yield f"name = {_toml(self.name)}"
         yield f"store = {_toml(self.store)}"
         yield f"key = {_toml(self.key[0] if len(self.key) == 1 else list(self.key))}"
+        if self.item:
+            yield f"item = {_toml(self.item)}"
         if self.description:
             yield f"description = {_toml(self.description)}"
         yield ""
