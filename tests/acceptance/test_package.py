@@ -55,7 +55,9 @@ class Installed:
 
     def install(self, requirement: str) -> None:
         pip = [sys.executable, "-m", "pip", "--python", str(self.python), "install", "-q"]
-        done = run(self.folder, *pip, "--disable-pip-version-check", requirement, seconds=200)
+        command = [*pip, "--disable-pip-version-check", requirement]
+        # A PYTHONPATH with a clone would count as an installation.
+        done = run(self.folder, *command, seconds=200, env={"PYTHONPATH": ""})
         assert done.returncode == 0, done.stderr
 
 
