@@ -16,15 +16,17 @@ from beds.errors import StackError
 from beds.stack.stack import Stack
 
 _CHUNK = 1 << 20
-# A dump of several databases names its own; the stack has one, which the shell has chosen.
+# The stack has one database, which the shell has chosen.
 _LEFT_OUT = re.compile(
-    rb"\s*(?:/\*!\d+\s*)?(?:(?:CREATE|DROP)\s+(?:DATABASE|SCHEMA)\b|USE\s|SET\s+@@(?:GLOBAL|SESSION)\.(?:GTID_PURGED|SQL_LOG_BIN)"
-    rb"|SET\s+@MYSQLDUMP_TEMP_LOG_BIN)",
+    rb"\s*(?:/\*!\d+\s*)?(?:(?:CREATE|DROP)\s+(?:DATABASE|SCHEMA)\b[^;]*;|USE\s+(?:`[^`]+`|[\w$]+)\s*;"
+    rb"|SET\s+@@(?:GLOBAL|SESSION)\.(?:GTID_PURGED|SQL_LOG_BIN)|SET\s+@MYSQLDUMP_TEMP_LOG_BIN)",
     re.IGNORECASE,
 )
-_CHOSEN = re.compile(rb"\s*USE\s+`?([^`;\s]+)`?", re.IGNORECASE)
-_ROWS = re.compile(rb"(?:INSERT|REPLACE)\b", re.IGNORECASE)
+_CHOSEN = re.compile(rb"\s*USE\s+`?([^`;\s]+)`?\s*;", re.IGNORECASE)
+_TABLE = re.compile(rb"\s*CREATE\s+TABLE\s+(?:IF\s+NOT\s+EXISTS\s+)?`?([^`\s(]+)", re.IGNORECASE)
+_ROWS = re.compile(rb"\s*(?:/\*!\d+\s*)?(?:INSERT|REPLACE)\b", re.IGNORECASE)
 _ESCAPED = re.compile(rb"\\.", re.DOTALL)
+_TEXT = rb"'(?:[^'\\]|\\.|'')*'|\"(?:[^\"\\]|\\.|\"\")*\""
 _DEFINES = re.compile(rb"\s*(?:/\*!\d+\s*)?(?:CREATE|ALTER|DEFINER)\b", re.IGNORECASE)
 _DEFINER = re.compile(rb"DEFINER\s*=\s*(?:`[^`]*`|'[^']*'|\w+)\s*@\s*(?:`[^`]*`|'[^']*'|[\w.%]+)", re.IGNORECASE)
 _SANDBOX = b"enable the sandbox mode"
@@ -104,8 +106,12 @@ def _opened(file: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
 
 
 def _adapted(dump: BinaryIO) -> Iterator[bytes]:
-    """The dump's lines without what belongs to its own server. Rows stay as they are."""
-    own: re.Pattern[bytes] | None = None
+    """The dump's lines without what belongs to its own server. Rows stay as they are.
+
+    Raises:
+        StackError: the dump holds several databases.
+    """
+    chosen, tables = b"", set()
     is_data = is_quoted = False
     for line in dump:
         is_data = is_data or _ROWS.match(line) is not None
@@ -114,12 +120,25 @@ def _adapted(dump: BinaryIO) -> Iterator[bytes]:
             is_quoted ^= bool(_ESCAPED.sub(b"", line).count(b"'") % 2)
             is_data = is_quoted or not line.rstrip().endswith(b";")
         elif _LEFT_OUT.match(line) or _SANDBOX in line[:100]:
-            if chosen := _CHOSEN.match(line):
-                own = re.compile(rb"(?<![\w`.])`?" + re.escape(chosen[1]) + rb"`?\s*\.\s*(?=[`\w])")
+            if found := _CHOSEN.match(line):
+                if chosen not in (b"", found[1]):
+                    both = b" and ".join((chosen, found[1])).decode(errors="replace")
+                    raise StackError(
+                        f"the dump holds the databases {both}, the stack has one", hint="load the dump of one database"
+                    )
+                chosen = found[1]
             yield b"\n"
         else:
+            if found := _TABLE.match(line):
+                tables.add(found[1])
             line = _DEFINER.sub(b"", line) if _DEFINES.match(line) else line
-            yield own.sub(b"", line) if own else line
+            yield _without_database(line, chosen) if chosen and chosen not in tables else line
+
+
+def _without_database(line: bytes, name: bytes) -> bytes:
+    """A line without the database's name before other names; text in quotes stays."""
+    named = rb"(?<![\w`.$])`?" + re.escape(name) + rb"`?\s*\.\s*(?=[`\w])"
+    return re.sub(rb"(" + _TEXT + rb")|" + named, lambda found: found[1] or b"", line)
 
 
 def _error(said: bytes) -> str:

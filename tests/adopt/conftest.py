@@ -31,6 +31,12 @@ def kinds(stack: Stack, settings: Settings) -> Iterator[RelDatabase]:
 
 
 @pytest.fixture(scope="session")
+def hostile(stack: Stack, settings: Settings) -> Iterator[RelDatabase]:
+    with loaded("hostile", stack, settings) as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
 def legacy(stack: Stack, settings: Settings) -> Iterator[RelDatabase]:
     with loaded("legacy", stack, settings) as found:
         yield found

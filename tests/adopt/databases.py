@@ -1,4 +1,4 @@
-"""Databases without procedures of BEDS: Sakila, the tables of TPC-C, one as found in practice, one of all types."""
+"""Databases without procedures of BEDS: Sakila, the tables of TPC-C, and three that show what others may hold."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from beds.stack.stack import Stack
 from tests.adopt import sakila, tpcc
 
 FOLDER = Path(__file__).parent
-NAMES = ("sakila", "tpcc", "legacy", "kinds")
+NAMES = ("sakila", "tpcc", "legacy", "kinds", "hostile")
 KINDS = FOLDER.parent / "schema" / "rel" / "V0898__kinds.sql"
 """The tables of the contract's tests, with a column of each type."""
 SECONDS = 120.0

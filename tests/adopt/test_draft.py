@@ -403,7 +403,7 @@ def test_a_name_that_the_database_has_is_refused(legacy: RelDatabase, settings: 
             update={"schema_": found.settings.schema_.model_copy(update={"path": tmp_path / "other"})}
         )
         clash = drafting.draft(other, drafting.Choice(rel=["prices"]))
-        assert "prices_all already; give another prefix" in clash.refused["table prices"]
+        assert "prices_all is taken already; give another prefix" in clash.refused["table prices"]
         prefixed = drafting.draft(other, drafting.Choice(rel=["prices"], prefix="api_"))
         assert "CREATE OR REPLACE PROCEDURE api_prices_all" in prefixed.drafted[0].files["rel/R__prices.sql"]
 
@@ -462,3 +462,32 @@ def test_every_type_comes_back_as_it_was(kinds: RelDatabase, settings: Settings,
                     with pytest.raises(error):
                         found.write(template, operation, **body)
         assert tried > 80
+
+
+@pytest.mark.timeout(120)
+def test_what_broke_earlier_drafts(hostile: RelDatabase, settings: Settings, tmp_path: Path, unchecked: None) -> None:
+    with adopted(hostile, settings, tmp_path) as found:
+        assert found.draft.refused.keys() == {
+            "table written", "table film", "function fr", "function fw", "view vw",
+        }  # fmt: skip
+        assert "film_count is taken already" in found.draft.refused["table film"]
+        for each in found.draft.drafted:
+            if each.source.startswith("table "):
+                exercise(found, each)
+        defaults = found.template("Defaults")
+        for operation, body in (
+            (Operation.CREATE, {"payload": {"id": 0, "a": 7}}),
+            (Operation.CREATE_MANY, {"payloads": [{"a": 7, "d": "given"}]}),
+        ):
+            answer = found.write(defaults, operation, **body)
+            (row,) = found.sql("SELECT * FROM defaults ORDER BY id DESC LIMIT 1")
+            assert row["c"] == "x`y"
+            if operation is Operation.CREATE:
+                assert (row["b"], row["d"], answer.record["id"]) == (8, "ok 😀", row["id"])
+        with pytest.raises(BedsError):  # NOT NULL, and a default that information_schema cannot show
+            found.write(defaults, Operation.CREATE_MANY, payloads=[{"a": 7}])
+        (drafted,) = [each for each in found.draft.drafted if each.template == "Defaults"]
+        assert [remark for remark in drafted.remarks if "is left out, not its default" in remark] == list(
+            drafted.remarks
+        )
+        assert found.template("Callsf").create is not None, "it writes, through a function that calls another"

@@ -70,7 +70,9 @@ def code_of(text: str, sql_mode: str = "") -> str:
     string = _STRING_RAW if "NO_BACKSLASH_ESCAPES" in modes else _STRING
     if "ANSI_QUOTES" in modes:  # names may stand in double quotes
         text = re.sub(rf"({string})|\"([^\"]+)\"", lambda m: m[1] or f"`{m[2]}`", text)
-    return re.sub(rf"{string}|{_QUOTED}|{_COMMENTS}", lambda m: " " * len(m[0]), text, flags=re.DOTALL)
+    return re.sub(
+        rf"(`(?:[^`]|``)*`)|{string}|{_QUOTED}|{_COMMENTS}", lambda m: m[1] or " " * len(m[0]), text, flags=re.DOTALL
+    )
 
 
 def target_tables(code: str) -> list[str]:

@@ -44,7 +44,7 @@ _TRIGGERS = """
 SELECT EVENT_OBJECT_TABLE AS owner, EVENT_MANIPULATION AS event
   FROM information_schema.TRIGGERS WHERE TRIGGER_SCHEMA = DATABASE()"""
 _VIEWS = """
-SELECT TABLE_NAME AS name, SECURITY_TYPE AS security, DEFINER AS definer
+SELECT TABLE_NAME AS name, SECURITY_TYPE AS security, VIEW_DEFINITION AS text
   FROM information_schema.VIEWS WHERE TABLE_SCHEMA = DATABASE()"""
 _ROUTINES = """
 SELECT ROUTINE_NAME AS name, ROUTINE_TYPE AS kind, ROUTINE_DEFINITION AS body, SQL_MODE AS sql_mode,
@@ -119,10 +119,13 @@ class Table:
     references: Mapping[str, str] = field(default_factory=dict)
     """For a column of a foreign key: `table.column`."""
     checks: tuple[str, ...] = ()
+    engine: str = ""
     triggers: frozenset[str] = frozenset()
     """INSERT, UPDATE, DELETE: the statements that fire a trigger."""
     security: str = ""
     problem: str = ""
+    text: str = ""
+    """A view's query."""
 
     @property
     def is_view(self) -> bool:
@@ -215,9 +218,11 @@ def read_catalogue(cursor: Any, wanted: Iterable[str] | None = None) -> Catalogu
                 _indexes(indexes[name]),
                 {each["part"]: f"{each['target']}.{each['target_part']}" for each in keys[name]},
                 tuple(clause for clause in clauses if not _JSON_CHECK.fullmatch(clause.strip())),
+                str(row["engine"] or ""),
                 frozenset(each["event"] for each in triggers[name]),
                 views[name]["security"] if name in views else "",
                 problem,
+                str(views[name]["text"] or "") if name in views else "",
             )
         )
     parameters = _by_owner(rows["parameters"])

@@ -13,7 +13,7 @@ from bson import Binary, Decimal128, Int64, json_util
 from bson import ObjectId as BsonId
 from pymongo.database import Database
 
-from beds.schema_tools.draft.naming import field_name, is_plain, stem
+from beds.schema_tools.draft.naming import field_name, is_plain, shortened, stem
 from beds.schema_tools.draft.tables import MOST, CannotDraft
 from beds.schema_tools.draft.template import FetchDraft, FieldDraft, TemplateDraft, one_line
 
@@ -79,6 +79,10 @@ def read_collection(database: Database[Document], name: str) -> Collection:
     for document in documents:
         for each, value in document.items():
             types[each].add(_bson_type(value))
+    # MongoDB orders by type first, so the two ends say whether all keys have one type.
+    for end in () if "viewOn" in options else (1, -1):
+        for document in database[name].find({}, {"_id": 1}).sort("_id", end).limit(1):
+            types["_id"].add(_bson_type(document["_id"]))
     required = frozenset(schema.get("required") or ())
     return Collection(name, options, indexes, types, required, limits, len(documents))
 
@@ -130,7 +134,7 @@ class _CollectionDrafter:
                     f"field {each} has no place in the template: it is {', '.join(sorted(kinds)) or 'null'}"
                 )
             else:
-                keys = dict(collection.limits.get(each, {}))
+                keys = _fitting(collection.limits.get(each, {}), kind)
                 keys |= {"precision": "millisecond"} if kind == "datetime" else {}
                 keys |= {"required": True} if each in collection.required and "null" not in found else {}
                 self.fields[each] = FieldDraft(kind, keys)
@@ -181,6 +185,10 @@ class _CollectionDrafter:
         }
         for index in self.collection.indexes:
             self._of_index(index, fetches)
+        if fixed := [each for each in ("timeseries", "capped") if each in self.collection.options]:
+            self.remarks.append(f"no writes: MongoDB takes none in a transaction for a {fixed[0]} collection")
+            self.files = {file: text for file, text in self.files.items() if file[:-5] not in writes.values()}
+            writes, jobs = {}, False
         count = self._command("count", "aggregate", "How many documents there are.", {},
                               {"aggregate": target, "pipeline": [{"$count": "records"}]})  # fmt: skip
         fetches["count"] = FetchDraft(count)
@@ -278,6 +286,9 @@ class _CollectionDrafter:
         name = f"by_{first}"
         if name in fetches:
             return
+        if first in ("limit", f"after_{self.key}"):
+            self.remarks.append(f"no fetch for index {index['name']}: a parameter of pages is named {first}")
+            return
         params: Document
         if self.fields[first].type == "datetime":
             since, before = f"from_{first}", f"before_{first}"
@@ -313,7 +324,7 @@ class _CollectionDrafter:
         return FetchDraft(found, [self.key], max_limit=MOST, range=True)
 
     def _command(self, operation: str, kind: str, says: str, params: Document, command: Document) -> str:
-        name = f"{self.base}_{operation}"[:64]
+        name = shortened(f"{self.base}_{operation}", 64)
         self.files[f"{name}.json"] = _json(
             {"name": name, "kind": kind, "description": says, "params": params, "command": command}
         )
@@ -355,6 +366,17 @@ def _limits(spec: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(spec.get("description"), str):
         found["description"] = one_line(spec["description"])
     return found
+
+
+def _fitting(limits: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """The limits that a field of this type can have."""
+    numeric = kind in ("integer", "number", "decimal")
+    kinds = {
+        "min": numeric,
+        "max": numeric,
+        "max_length": kind in ("string", "array") and limits.get("max_length", 0) >= 1,
+    }
+    return {name: limit for name, limit in limits.items() if kinds.get(name, True)}
 
 
 def _bson_type(value: Any) -> str:

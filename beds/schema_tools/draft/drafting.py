@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from beds.adapters.mariadb.session import connect as connect_rel
 from beds.adapters.mongo.errors import translated as rec_translated
 from beds.adapters.mongo.session import connect as connect_rec
 from beds.config import Settings
-from beds.errors import ConfigurationError, SchemaError, nearest
+from beds.errors import BedsError, ConfigurationError, SchemaError, StoreUnavailable, nearest
 from beds.schema_tools.change import checksum
 from beds.schema_tools.draft.catalogue import Catalogue, Column, Index, Routine, Table, read_catalogue
 from beds.schema_tools.draft.collections import Collection, draft_collection, read_collection
@@ -104,6 +104,7 @@ class Draft:
             SchemaError: a file exists meanwhile, or cannot be written.
         """
         written = 0
+        before = read_record(folder) if record else {}
         try:
             for each in self.drafted:
                 for name, text in each.files.items():
@@ -113,7 +114,7 @@ class Draft:
                         to.write(text)
                     written += 1
             if record and self.drafted:
-                _write_record(folder, read_record(folder) | self.described)
+                _write_record(folder, before | self.described)
         except OSError as error:
             raise SchemaError(
                 f"{error.filename} cannot be written: {error.strerror}",
@@ -158,7 +159,9 @@ class _Drafter:
         known = _registry(self.folder)
         self.templates = set(known)
         self.bound = {ref.object for template in known.values() for _, ref in template.refs().values()}
-        self.created = created_in(file.read_text("utf-8-sig") for file in (self.folder / "rel").glob("*.sql"))
+        self.created = created_in(
+            file.read_text("utf-8-sig", "replace") for file in (self.folder / "rel").glob("*.sql")
+        )
 
     def rel(self) -> None:
         with _rel_catalogue(self.settings, self.choice.rel or None) as catalogue:
@@ -169,7 +172,7 @@ class _Drafter:
         routines = {each.name: each for each in catalogue.routines if not each.name.startswith(_OWN)}
         _refuse_unknown(self.choice.rel, {**tables, **routines}, "table, view, procedure or function", "MariaDB")
         callable_ones = Routines(catalogue.routines)
-        taken = {name.casefold() for name in routines}
+        taken = {name.casefold() for name in (*routines, *tables)}  # a view would be called in a procedure's place
         wanted = set(self.choice.rel)
 
         def chosen(name: str) -> bool:
@@ -177,7 +180,12 @@ class _Drafter:
 
         for table in (each for each in tables.values() if chosen(each.name)):
             if table.is_view:
-                self._bind(f"view {table.name}", table.name, describe_table(table), partial(draft_view, table))
+                self._bind(
+                    f"view {table.name}",
+                    table.name,
+                    describe_table(table),
+                    partial(draft_view, table, callable_ones.view_writes(table)),
+                )
             else:
                 self._table(table, catalogue.reserved_words, taken)
         for routine in (each for each in routines.values() if chosen(each.name)):
@@ -187,7 +195,7 @@ class _Drafter:
                 f"{routine.kind} {routine.name}", routine.name, description, partial(callable_ones.draft, routine)
             )
 
-    def _table(self, table: Table, reserved: frozenset[str], taken: Set[str]) -> None:
+    def _table(self, table: Table, reserved: frozenset[str], taken: set[str]) -> None:
         """Draft a table, whose procedures must not have the name of a routine that is there already."""
         source, file = f"table {table.name}", f"rel/R__{stem(table.name)}.sql"
         if self._has_files(source, table.name, file):
@@ -196,7 +204,8 @@ class _Drafter:
             name = self._template_name(table.name)
             drafted = draft_table(table, name, self.choice.prefix, reserved, jobs=self.choice.jobs)
             if clash := sorted(each for each in drafted.objects if each.casefold() in taken):
-                raise CannotDraft(f"the database has a routine {clash[0]} already; give another prefix with --prefix")
+                raise CannotDraft(f"the name {clash[0]} is taken already; give another prefix with --prefix")
+            taken |= {each.casefold() for each in drafted.objects}
             files = {file: drafted.sql, f"templates/{stem(table.name)}.toml": drafted.template.text()}
             self._add(source, name, files, len(drafted.objects), drafted.remarks, describe_table(table))
 
@@ -207,7 +216,15 @@ class _Drafter:
             names = [name for name in names if name not in own]
             _refuse_unknown(self.choice.rec, names, "collection", "MongoDB")
             for name in self.choice.rec or names:
-                self._collection(read_collection(database, name))
+                try:
+                    with rec_translated():
+                        found = read_collection(database, name)
+                except StoreUnavailable:
+                    raise
+                except BedsError as error:
+                    self.found.refused[f"collection {name}"] = f"it cannot be read: {error.message}"
+                else:
+                    self._collection(found)
 
     def _collection(self, collection: Collection) -> None:
         source = f"{'view' if collection.is_view else 'collection'} {collection.name}"

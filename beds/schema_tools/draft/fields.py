@@ -22,6 +22,8 @@ NO_ORDER = frozenset({"float", "double", "tinytext", "text", "mediumtext", "long
 """Types by which no page is ordered: they round, or are too long."""
 _BY_NUMBER = frozenset({"enum", "set", "bit"})
 """Types that MariaDB orders by a number, and compares as text."""
+UNSHOWN = "?"
+"""What information_schema shows for a character beyond its own character set, utf8mb3."""
 MOMENTS = frozenset({"datetime", "timestamp", "date"})
 
 
@@ -55,7 +57,7 @@ class Field:
 
     def in_order(self, expression: str) -> str:
         """A value of the column as MariaDB orders it."""
-        return f"{expression} + 0" if self.column.type.name in _BY_NUMBER else expression
+        return f"{expression} | 0" if self.column.type.name in _BY_NUMBER else expression
 
     def in_json(self, read: str) -> tuple[str, str]:
         """The type in which JSON_TABLE reads the value, and the column's value, made of the name `read`."""
@@ -65,7 +67,7 @@ class Field:
 def field_of(column: Column) -> Field | None:
     """The field for a column; None if BEDS has no type for it."""
     kind = field_type(column)
-    if not kind:
+    if not kind or any(UNSHOWN in member for member in column.type.members):
         return None
     limits = limits_of(column.type, kind)
     remarks = []

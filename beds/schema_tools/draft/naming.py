@@ -6,8 +6,8 @@ import hashlib
 import re
 import unicodedata
 
-LONGEST_FIELD = 56
-"""A parameter `p_after_<field>` has at most 64 characters."""
+LONGEST_FIELD = 54
+"""A parameter `p_before_<field>` and a name `<field>_is_given` have at most 64 characters."""
 _LONGEST_STEM = 40
 """Leaves room for an operation's name in the 64 characters of a procedure's."""
 _PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
@@ -15,18 +15,18 @@ _PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
 def field_name(column: str) -> str:
     """A column's name as a field's: the same, if it may be one."""
-    return _shortened(_plain(column, "f"), LONGEST_FIELD)
+    return shortened(_plain(column, "f"), LONGEST_FIELD)
 
 
 def stem(name: str) -> str:
     """A table's or collection's name as the beginning of objects' and files' names."""
-    return _shortened(re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", _plain(name, "t")).lower(), _LONGEST_STEM)
+    return shortened(re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", _plain(name, "t")).lower(), _LONGEST_STEM)
 
 
 def template_name(name: str) -> str:
     """`film_actor` as `FilmActor`."""
     words = re.split(r"_+", _plain(name, "T"))
-    return _shortened("".join(word[:1].upper() + word[1:] for word in words if word), LONGEST_FIELD)
+    return shortened("".join(word[:1].upper() + word[1:] for word in words if word), LONGEST_FIELD)
 
 
 def is_plain(name: str) -> bool:
@@ -44,7 +44,8 @@ def _plain(name: str, prefix: str) -> str:
     return plain if plain[0].isalpha() else f"{prefix}_{plain}"
 
 
-def _shortened(name: str, most: int) -> str:
+def shortened(name: str, most: int) -> str:
+    """A name of at most `most` characters; a longer one ends with a digest."""
     return name if len(name) <= most else f"{name[: most - 7]}_{_digest(name)}"
 
 

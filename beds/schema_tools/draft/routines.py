@@ -29,6 +29,7 @@ _CONTROL = re.compile(
 )
 _SELECT = re.compile(r"\s*\(*\s*(?:SELECT|WITH|VALUES|SHOW)\b", re.IGNORECASE)
 _NO_WRITE = re.compile(r"\b(?:CALL|HANDLER)\b", re.IGNORECASE)
+_CALLED = re.compile(r"`?(\w+)`?\s*\(")
 _KEY = re.compile(r"(?:id|key|no|nr|number|code)\Z", re.IGNORECASE)
 _INTO = re.compile(r"\bINTO\b", re.IGNORECASE)
 _CALL = re.compile(r"\s*CALL\s+(?:(?:`[^`]+`|\w+)\s*\.\s*)?(`[^`]+`|\w+)", re.IGNORECASE)
@@ -60,6 +61,7 @@ class Routines:
 
     def __init__(self, routines: Sequence[Routine]) -> None:
         self._procedures = {each.name.casefold(): each for each in routines if each.kind == "procedure"}
+        self._functions = {each.name.casefold(): each for each in routines if each.kind == "function"}
 
     def draft(self, routine: Routine, name: str) -> TemplateDraft:
         """Bind a routine as it is. Raises CannotDraft."""
@@ -75,8 +77,16 @@ class Routines:
         return self._writing(routine, name, fields)
 
     def may_write(self, routine: Routine) -> bool:
-        """Whether it, or a procedure that it calls, may change data."""
+        """Whether it, or a routine that it calls, may change data."""
         return any(each is None or _writes(each) for each in self._reached(routine))
+
+    def view_writes(self, view: Table) -> bool:
+        """Whether a view calls a function that changes data."""
+        return any(self.may_write(each) for each in self._functions_in(view.text))
+
+    def _functions_in(self, code: str) -> list[Routine]:
+        called = {name.casefold() for name in _CALLED.findall(code)}
+        return [self._functions[name] for name in sorted(called & self._functions.keys())]
 
     def result_sets(self, routine: Routine) -> ResultSets:
         """The result sets of a procedure, those of the procedures that it calls included."""
@@ -94,22 +104,24 @@ class Routines:
             raise CannotDraft(
                 "it commits, or runs DDL or dynamic SQL, or calls one that does: that ends the transaction"
             )
-        if routine.kind == "function" and _writes(routine):
+        if routine.kind == "function" and self.may_write(routine):
             raise CannotDraft("it is a function that writes; only a procedure's writes can be repeated without harm")
         if writes and not definition.is_strict(routine.sql_mode):
             raise CannotDraft("it writes, and was made without strict mode: it would cut what does not fit in silence")
 
     def _reached(self, routine: Routine) -> Iterator[Routine | None]:
-        """The routine, and all procedures that it calls; None for one that is not in this database."""
+        """The routine, and all that it calls; None for a procedure that is not in this database."""
         found: dict[str, Routine | None] = {}
         waiting: list[Routine | None] = [routine]
         while waiting:
             each = waiting.pop()
-            key = each.name.casefold() if each else ""
+            key = f"{each.kind} {each.name.casefold()}" if each else ""
             if key in found:
                 continue
             found[key] = each
-            waiting += [self._procedures.get(name.casefold()) for name in definition.called(each.body)] if each else []
+            if each is not None:
+                waiting += [self._procedures.get(name.casefold()) for name in definition.called(each.body)]
+                waiting += self._functions_in(_code(each))
         yield from found.values()
 
     def _sets(self, routine: Routine, above: tuple[str, ...]) -> ResultSets:
@@ -209,12 +221,14 @@ class Routines:
         )
 
 
-def draft_view(view: Table, name: str) -> TemplateDraft:
-    """Bind a view as it is. Raises CannotDraft."""
+def draft_view(view: Table, writes: bool, name: str) -> TemplateDraft:
+    """Bind a view as it is; `writes` if it calls a function that does. Raises CannotDraft."""
     if not is_plain(view.name):
         raise CannotDraft("a template cannot name it: letters, digits and _ only")
     if view.problem:
         raise CannotDraft(f"it cannot be read: {view.problem}")
+    if writes:
+        raise CannotDraft("it calls a function that writes; a read may be repeated")
     if view.security.upper() == "INVOKER":
         raise CannotDraft("it runs with its caller's rights (SQL SECURITY INVOKER), and the brokers have none")
     fields, remarks = {}, ["A view has no key; `key` only names its first field."]

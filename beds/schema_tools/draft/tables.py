@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from beds.schema_tools.draft.catalogue import Index, Table, quoted
-from beds.schema_tools.draft.fields import MOMENTS, Field, field_of
+from beds.schema_tools.draft.fields import MOMENTS, UNSHOWN, Field, field_of
 from beds.schema_tools.draft.naming import stem
 from beds.schema_tools.draft.template import FetchDraft, FieldDraft, TemplateDraft, one_line
 from beds.templates.binding import GIVEN_FIELDS
 
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _WIDTH = 116
+_TRANSACTIONAL = frozenset({"INNODB", "ROCKSDB"})
 MOST = 10_000
 """Records of a job's page."""
 
@@ -72,6 +73,9 @@ class _TableDrafter:
                 self.remarks.append(f"column {column.name} was left out: another field is named {found.name}")
             else:
                 self.returned[column.name] = found
+        for part in table.key:
+            if part in self.returned and self.returned[part].type == "array":  # a SET, whose text can be compared
+                self.returned[part] = replace(self.returned[part], type="string", limits={})
         self.fields = {name: found for name, found in self.returned.items() if not found.column.is_generated}
         for part in table.key:
             if part not in self.returned:
@@ -79,6 +83,8 @@ class _TableDrafter:
             if part not in self.fields:
                 raise CannotDraft(f"its key {part} is computed by MariaDB")
         self.key = [self.fields[part] for part in table.key]
+        if table.engine and table.engine.upper() not in _TRANSACTIONAL:
+            self.remarks.append(f"{table.engine} has no transactions: what a failed or repeated write did stays")
         lost = [c.name for c in table.columns if c.needs_value and c.name not in self.fields]
         self.can_create = not lost
         if lost:
@@ -179,7 +185,7 @@ class _TableDrafter:
         insert = f"INSERT INTO {self._name(self.table.name)} ({self._columns()})\nVALUES ({_wrapped(values)})"
         own = f"p_{made.name}" if made else ""
         says = " A column that the caller leaves out gets its default." if has_defaults else ""
-        keep_id = f"SET {own} = COALESCE({own}, LAST_INSERT_ID())" if made else ""
+        keep_id = f"SET {own} = COALESCE(NULLIF({own}, 0), LAST_INSERT_ID())" if made else ""
         return self._counting("create", "INSERT", parameters, f"Add a record.{says}", insert, keep_id)
 
     def _create_many(self) -> str:
@@ -231,11 +237,22 @@ class _TableDrafter:
         if not self._has_default(each):
             return value
         default = each.column.default
-        if "`" in default:  # it names other columns
+        if self._is_shown(default):
+            pass
+        elif not given.startswith("JSON_CONTAINS"):  # in bulk, DEFAULT would mean the column of JSON_TABLE
+            self.remarks.append(f"create_many stores null where {each.name} is left out, not its default")
+            return value
+        else:
             default = f"DEFAULT({self._name(each.column.name)})"
         if each.column.type.name == "bit":  # IF makes text of a BIT
             value, default = f"{value} + 0", f"{default} + 0"
         return f"IF({given}, {value}, {default})"
+
+    @staticmethod
+    def _is_shown(default: str) -> bool:
+        """Whether information_schema shows a default whole, and it names no other column."""
+        is_text = default.startswith("'")
+        return UNSHOWN not in default if is_text else not {"`", UNSHOWN} & set(default)
 
     # --- Reads -------------------------------------------------------------------------------------------------------
 
@@ -399,14 +416,15 @@ class _TableDrafter:
 
     def _wanted(self) -> str:
         table = self._name(self.table.name)
+        alias = "wanted_keys" if self.table.name.lower() == "wanted" else "wanted"
         columns, on = [], []
         for each in self.key:
-            kind, value = each.in_json(f"wanted.{self._name(each.name)}")
+            kind, value = each.in_json(f"{alias}.{self._name(each.name)}")
             columns.append(self._json_column(each, kind))
             if each.column.collation:
-                value = f"{value} COLLATE {each.column.collation}"
+                value = f"CONVERT({value} USING {each.column.charset}) COLLATE {each.column.collation}"
             on.append(f"{table}.{self._name(each.column.name)} = {value}")
-        return f"{_json_table('p_keys', columns)} AS wanted\n  STRAIGHT_JOIN {table} ON {' AND '.join(on)}"
+        return f"{_json_table('p_keys', columns)} AS {alias}\n  STRAIGHT_JOIN {table} ON {' AND '.join(on)}"
 
     # --- SQL ---------------------------------------------------------------------------------------------------------
 

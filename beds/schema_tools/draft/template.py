@@ -78,6 +78,8 @@ class TemplateDraft:
         """Why BEDS would refuse it; empty if it is valid."""
         try:
             Template.model_validate(tomllib.loads(self.text(), parse_float=Decimal))
+        except tomllib.TOMLDecodeError as failed:
+            return f"its names or comments cannot be written: {failed}"
         except ValidationError as failed:
             return "; ".join(str(each["msg"]) for each in failed.errors(include_url=False, include_input=False))
         return ""
@@ -131,5 +133,5 @@ def _toml(value: Any) -> str:
 
 
 def one_line(text: str) -> str:
-    """A comment of the DBA as one line."""
-    return " ".join(text.split())
+    """A comment of the DBA as one line, without control characters."""
+    return " ".join("".join(each if each.isprintable() else " " for each in text).split())
