@@ -170,7 +170,7 @@ def _field_text(field: NewField, *, is_key: bool = False) -> str:
     if generated:
         lines.append(f'generate = "{generated}"            # the client makes it when a create leaves it out')
     elif is_key and field.type == "integer":
-        lines.append("# required = false              # if the database makes it")
+        lines[-1] += "               # remove this line if the database makes the key"
     return "\n".join(lines) + "\n"
 
 

@@ -1,8 +1,9 @@
-"""`beds schema apply | diff | check`: the DBA's commands."""
+"""`beds schema`: the DBA's commands."""
 
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 
@@ -144,7 +145,11 @@ def repair(config: str | None, again: str | None, done: str | None, as_json: boo
 @click.option("--rec", multiple=True, metavar="COLLECTION", help="A collection of MongoDB; repeatable.")
 @click.option("--prefix", default="", help="Prefix of the new objects' names.")
 @click.option("--jobs", is_flag=True, help="Draft what only jobs call, too: range, load, by_keys, remove_many.")
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Write into this folder, not schema/.")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Write into this folder, also what schema/ has files for.",
+)
 @click.option("--dry-run", is_flag=True, help="Write nothing.")
 @click.option("--check", "checks", is_flag=True, help="Show what changed in the databases since the draft.")
 @click.option("--accept", "accepts", is_flag=True, help="Compare with the databases of now from here on.")
@@ -174,13 +179,19 @@ def draft(
       beds schema draft --rel film --rel actor --jobs
       beds schema draft --check                  later: new columns, other types, lost indexes
     """
+    if checks and accepts:
+        raise click.UsageError("give either --check or --accept")
+    if (checks or accepts) and (rel or rec or prefix or jobs or out or dry_run):
+        raise click.UsageError("--check and --accept are for all that was drafted, and take no other option but --json")
+    if prefix and not re.fullmatch(r"[A-Za-z]\w{0,19}", prefix, re.ASCII):
+        raise click.UsageError("--prefix takes up to 20 letters, digits and _, beginning with a letter")
     settings = load_settings(config)
     if accepts:
         click.echo(f"{drafting.accept(settings)} sources noted as they are now")
     elif checks:
         _show_drift(drafting.drift(settings), as_json)
     else:
-        found = drafting.draft(settings, drafting.Choice(rel, rec, prefix, jobs))
+        found = drafting.draft(settings, drafting.Choice(rel, rec, prefix, jobs, again=out is not None))
         files = 0 if dry_run else found.write(out or settings.schema_path, record=out is None)
         _show_draft(found, files, out or settings.schema_path, as_json)
 
@@ -204,7 +215,7 @@ def _show_draft(found: drafting.Draft, files: int, folder: Path, as_json: bool) 
     summary = f"{len(found.drafted)} templates and {objects} objects drafted, {len(found.refused)} not"
     present = f"; schema/ has files for {len(found.present)} more" if found.present else ""
     click.echo(f"{summary}{present}; {files} files written below {folder}")
-    if files:
+    if files and folder.name == "schema":
         click.echo("next: read them, then beds schema apply, and beds up or beds node restart")
 
 
@@ -216,7 +227,9 @@ def _show_drift(found: list[drafting.Drift], as_json: bool) -> None:
             click.echo(str(each))
         click.echo(f"{len(found)} differences" if found else "nothing changed since the draft")
         if found:
-            click.echo("change the files, or move them away and draft again; then: beds schema draft --accept")
+            click.echo(
+                "beds schema draft --out FOLDER drafts anew, to compare; after your change: beds schema draft --accept"
+            )
     if found:
         raise SystemExit(EX_DIFFERS)
 

@@ -1,4 +1,4 @@
-"""`beds stack up | down | status | env`."""
+"""`beds stack`: the local servers."""
 
 from __future__ import annotations
 

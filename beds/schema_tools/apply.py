@@ -65,19 +65,22 @@ def problems(settings: Settings) -> list[str]:
             found += [line for mismatch in mismatches for line in mismatch.detail.get("mismatches", [mismatch.message])]
     if settings.schema_.dba.rel is not None:
         # Other routines of a database that existed before are the DBA's own business.
-        schema, bound = _rel(settings), {ref.object for name in registry for _, ref in registry[name].refs().values()}
+        schema, bound = (
+            _rel(settings),
+            {ref.object.casefold() for name in registry for _, ref in registry[name].refs().values()},
+        )
         found += [
             f"procedure {name} commits, runs DDL or dynamic SQL, or calls one that does: it could end the broker's "
             f"transaction, and is not granted; mend it in its R__ file, or drop it in a new versioned file: "
             f"DROP PROCEDURE {name}"
             for name in schema.procedures_that_commit()
-            if name in bound or schema.creates(name)
+            if name.casefold() in bound or schema.creates(name)
         ]
         found += [
             f"routine {name} was made without strict mode and keeps that: it cuts what does not fit; make it anew with "
             "SET sql_mode = 'STRICT_ALL_TABLES,…', or without setting sql_mode in its file"
             for name in schema.not_strict()
-            if name in bound or schema.creates(name)
+            if name.casefold() in bound or schema.creates(name)
         ]
     return found
 

@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ _DELIMITER = re.compile(r"^\s*DELIMITER\b", re.IGNORECASE | re.MULTILINE)
 _ENDS_TRANSACTION = re.compile(
     r"\b(COMMIT|ROLLBACK(?!\s+(WORK\s+)?TO\b)|START\s+TRANSACTION|SET\b[^;]*\bautocommit\b|(UN)?LOCK\s+TABLES?"
     r"|CREATE\s+(OR\s+REPLACE\s+)?(?!TEMPORARY\b|OR\b)\w+|DROP\s+(?!TEMPORARY\b)\w+"
-    r"|(ALTER|RENAME|TRUNCATE|ANALYZE|OPTIMIZE|GRANT|REVOKE|FLUSH|(CHECK|REPAIR)\s+(?=TABLE\b|VIEW\b))\s*\w+"
+    r"|((ALTER|RENAME|TRUNCATE|ANALYZE|OPTIMIZE|GRANT|REVOKE|FLUSH)\s+|(CHECK|REPAIR)\s+(?=TABLE\b|VIEW\b))\w+"
     # Dynamic SQL cannot be checked before it runs.
     r"|EXECUTE\s+IMMEDIATE|PREPARE\s+\w+)\b",
     re.IGNORECASE,
@@ -138,9 +139,13 @@ class RelSchema:
         name = f"procedures, functions and views to {self._broker}"
         return [*pending, *revoked, Change("rel", "grant", name, self._grant)]
 
+    @cached_property
+    def _created(self) -> set[str]:
+        return created_in(self._files.values())
+
     def creates(self, name: str) -> bool:
         """Whether a file of `schema/rel` creates a routine or view of this name."""
-        return name.casefold() in created_in(self._files.values())
+        return name.casefold() in self._created
 
     def procedures_that_commit(self) -> list[str]:
         """Procedures that would end the broker's transaction, or that run dynamic SQL. They are never granted.
@@ -333,7 +338,7 @@ def _spelled(right: str) -> str:
 
 def ends_transaction(body: str, sql_mode: str = "") -> bool:
     """True if a routine's body commits, rolls back or runs DDL. Text in quotes and comments does not count."""
-    return bool(_ENDS_TRANSACTION.search(_QUOTED_NAME.sub(" ", definition.code_of(body, sql_mode))))
+    return bool(_ENDS_TRANSACTION.search(_QUOTED_NAME.sub(" q ", definition.code_of(body, sql_mode))))
 
 
 def _routines(cursor: Any) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -18,11 +19,12 @@ from beds.stack.stack import Stack
 _CHUNK = 1 << 20
 # The stack has one database, which the shell has chosen.
 _LEFT_OUT = re.compile(
-    rb"\s*(?:/\*!\d+\s*)?(?:(?:CREATE|DROP)\s+(?:DATABASE|SCHEMA)\b[^;]*;|USE\s+(?:`[^`]+`|[\w$]+)\s*;"
+    rb"\s*(?:/\*!\d+\s*)?(?:(?:CREATE|DROP)\s+(?:DATABASE|SCHEMA)\b[^;]*;\s*\Z|USE\s+(?:`[^`]+`|[\w$]+)\s*;\s*\Z"
     rb"|SET\s+@@(?:GLOBAL|SESSION)\.(?:GTID_PURGED|SQL_LOG_BIN)|SET\s+@MYSQLDUMP_TEMP_LOG_BIN)",
     re.IGNORECASE,
 )
 _CHOSEN = re.compile(rb"\s*USE\s+`?([^`;\s]+)`?\s*;", re.IGNORECASE)
+_DELIMITER = re.compile(rb"DELIMITER\s+(\S+)", re.IGNORECASE)
 _TABLE = re.compile(rb"\s*CREATE\s+TABLE\s+(?:IF\s+NOT\s+EXISTS\s+)?`?([^`\s(]+)", re.IGNORECASE)
 _ROWS = re.compile(rb"\s*(?:/\*!\d+\s*)?(?:INSERT|REPLACE)\b", re.IGNORECASE)
 _ESCAPED = re.compile(rb"\\.", re.DOTALL)
@@ -71,7 +73,7 @@ def load_dump(stack: Stack, file: Path, advance: Callable[[int], None] = lambda 
             shell.stdin.flush()
         except BrokenPipeError:
             pass  # it has said why
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, zlib.error) as error:
             shell.kill()
             raise StackError(
                 f"{file} cannot be read: {error}", hint="name a dump, or a dump packed with gzip"
@@ -88,7 +90,9 @@ def load_dump(stack: Stack, file: Path, advance: Callable[[int], None] = lambda 
                 detail={"file": str(file)},
                 hint="what came before it was executed; `beds stack down --wipe` starts anew",
             )
-    rows = stack.mariadb.ask("SELECT TABLE_NAME AS name FROM information_schema.TABLES WHERE TABLE_SCHEMA = 'beds'")
+    rows = stack.mariadb.ask(
+        "SELECT TABLE_NAME AS name FROM information_schema.TABLES WHERE TABLE_SCHEMA = 'beds' AND TABLE_TYPE <> 'VIEW'"
+    )
     return sorted(str(row["name"]) for row in rows if not str(row["name"]).startswith("beds_"))
 
 
@@ -112,10 +116,14 @@ def _adapted(dump: BinaryIO) -> Iterator[bytes]:
         StackError: the dump holds several databases.
     """
     chosen, tables = b"", set()
-    is_data = is_quoted = False
+    is_data = is_quoted = is_body = is_left_out = False
     for line in dump:
-        is_data = is_data or _ROWS.match(line) is not None
-        if is_data:
+        if found := _DELIMITER.match(line):
+            is_body = found[1] != b";"
+        is_data = is_data or (not is_body and _ROWS.match(line) is not None)
+        if is_left_out:
+            is_left_out = not line.rstrip().endswith(b";")
+        elif is_data:
             yield line
             is_quoted ^= bool(_ESCAPED.sub(b"", line).count(b"'") % 2)
             is_data = is_quoted or not line.rstrip().endswith(b";")
@@ -127,6 +135,7 @@ def _adapted(dump: BinaryIO) -> Iterator[bytes]:
                         f"the dump holds the databases {both}, the stack has one", hint="load the dump of one database"
                     )
                 chosen = found[1]
+            is_left_out = not line.rstrip().endswith((b";", b"*/"))  # a GTID set may take several lines
             yield b"\n"
         else:
             if found := _TABLE.match(line):

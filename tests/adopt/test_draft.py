@@ -218,6 +218,7 @@ def _write(adopted: Adopted, template: Template, record: Record, set_by_trigger:
     if template.update is None:
         return
     taken = [name for name in payload if name not in key]
+    changed = 0
     for name in taken:
         change = {**key, name: _other(template, name, record[name])}
         try:
@@ -235,14 +236,16 @@ def _write(adopted: Adopted, template: Template, record: Record, set_by_trigger:
             continue
         assert answer.affected == 1
         assert stored()[name] == change[name], name
+        changed += 1
         if not template.fields[name].required:
             with contextlib.suppress(BedsError):  # a column with a default may still take no null
                 adopted.write(template, Operation.UPDATE, payload={**key, name: None})
                 assert stored()[name] is None
         adopted.write(template, Operation.UPDATE, payload={**key, name: record[name]})
         assert stored()[name] == record[name]
+    assert changed
+    adopted.write(template, Operation.DELETE, **remove)
     with pytest.raises(NotFound):
-        adopted.write(template, Operation.DELETE, **remove)
         adopted.write(template, Operation.UPDATE, payload={**key, taken[0]: record[taken[0]]})
     adopted.write(template, Operation.CREATE, payload=payload)
 
@@ -393,6 +396,11 @@ def test_a_draft_overwrites_nothing(legacy: RelDatabase, settings: Settings, tmp
         assert set(again.present) == {each.source for each in found.draft.drafted}
         with pytest.raises(SchemaError, match="cannot be written"):
             found.draft.write(found.settings.schema_path)
+        elsewhere = drafting.draft(found.settings, drafting.Choice(rel=["prices"], jobs=True, again=True))
+        assert (
+            elsewhere.drafted[0].files
+            == found.draft.drafted[[each.source for each in found.draft.drafted].index("table prices")].files
+        ), "drafted anew, to compare"
         with pytest.raises(SchemaError, match="did you mean 'Kunden'"):
             drafting.draft(found.settings, drafting.Choice(rel=["Kunde"]))
 
@@ -451,6 +459,8 @@ def test_every_type_comes_back_as_it_was(kinds: RelDatabase, settings: Settings,
                 (record,) = found.all_of(template, "by_id", {"id": payload["id"]})
                 assert same(record[column], value), (column, value, record[column])
                 found.write(template, Operation.UPDATE, payload={"id": payload["id"], column: None})
+                (record,) = found.all_of(template, "by_id", {"id": payload["id"]})
+                assert record[column] is None
                 found.write(template, Operation.UPDATE, payload=payload)
                 (record,) = found.all_of(template, "by_id", {"id": payload["id"]})
                 assert same(record[column], value), (column, value, record[column])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import tomllib
 
 import pytest
@@ -13,6 +14,7 @@ from beds.schema_tools.draft.catalogue import Column, Index, Parameter, Routine,
 from beds.schema_tools.draft.naming import field_name, stem, template_name
 from beds.schema_tools.draft.routines import Routines
 from beds.schema_tools.draft.tables import CannotDraft, draft_table
+from beds.schema_tools.rel import ends_transaction
 from beds.stack.dump import _adapted
 
 STRICT = "STRICT_TRANS_TABLES"
@@ -46,6 +48,12 @@ def routine(body: str, name: str = "p", kind: str = "procedure", access: str = "
         ("done: BEGIN -- SELECT 1;\n SELECT 'SELECT 2; SELECT 3' AS t FROM a; END", ["a"], True),
         ("BEGIN DECLARE EXIT HANDLER FOR NOT FOUND SET @a = 1; SELECT * FROM a; END", ["a"], True),
         ("BEGIN SELECT * FROM a WHERE id IN (SELECT id INTO_ FROM b); END", ["a"], True),
+        ("BEGIN DECLARE EXIT HANDLER FOR SQLEXCEPTION BEGIN SELECT 'failed'; END; SELECT * FROM a; END",
+         ["set_1", "set_2"], False),
+        ("BEGIN DECLARE CONTINUE HANDLER FOR NOT FOUND SET @x = (SELECT 1); SELECT * FROM a; END", ["a"], True),
+        ("BEGIN DECLARE EXIT HANDLER FOR 1062, SQLWARNING INSERT INTO l SELECT 1; SELECT * FROM a; END", ["a"], True),
+        ("p: BEGIN IF x THEN LEAVE p; END IF; SELECT * FROM a; SELECT * FROM b; END", ["set_1", "set_2"], False),
+        ("SELECT EXTRACT(YEAR FROM placed) AS y FROM orders", ["orders"], True),
         ("BEGIN CALL other(1); SELECT * FROM b; END", ["shown", "b"], True),
         ("BEGIN CALL unknown(1); SELECT * FROM b; END", ["set_1"], False),
     ],
@@ -64,6 +72,8 @@ def test_the_result_sets_of_a_procedure(body: str, names: list[str], is_certain:
         ("BEGIN DECLARE EXIT HANDLER FOR NOT FOUND RETURN NULL; SELECT * FROM a; END", "CONTAINS SQL", False),
         ("UPDATE a SET x = 1", "CONTAINS SQL", True),
         ("SELECT NEXTVAL(s)", "MODIFIES SQL DATA", True),
+        ("SELECT REPLACE(a, ' ', ''), TRUNCATE(b, 2), INSERT(c, 1, 1, 'x') FROM `update` FOR UPDATE", "NO SQL", False),
+        ("SELECT NEXTVAL(s)", "CONTAINS SQL", True),
         ("CALL writer(1)", "CONTAINS SQL", True),
         ("CALL reader(1)", "CONTAINS SQL", False),
         ("CALL elsewhere(1)", "CONTAINS SQL", True),
@@ -160,3 +170,44 @@ def test_a_dump_keeps_what_only_looks_like_its_databases_name() -> None:
 def test_a_dump_of_several_databases_is_refused() -> None:
     with pytest.raises(StackError, match="a and b"):
         list(_adapted(io.BytesIO(b"USE a;\nUSE `b`;\n")))
+
+
+@pytest.mark.parametrize(
+    "word", ["granted", "renamed_by", "revoked_at", "alternative", "truncated", "flushed", "`alter`"]
+)
+def test_a_name_that_begins_like_a_statement_ends_no_transaction(word: str) -> None:
+    assert not ends_transaction(f"SELECT {word} FROM t WHERE {word} = 1")
+
+
+@pytest.mark.parametrize(
+    "text", ["TRUNCATE `t`", "ALTER TABLE t ADD x INT", "GRANT SELECT ON t TO u", "CREATE TABLE `t` (a INT)"]
+)
+def test_a_statement_that_ends_the_transaction(text: str) -> None:
+    assert ends_transaction(f"BEGIN {text}; END")
+
+
+def test_a_key_named_like_a_parameter_of_pages() -> None:
+    columns = (column("limit", "int(11)"), column("keys", "int(11)"), column("after_keys", "int(11)"))
+    indexes = (
+        Index("PRIMARY", ("limit", "keys"), True),
+        Index("k", ("keys",), False),
+        Index("a", ("after_keys",), False),
+    )
+    drafted = draft_table(Table("t", "BASE TABLE", columns, indexes=indexes), "T", "", frozenset(), jobs=True)
+    for text in drafted.sql.split("CREATE OR REPLACE PROCEDURE ")[1:]:
+        parameters = re.findall(r"\b(p_\w+) [a-zA-Z]", text.partition("COMMENT")[0])
+        assert len(parameters) == len(set(parameters)), text
+    assert "PROCEDURE t_by_keys(IN p_keys JSON)" in drafted.sql
+
+
+def test_a_gtid_set_of_a_dump_may_take_several_lines() -> None:
+    dump = b"SET @@GLOBAL.GTID_PURGED=/*!80000 '+'*/ '3E11:1-5,\n4E11:1-10';\nCREATE TABLE t (a INT);\n"
+    assert b"".join(_adapted(io.BytesIO(dump))) == b"\nCREATE TABLE t (a INT);\n"
+
+
+def test_an_insert_of_a_procedure_is_no_row_of_a_dump() -> None:
+    dump = (
+        b"USE shop;\nDELIMITER ;;\nCREATE PROCEDURE p()\nBEGIN\n"
+        b"INSERT INTO shop.log VALUES (1); -- don't\nEND ;;\nDELIMITER ;\n"
+    )
+    assert b"INSERT INTO log VALUES" in b"".join(_adapted(io.BytesIO(dump)))

@@ -53,7 +53,8 @@ SELECT ROUTINE_NAME AS name, ROUTINE_TYPE AS kind, ROUTINE_DEFINITION AS body, S
   FROM information_schema.ROUTINES
  WHERE ROUTINE_SCHEMA = DATABASE() AND ROUTINE_TYPE IN ('PROCEDURE', 'FUNCTION') ORDER BY ROUTINE_NAME"""
 _PARAMETERS = """
-SELECT SPECIFIC_NAME AS owner, PARAMETER_NAME AS name, PARAMETER_MODE AS mode, DTD_IDENTIFIER AS declared
+SELECT CONCAT(ROUTINE_TYPE, ' ', SPECIFIC_NAME) AS owner, PARAMETER_NAME AS name, PARAMETER_MODE AS mode,
+       DTD_IDENTIFIER AS declared
   FROM information_schema.PARAMETERS
  WHERE SPECIFIC_SCHEMA = DATABASE() AND ORDINAL_POSITION > 0 ORDER BY SPECIFIC_NAME, ORDINAL_POSITION"""
 
@@ -237,7 +238,7 @@ def read_catalogue(cursor: Any, wanted: Iterable[str] | None = None) -> Catalogu
             row["access"],
             tuple(
                 Parameter(each["name"], (each["mode"] or "IN").lower(), SqlType.parse(str(each["declared"])))
-                for each in parameters[row["name"]]
+                for each in parameters[f"{row['kind']} {row['name']}"]
             ),
         )
         for row in rows["routines"]
@@ -314,7 +315,7 @@ def _sampled(cursor: Any, table: str, column: Column) -> Column:
         kinds = {row["kind"] for row in _rows(cursor, f"SELECT DISTINCT JSON_TYPE(v) AS kind FROM {sample}")}
         alone = {frozenset({"OBJECT"}): "object", frozenset({"ARRAY"}): "array", frozenset(): ""}
         return replace(column, sampled=alone.get(frozenset(kinds), "text"))
-    if column.type.name in ("date", "datetime"):
+    if column.type.name in ("date", "datetime", "timestamp"):
         has_zero = _ZERO in column.default or _rows(cursor, f"SELECT 1 FROM {sample} WHERE v = 0 LIMIT 1")
         return replace(column, sampled="zero" if has_zero else "")
     if column.type.name == "time":

@@ -12,6 +12,7 @@ from typing import Any
 
 from MySQLdb.cursors import DictCursor
 
+from beds.adapters.mariadb.definition import is_strict
 from beds.adapters.mariadb.errors import translated as rel_translated
 from beds.adapters.mariadb.session import connect as connect_rel
 from beds.adapters.mongo.errors import translated as rec_translated
@@ -45,12 +46,14 @@ class Choice:
         rec: names of collections. Without any name, everything in both databases is drafted.
         prefix: of the new objects' names.
         jobs: whether to draft what only jobs call, too.
+        again: whether to draft what `schema/` has files for, too, to compare the two.
     """
 
     rel: Sequence[str] = ()
     rec: Sequence[str] = ()
     prefix: str = ""
     jobs: bool = False
+    again: bool = False
 
     @property
     def is_all(self) -> bool:
@@ -157,8 +160,9 @@ class _Drafter:
         self.found = Draft()
         self.folder = settings.schema_path
         known = _registry(self.folder)
-        self.templates = set(known)
-        self.bound = {ref.object for template in known.values() for _, ref in template.refs().values()}
+        own = {} if choice.again else known
+        self.templates = {name for name in known if name in own or known[name].system}
+        self.bound = {ref.object for template in own.values() for _, ref in template.refs().values()}
         self.created = created_in(
             file.read_text("utf-8-sig", "replace") for file in (self.folder / "rel").glob("*.sql")
         )
@@ -169,10 +173,14 @@ class _Drafter:
 
     def _rel(self, catalogue: Catalogue) -> None:
         tables = {each.name: each for each in catalogue.tables if not each.name.startswith(_OWN)}
-        routines = {each.name: each for each in catalogue.routines if not each.name.startswith(_OWN)}
-        _refuse_unknown(self.choice.rel, {**tables, **routines}, "table, view, procedure or function", "MariaDB")
+        routines = [each for each in catalogue.routines if not each.name.startswith(_OWN)]
+        names = [*tables, *(each.name for each in routines)]
+        _refuse_unknown(self.choice.rel, names, "table, view, procedure or function", "MariaDB")
         callable_ones = Routines(catalogue.routines)
-        taken = {name.casefold() for name in (*routines, *tables)}  # a view would be called in a procedure's place
+        # A view would be called in a procedure's place.
+        taken = {name.casefold() for name in (*(each.name for each in routines), *tables)}
+        if self.choice.again:
+            taken -= self.created
         wanted = set(self.choice.rel)
 
         def chosen(name: str) -> bool:
@@ -188,7 +196,7 @@ class _Drafter:
                 )
             else:
                 self._table(table, catalogue.reserved_words, taken)
-        for routine in (each for each in routines.values() if chosen(each.name)):
+        for routine in (each for each in routines if chosen(each.name)):
             sets = callable_ones.result_sets(routine).names() if routine.kind == "procedure" else []
             description = describe_routine(routine, sets)
             self._bind(
@@ -229,7 +237,7 @@ class _Drafter:
     def _collection(self, collection: Collection) -> None:
         source = f"{'view' if collection.is_view else 'collection'} {collection.name}"
         folder = f"rec/{collection.name}"
-        if (self.folder / folder).exists() or collection.name in self.bound:
+        if not self.choice.again and ((self.folder / folder).exists() or collection.name in self.bound):
             self.found.present.append(source)
             return
         if self._has_files(source, collection.name, folder):
@@ -280,7 +288,7 @@ class _Drafter:
     def _has_files(self, source: str, name: str, *files: str) -> bool:
         drafted = {file for each in self.found.drafted for file in each.files}
         wanted = {*files, f"templates/{stem(name)}.toml"}
-        if any((self.folder / file).exists() for file in wanted):
+        if not self.choice.again and any((self.folder / file).exists() for file in wanted):
             self.found.present.append(source)
             return True
         if twice := sorted(wanted & drafted):
@@ -354,8 +362,18 @@ def accept(settings: Settings) -> int:
 
 
 def _described_now(settings: Settings, record: Iterable[str]) -> dict[str, Description]:
-    """What the recorded sources are like now; one that is gone is missing."""
+    """What the recorded sources are like now; one that is gone is missing.
+
+    Raises:
+        ConfigurationError: there are no DBA credentials for the store of a source.
+    """
     wanted = set(record)
+    for source, stores in wanted_stores(wanted).items():
+        if not any(getattr(settings.schema_.dba, store) is not None for store in stores):
+            raise ConfigurationError(
+                f"{source} was drafted, and there are no DBA credentials for its database",
+                hint="set BEDS_SCHEMA__DBA__REL__… or BEDS_SCHEMA__DBA__REC__URI in the environment",
+            )
     found: dict[str, Description] = {}
     if settings.schema_.dba.rel is not None:
         with _rel_catalogue(settings, ()) as catalogue:
@@ -374,17 +392,31 @@ def _described_now(settings: Settings, record: Iterable[str]) -> dict[str, Descr
     return {source: description for source, description in found.items() if source in wanted}
 
 
+def wanted_stores(sources: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """The stores that may hold each source; a view may be of either."""
+    stores = {"collection": ("rec",), "view": ("rel", "rec")}
+    return {source: stores.get(source.partition(" ")[0], ("rel",)) for source in sorted(sources)}
+
+
 def describe_table(table: Table) -> Description:
     """A table's or view's columns, keys and indexes."""
     found = {column.name: _describe_column(column, table) for column in table.columns}
     found |= {f"index {index.name}": _describe_index(index) for index in table.indexes}
+    if table.is_view:
+        found |= {"query": checksum(table.text)[:12], "security": table.security.lower()}
     return found
 
 
 def describe_routine(routine: Routine, sets: Sequence[str]) -> Description:
     """A routine's parameters and result sets, and a checksum of its text."""
     parameters = ", ".join(f"{each.mode} {each.name} {each.type.declared}" for each in routine.parameters)
-    return {"parameters": f"({parameters})", "result sets": ", ".join(sets) or "-", "text": checksum(routine.body)[:12]}
+    return {
+        "parameters": f"({parameters})",
+        "result sets": ", ".join(sets) or "-",
+        "text": checksum(routine.body)[:12],
+        "security": routine.security.lower(),
+        "strict mode": "yes" if is_strict(routine.sql_mode) else "no",
+    }
 
 
 def describe_collection(collection: Collection) -> Description:

@@ -53,7 +53,8 @@ class Field:
     @property
     def is_ordered(self) -> bool:
         """Whether pages can be ordered by it."""
-        return self.column.type.name not in NO_ORDER and not self.column.is_json
+        is_null = self.column.sampled == "zero"  # no page begins after a null
+        return self.column.type.name not in NO_ORDER and not self.column.is_json and not is_null
 
     def in_order(self, expression: str) -> str:
         """A value of the column as MariaDB orders it."""

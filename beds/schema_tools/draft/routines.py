@@ -21,17 +21,24 @@ _CONTROL = re.compile(
     r"|(?P<branch>IF\b.*?\bTHEN\b|CASE\b.*?\bTHEN\b)"
     r"|(?P<other>ELSEIF\b.*?\bTHEN\b|WHEN\b.*?\bTHEN\b|ELSE\b)"
     r"|(?P<loop>WHILE\b.*?\bDO\b|FOR\b.*?\bDO\b)"
-    r"|(?P<handler>DECLARE\s+(?:CONTINUE|EXIT|UNDO)\s+HANDLER\s+FOR\b.*?(?=\b(?:BEGIN|SELECT|CALL)\b))"
+    r"|(?P<handler>DECLARE\s+\w+\s+HANDLER\s+FOR\b"
+    r"(?:(?!\b(?:SET|INSERT|REPLACE|UPDATE|DELETE|SIGNAL|RESIGNAL|ROLLBACK|LEAVE|IF)\b)[\w\s,])*?"
+    r"(?=\b(?:BEGIN|SELECT|CALL)\b))"
     r"|(?P<end>END\s+(?:IF|CASE))\b"
     r"|(?P<ended>END\s+(?:LOOP|WHILE|REPEAT|FOR))\b|(?P<until>UNTIL\b.*?END\s+REPEAT)\b"
     r")",
     re.IGNORECASE | re.DOTALL,
 )
 _SELECT = re.compile(r"\s*\(*\s*(?:SELECT|WITH|VALUES|SHOW)\b", re.IGNORECASE)
-_NO_WRITE = re.compile(r"\b(?:CALL|HANDLER)\b", re.IGNORECASE)
+_NO_WRITE = re.compile(
+    r"`[^`]*`|\b(?:CALL|HANDLER)\b|\b(?:REPLACE|INSERT|TRUNCATE)\s*\(|\bFOR\s+UPDATE\b", re.IGNORECASE
+)
+"""What looks like a write: names, calls that are followed, functions of MariaDB, and a lock."""
+_SEQUENCE = re.compile(r"\b(?:NEXTVAL|SETVAL|NEXT\s+VALUE\s+FOR)\b", re.IGNORECASE)
 _CALLED = re.compile(r"`?(\w+)`?\s*\(")
 _KEY = re.compile(r"(?:id|key|no|nr|number|code)\Z", re.IGNORECASE)
 _INTO = re.compile(r"\bINTO\b", re.IGNORECASE)
+_LEAVES = re.compile(r"\s*LEAVE\b", re.IGNORECASE)
 _CALL = re.compile(r"\s*CALL\s+(?:(?:`[^`]+`|\w+)\s*\.\s*)?(`[^`]+`|\w+)", re.IGNORECASE)
 _FROM = re.compile(r"\bFROM\s+(?:(?:`[^`]+`|\w+)\s*\.\s*)?(`[^`]+`|\w+)", re.IGNORECASE)
 
@@ -143,11 +150,13 @@ class Routines:
                     tables = [*before, *longest]
                 else:
                     branches.append((before, longest, []))
+            elif kind == "handler" or (kind == "statement" and loops <= 0 and _LEAVES.match(text)):
+                is_certain = False
             elif kind in ("loop", "ended", "until"):
                 loops += 1 if kind == "loop" else -1
             elif kind == "statement" and _SELECT.match(text) and not _INTO.search(_outside(text)):
                 is_certain = is_certain and loops <= 0
-                found = _FROM.search(text)
+                found = _FROM.search(_outside(text))
                 tables.append(found[1].strip("`") if found else "")
             elif kind == "statement" and (call := _CALL.match(text)):
                 callee = self._procedures.get(call[1].strip("`").casefold())
@@ -158,10 +167,12 @@ class Routines:
 
     @staticmethod
     def _fields(routine: Routine) -> dict[str, tuple[Parameter, FieldDraft]]:
-        found = {}
+        found: dict[str, tuple[Parameter, FieldDraft]] = {}
         for parameter in routine.parameters:
             name = parameter.name.removeprefix(PREFIX)
             kind = type_of(parameter.type)
+            if name.lower() in {each.lower() for each in found}:
+                raise CannotDraft(f"two of its parameters would be the field {name}")
             if not is_plain(name):
                 raise CannotDraft(
                     f"its parameter {parameter.name} cannot be a field's name: letters, digits and _ only"
@@ -279,7 +290,8 @@ def _writes(routine: Routine) -> bool:
 
     Its calls are followed, and its error handlers change nothing.
     """
-    return routine.access == "MODIFIES SQL DATA" or definition.may_write(_NO_WRITE.sub("", _code(routine)))
+    code = _NO_WRITE.sub("", _code(routine))
+    return routine.access == "MODIFIES SQL DATA" or definition.may_write(code) or _SEQUENCE.search(code) is not None
 
 
 def _outside(text: str) -> str:

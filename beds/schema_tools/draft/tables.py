@@ -68,7 +68,12 @@ class _TableDrafter:
         for column in table.columns:
             found = field_of(column)
             if found is None:
-                self.remarks.append(f"column {column.name} was left out: BEDS has no type for {column.type.declared}")
+                why = (
+                    "information_schema shows ? for a member"
+                    if column.type.members
+                    else f"BEDS has no type for {column.type.declared}"
+                )
+                self.remarks.append(f"column {column.name} was left out: {why}")
             elif found.name.lower() in {each.name.lower() for each in self.returned.values()}:
                 self.remarks.append(f"column {column.name} was left out: another field is named {found.name}")
             else:
@@ -272,7 +277,7 @@ class _TableDrafter:
                 found |= [name_and_fetch]
         if self.is_paged and len(self.key) > 1 and not _is_moment(self.key[0]):
             first = self.key[:1]
-            if name := self._fetch_name(first, found):
+            if (name := self._fetch_name(first, found)) and not self._clashes(first[0], self.key):
                 found[name] = self._paged(name, first, self.key, f"The records of one {first[0].name}, by their key.")
         found["count"] = FetchDraft(
             self._procedure(
@@ -302,9 +307,15 @@ class _TableDrafter:
         if not name or not self.is_paged or first.type in ("array", "object") or first.column.type.name == "float":
             return None
         rest = [each for each in parts[1:] if each.is_ordered and self._field(each).keys.get("required")]
-        if first.name.lower() in {"limit", *(f"after_{each.name}".lower() for each in parts + self.key)}:
+        if self._clashes(first, [*parts, *self.key]):
             self.remarks.append(f"no fetch for index {index.name}: a parameter of pages has the name of {first.name}")
             return None
+        if name != _by(parts[:1]):  # the shorter name is known
+            if any(each.type in ("array", "object") or self._clashes(each, self.key) for each in parts):
+                return None
+            return name, self._paged(
+                name, parts, self.key, f"The records of one {' and '.join(p.name for p in parts)}."
+            )
         if _is_moment(first):
             leading = [first] if self._field(first).keys.get("required") else []
             order = _once([*leading, *rest, *self.key] if leading else self.key)
@@ -312,10 +323,16 @@ class _TableDrafter:
         order = _once([*rest, *self.key])
         return name, self._paged(name, [first], order, f"The records of one {first.name}.")
 
+    @staticmethod
+    def _clashes(first: Field, order: Iterable[Field]) -> bool:
+        """Whether a condition's parameter has the name of one that pages need."""
+        return first.name.lower() in {"limit", *(f"after_{each.name}".lower() for each in order)}
+
     def _fetch_name(self, parts: Sequence[Field], known: Iterable[str]) -> str:
         """The name of a fetch by some fields; empty if it is known or too long."""
         name = _by(parts)
-        return "" if name in known or len(f"{self.base}_{name}") > 64 else name
+        # by_keys is what jobs call.
+        return "" if name in known or name.lower() == "by_keys" or len(f"{self.base}_{name}") > 64 else name
 
     def _one(self, name: str, parts: Sequence[Field]) -> FetchDraft:
         parameters = [f"IN {self._parameter(each)}" for each in parts]
