@@ -20,7 +20,7 @@ from beds.config.sections import RelDatabase
 from beds.domain.event import Operation
 from beds.domain.identity import uuid7
 from beds.domain.reply import Page, Response
-from beds.errors import BedsError, NotFound, SchemaError, WrongType
+from beds.errors import BedsError, NotFound, SchemaError, StoreError, WrongType
 from beds.schema_tools import apply as tools
 from beds.schema_tools.draft import drafting
 from beds.schema_tools.draft.catalogue import quoted
@@ -155,10 +155,17 @@ def exercise(adopted: Adopted, each: drafting.Drafted, set_by_trigger: frozenset
     for name, spec in template.fetch.items():
         if name not in ("all", "count", "range"):
             _fetch_by(adopted, template, name, spec.args, records)
-    ranged = adopted.all_of(template, "range", {}, most=100)
-    assert ranged == records[: len(ranged)]
+    try:
+        ranged = adopted.all_of(template, "range", {}, most=100)
+    except StoreError as error:
+        assert "0000-00-00" in error.message, "jobs read columns as they are stored"
+        ranged = []
+    for stored, shown in zip(ranged, records, strict=False):  # without what MariaDB computes
+        assert stored.items() <= shown.items()
+        assert stored.keys() == template.fields.keys()
     _write(adopted, template, records[-1], set_by_trigger)
-    _jobs(adopted, template, records[0], set_by_trigger)
+    if ranged:
+        _jobs(adopted, template, ranged[0], set_by_trigger)
 
 
 def _fetch_by(adopted: Adopted, template: Template, name: str, args: Any, records: list[Record]) -> None:
@@ -276,6 +283,10 @@ def _jobs(adopted: Adopted, template: Template, record: Record, set_by_trigger: 
     adapter, key = adopted.factory.adapter(template.name), template.key_of(record)
     (stored,) = adapter.read_by_keys([record]).values()
     assert stored == record
+    assert template.by_keys is not None
+    adopted.called.append(template.by_keys.object)
+    if template.remove_many is None:
+        return  # a delete would change other tables
     assert adapter.remove_unchanged({key: record}, [], str(uuid7()), {})["removed"] == 1
     assert adapter.read_by_keys([record]) == {}
     adapter.load([{name: value for name, value in record.items() if name in template.fields}], str(uuid7()))
@@ -283,9 +294,7 @@ def _jobs(adopted: Adopted, template: Template, record: Record, set_by_trigger: 
     assert {n: v for n, v in stored.items() if n not in set_by_trigger} == {
         n: v for n, v in record.items() if n not in set_by_trigger
     }
-    assert template.by_keys is not None
-    assert template.remove_many is not None
-    adopted.called += [template.by_keys.object, template.remove_many.object]
+    adopted.called.append(template.remove_many.object)
 
 
 def summary(name: str, found: Adopted) -> str:

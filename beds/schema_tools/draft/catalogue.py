@@ -37,6 +37,11 @@ SELECT TABLE_NAME AS owner, CONSTRAINT_NAME AS name, COLUMN_NAME AS part, REFERE
   FROM information_schema.KEY_COLUMN_USAGE
  WHERE TABLE_SCHEMA = DATABASE() AND REFERENCED_TABLE_NAME IS NOT NULL
  ORDER BY TABLE_NAME, CONSTRAINT_NAME, ORDINAL_POSITION"""
+_DEPENDENTS = """
+SELECT REFERENCED_TABLE_NAME AS owner, TABLE_NAME AS name, DELETE_RULE AS rule
+  FROM information_schema.REFERENTIAL_CONSTRAINTS
+ WHERE UNIQUE_CONSTRAINT_SCHEMA = DATABASE() AND DELETE_RULE IN ('CASCADE', 'SET NULL', 'SET DEFAULT')
+ ORDER BY TABLE_NAME"""
 _CHECKS = """
 SELECT TABLE_NAME AS owner, CHECK_CLAUSE AS clause
   FROM information_schema.CHECK_CONSTRAINTS WHERE CONSTRAINT_SCHEMA = DATABASE() ORDER BY TABLE_NAME, CONSTRAINT_NAME"""
@@ -121,6 +126,8 @@ class Table:
     """For a column of a foreign key: `table.column`."""
     checks: tuple[str, ...] = ()
     engine: str = ""
+    dependents: tuple[str, ...] = ()
+    """The tables whose records change when one of this table is deleted: ON DELETE CASCADE or SET NULL."""
     triggers: frozenset[str] = frozenset()
     """INSERT, UPDATE, DELETE: the statements that fire a trigger."""
     security: str = ""
@@ -197,6 +204,7 @@ def read_catalogue(cursor: Any, wanted: Iterable[str] | None = None) -> Catalogu
     charset, collation = _rows(cursor, "SELECT @@character_set_database AS a, @@collation_database AS b")[0].values()
     columns, indexes = _by_owner(rows["columns"]), _by_owner(rows["indexes"])
     keys, checks, triggers = (_by_owner(rows[each]) for each in ("foreign_keys", "checks", "triggers"))
+    dependents = _by_owner(rows["dependents"])
     tables = []
     for row in rows["tables"]:
         name = row["name"]
@@ -220,6 +228,7 @@ def read_catalogue(cursor: Any, wanted: Iterable[str] | None = None) -> Catalogu
                 {each["part"]: f"{each['target']}.{each['target_part']}" for each in keys[name]},
                 tuple(clause for clause in clauses if not _JSON_CHECK.fullmatch(clause.strip())),
                 str(row["engine"] or ""),
+                tuple(dict.fromkeys(each["name"] for each in dependents[name])),
                 frozenset(each["event"] for each in triggers[name]),
                 views[name]["security"] if name in views else "",
                 problem,
@@ -254,6 +263,7 @@ _QUERIES = {
     "foreign_keys": _FOREIGN_KEYS,
     "checks": _CHECKS,
     "triggers": _TRIGGERS,
+    "dependents": _DEPENDENTS,
     "views": _VIEWS,
     "routines": _ROUTINES,
     "parameters": _PARAMETERS,

@@ -128,7 +128,9 @@ class _CollectionDrafter:
             kinds = found - {"null"}
             kind = _one_type(kinds)
             if not is_plain(each):
-                self.remarks.append(f"field {each} has no place in the template: letters, digits and _ only")
+                self.remarks.append(
+                    f"field {each} has no place in the template: letters, digits and _, beginning with a letter"
+                )
             elif not kind:
                 self.remarks.append(
                     f"field {each} has no place in the template: it is {', '.join(sorted(kinds)) or 'null'}"
@@ -159,7 +161,9 @@ class _CollectionDrafter:
 
     def draft(self, name: str, *, jobs: bool) -> CollectionDraft:
         if not is_plain(self.collection.name):
-            raise CannotDraft("a stored command's folder cannot have its name: letters, digits and _ only")
+            raise CannotDraft(
+                "a stored command's folder cannot have its name: letters, digits and _, beginning with a letter"
+            )
         if self.collection.is_view:
             return self._view(name)
         self._collection_file()

@@ -101,7 +101,9 @@ class Routines:
 
     def _refuse(self, routine: Routine) -> None:
         if not is_plain(routine.name):
-            raise CannotDraft("a template cannot name it: letters, digits and _ only; the DBA can wrap or rename it")
+            raise CannotDraft(
+                "a template cannot name it: letters, digits and _, beginning with a letter; wrap or rename it"
+            )
         if not routine.body:
             raise CannotDraft("its text cannot be read: let the account that runs `beds schema apply` own it")
         if routine.security.upper() == "INVOKER":
@@ -175,7 +177,7 @@ class Routines:
                 raise CannotDraft(f"two of its parameters would be the field {name}")
             if not is_plain(name):
                 raise CannotDraft(
-                    f"its parameter {parameter.name} cannot be a field's name: letters, digits and _ only"
+                    f"its parameter {parameter.name} is no name of a field: letters, digits, _, a letter first"
                 )
             if not kind:
                 raise CannotDraft(f"BEDS has no type for its parameter {parameter.name}, {parameter.type.declared}")
@@ -235,7 +237,7 @@ class Routines:
 def draft_view(view: Table, writes: bool, name: str) -> TemplateDraft:
     """Bind a view as it is; `writes` if it calls a function that does. Raises CannotDraft."""
     if not is_plain(view.name):
-        raise CannotDraft("a template cannot name it: letters, digits and _ only")
+        raise CannotDraft("a template cannot name it: letters, digits and _, beginning with a letter")
     if view.problem:
         raise CannotDraft(f"it cannot be read: {view.problem}")
     if writes:

@@ -109,7 +109,12 @@ class _TableDrafter:
             estimate = f"{self.base}_count"
             if "create_many" in writes:
                 writes["load"] = writes["create_many"]
-            writes["remove_many"] = self._remove_many()
+            if self.table.dependents:
+                self.remarks.append(
+                    f"no remove_many: a delete would also change {', '.join(self.table.dependents)} (ON DELETE)"
+                )
+            else:
+                writes["remove_many"] = self._remove_many()
         computed = [each for each in self.returned.values() if each.column.is_generated]
         template = TemplateDraft(
             name,
@@ -407,7 +412,7 @@ class _TableDrafter:
                 "range",
                 [*bounds, "IN p_limit INT"],
                 "Records by their key.",
-                self._select([*self._after(self.key), until], self.key) + " LIMIT p_limit",
+                self._select([*self._after(self.key), until], self.key, as_stored=True) + " LIMIT p_limit",
             ),
             [each.name for each in self.key],
             max_limit=MOST,
@@ -419,7 +424,7 @@ class _TableDrafter:
             "by_keys",
             ["IN p_keys JSON"],
             "Some records, locked until the end of the transaction.",
-            f"SELECT {self._selected(self._name(self.table.name))}\n  FROM {self._wanted()} FOR UPDATE",
+            f"SELECT {self._selected(self._name(self.table.name), as_stored=True)}\n  FROM {self._wanted()} FOR UPDATE",
         )
 
     def _remove_many(self) -> str:
@@ -453,20 +458,21 @@ class _TableDrafter:
         self.procedures[name] = f"CREATE OR REPLACE PROCEDURE {name}({listed})\nCOMMENT '{says}'\n{body};"
         return name
 
-    def _select(self, conditions: Sequence[str], order: Sequence[Field] = ()) -> str:
-        text = f"SELECT {self._selected()}\n  FROM {self._name(self.table.name)}"
+    def _select(self, conditions: Sequence[str], order: Sequence[Field] = (), *, as_stored: bool = False) -> str:
+        text = f"SELECT {self._selected(as_stored=as_stored)}\n  FROM {self._name(self.table.name)}"
         if conditions:
             text += "\n WHERE " + "\n   AND ".join(conditions)
         if order:
             text += "\n ORDER BY " + ", ".join(each.in_order(self._column(each)) for each in order)
         return text
 
-    def _selected(self, table: str = "") -> str:
+    def _selected(self, table: str = "", *, as_stored: bool = False) -> str:
+        """The columns to read; `as_stored` for jobs, which write them elsewhere: no computed ones, none converted."""
         owner = f"{table}." if table else ""
         listed = []
-        for each in self.returned.values():
+        for each in (self.fields if as_stored else self.returned).values():
             column = f"{owner}{self._name(each.column.name)}" if table else self._column(each)
-            has_zero = each.column.sampled == "zero"
+            has_zero = each.column.sampled == "zero" and not as_stored
             value = f"NULLIF({column}, 0)" if has_zero else column
             is_same = each.name == each.column.name and not has_zero
             listed.append(value if is_same else f"{value} AS {self._name(each.name)}")
