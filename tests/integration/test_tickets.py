@@ -415,8 +415,9 @@ def test_ten_thousand_tickets_at_once_all_end_and_none_is_mixed_up(client: Clien
         client.call("create_record", "SampleRows", {"id": key})
     before = queue_names(stack)
     code = (
-        "import beds, sys, threading\n"
+        "import sys, threading\n"
         "from beds import Call\n"
+        "from beds.client.client import default_client\n"
         "process, threads, each = map(int, sys.argv[1:4])\n"
         "known = sys.argv[4:]\n"
         "wrong = []\n"
@@ -424,7 +425,7 @@ def test_ten_thousand_tickets_at_once_all_end_and_none_is_mixed_up(client: Clien
         "    try:\n"
         "        keys = [known[(process + thread + n) % len(known)] for n in range(each)]\n"
         "        calls = [Call('fetch_records', 'SampleRows', {'id': key}, 'by_id') for key in keys]\n"
-        "        tickets = beds.default_client().submit_many(calls, timeout=120)\n"
+        "        tickets = default_client().submit_many(calls, timeout=120)\n"
         "        assert len({t.guid for t in tickets}) == each\n"
         "        for ticket, key in zip(tickets, keys):\n"
         "            assert [record['id'] for record in ticket.result(200)] == [key]\n"
