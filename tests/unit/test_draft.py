@@ -13,7 +13,8 @@ from beds.errors import StackError
 from beds.schema_tools.draft.catalogue import Column, Index, Parameter, Routine, Table
 from beds.schema_tools.draft.naming import field_name, stem, template_name
 from beds.schema_tools.draft.routines import Routines
-from beds.schema_tools.draft.tables import CannotDraft, draft_table
+from beds.schema_tools.draft.tables import draft_table
+from beds.schema_tools.draft.template import CannotDraft
 from beds.schema_tools.rel import ends_transaction
 from beds.stack.dump import _adapted
 

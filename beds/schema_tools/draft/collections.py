@@ -14,8 +14,7 @@ from bson import ObjectId as BsonId
 from pymongo.database import Database
 
 from beds.schema_tools.draft.naming import field_name, is_plain, shortened, stem
-from beds.schema_tools.draft.tables import MOST, CannotDraft
-from beds.schema_tools.draft.template import FetchDraft, FieldDraft, TemplateDraft, one_line
+from beds.schema_tools.draft.template import MAX_RECORDS, CannotDraft, FetchDraft, FieldDraft, TemplateDraft, one_line
 
 Document = dict[str, Any]
 SAMPLE_DOCUMENTS = 500
@@ -215,7 +214,7 @@ class _CollectionDrafter:
         source = {"name": view, "kind": "view", "description": "", "view_on": self.collection.options["viewOn"],
                   "pipeline": self.collection.options.get("pipeline", [])}  # fmt: skip
         self.files[f"{view}.json"] = _json(source)
-        return self._done(name, {}, {"all": FetchDraft(view, max_limit=MOST)})
+        return self._done(name, {}, {"all": FetchDraft(view, max_limit=MAX_RECORDS)})
 
     def _done(
         self,
@@ -325,7 +324,7 @@ class _CollectionDrafter:
             {"find": self.collection.name, "filter": {"_id": {"$gt": {"$param": after}, "$lte": {"$param": until}}},
              "sort": {"_id": 1}, "limit": {"$param": "limit"}},
         )  # fmt: skip
-        return FetchDraft(found, [self.key], max_limit=MOST, range=True)
+        return FetchDraft(found, [self.key], max_limit=MAX_RECORDS, range=True)
 
     def _command(self, operation: str, kind: str, says: str, params: Document, command: Document) -> str:
         name = shortened(f"{self.base}_{operation}", 64)

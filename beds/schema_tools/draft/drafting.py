@@ -24,8 +24,8 @@ from beds.schema_tools.draft.catalogue import Catalogue, Column, Index, Routine,
 from beds.schema_tools.draft.collections import Collection, draft_collection, read_collection
 from beds.schema_tools.draft.naming import stem, template_name
 from beds.schema_tools.draft.routines import Routines, draft_view
-from beds.schema_tools.draft.tables import CannotDraft, draft_table
-from beds.schema_tools.draft.template import TemplateDraft
+from beds.schema_tools.draft.tables import draft_table
+from beds.schema_tools.draft.template import CannotDraft, TemplateDraft
 from beds.schema_tools.rel import DDL_SECONDS, created_in
 from beds.templates.registry import SYSTEM, TemplateRegistry
 
@@ -127,20 +127,19 @@ class Draft:
         return written
 
 
-def draft(settings: Settings, choice: Choice, say: Callable[[str], None] = lambda _: None) -> Draft:
+def draft(settings: Settings, choice: Choice) -> Draft:
     """Draft the objects and templates that `schema/` lacks for what the databases hold.
 
     Args:
         settings: with the DBA's credentials.
         choice: what to draft.
-        say: called with each source that is looked at.
 
     Raises:
         ConfigurationError: there are no DBA credentials for a store.
         SchemaError: a chosen name is in no database.
         StoreUnavailable: a database cannot be reached.
     """
-    drafter = _Drafter(settings, choice, say)
+    drafter = _Drafter(settings, choice)
     if choice.rel or (choice.is_all and settings.schema_.dba.rel is not None):
         drafter.rel()
     if choice.rec or (choice.is_all and settings.schema_.dba.rec is not None):
@@ -153,10 +152,9 @@ def draft(settings: Settings, choice: Choice, say: Callable[[str], None] = lambd
 
 
 class _Drafter:
-    def __init__(self, settings: Settings, choice: Choice, say: Callable[[str], None]) -> None:
+    def __init__(self, settings: Settings, choice: Choice) -> None:
         self.settings = settings
         self.choice = choice
-        self.say = say
         self.found = Draft()
         self.folder = settings.schema_path
         known = _registry(self.folder)
@@ -168,10 +166,7 @@ class _Drafter:
         )
 
     def rel(self) -> None:
-        with _rel_catalogue(self.settings, self.choice.rel or None) as catalogue:
-            self._rel(catalogue)
-
-    def _rel(self, catalogue: Catalogue) -> None:
+        catalogue = _rel_catalogue(self.settings, self.choice.rel or None)
         tables = {each.name: each for each in catalogue.tables if not each.name.startswith(_OWN)}
         routines = [each for each in catalogue.routines if not each.name.startswith(_OWN)]
         names = [*tables, *(each.name for each in routines)]
@@ -279,7 +274,6 @@ class _Drafter:
 
     @contextlib.contextmanager
     def _refusing(self, source: str) -> Iterator[None]:
-        self.say(source)
         try:
             yield
         except CannotDraft as reason:
@@ -325,7 +319,7 @@ class Drift:
 
 
 def drift(settings: Settings) -> list[Drift]:
-    """What changed in the databases since `schema/` was drafted.
+    """Compare the databases with the record of the draft.
 
     Raises:
         SchemaError: nothing was drafted.
@@ -362,13 +356,13 @@ def accept(settings: Settings) -> int:
 
 
 def _described_now(settings: Settings, record: Iterable[str]) -> dict[str, Description]:
-    """What the recorded sources are like now; one that is gone is missing.
+    """Describe the recorded sources as they are now; one that is gone is missing.
 
     Raises:
         ConfigurationError: there are no DBA credentials for the store of a source.
     """
     wanted = set(record)
-    for source, stores in wanted_stores(wanted).items():
+    for source, stores in _stores_of(wanted).items():
         if not any(getattr(settings.schema_.dba, store) is not None for store in stores):
             raise ConfigurationError(
                 f"{source} was drafted, and there are no DBA credentials for its database",
@@ -376,13 +370,13 @@ def _described_now(settings: Settings, record: Iterable[str]) -> dict[str, Descr
             )
     found: dict[str, Description] = {}
     if settings.schema_.dba.rel is not None:
-        with _rel_catalogue(settings, ()) as catalogue:
-            routines = Routines(catalogue.routines)
-            for table in catalogue.tables:
-                found[f"{'view' if table.is_view else 'table'} {table.name}"] = describe_table(table)
-            for each in catalogue.routines:
-                sets = routines.result_sets(each).names() if each.kind == "procedure" else []
-                found[f"{each.kind} {each.name}"] = describe_routine(each, sets)
+        catalogue = _rel_catalogue(settings, ())
+        routines = Routines(catalogue.routines)
+        for table in catalogue.tables:
+            found[f"{'view' if table.is_view else 'table'} {table.name}"] = describe_table(table)
+        for each in catalogue.routines:
+            sets = routines.result_sets(each).names() if each.kind == "procedure" else []
+            found[f"{each.kind} {each.name}"] = describe_routine(each, sets)
     if settings.schema_.dba.rec is not None:
         with _rec_database(settings) as database:
             for name in database.list_collection_names():
@@ -392,7 +386,7 @@ def _described_now(settings: Settings, record: Iterable[str]) -> dict[str, Descr
     return {source: description for source, description in found.items() if source in wanted}
 
 
-def wanted_stores(sources: Iterable[str]) -> dict[str, tuple[str, ...]]:
+def _stores_of(sources: Iterable[str]) -> dict[str, tuple[str, ...]]:
     """The stores that may hold each source; a view may be of either."""
     stores = {"collection": ("rec",), "view": ("rel", "rec")}
     return {source: stores.get(source.partition(" ")[0], ("rel",)) for source in sorted(sources)}
@@ -444,7 +438,7 @@ def _describe_index(index: Index) -> str:
 
 
 def read_record(folder: Path) -> dict[str, Description]:
-    """What each drafted source was like. Raises SchemaError: the file is no such record."""
+    """Read the description of each drafted source. Raises SchemaError: the file is no such record."""
     file = folder / RECORD
     if not file.exists():
         return {}
@@ -469,16 +463,14 @@ def _write_record(folder: Path, sources: Mapping[str, Description]) -> None:
 # --- The databases ---------------------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def _rel_catalogue(settings: Settings, sampled: Iterable[str] | None) -> Iterator[Catalogue]:
+def _rel_catalogue(settings: Settings, sampled: Iterable[str] | None) -> Catalogue:
     dba = settings.schema_.dba.rel
     if dba is None:
         raise ConfigurationError(
             "no DBA credentials for MariaDB", hint="set BEDS_SCHEMA__DBA__REL__… in the environment"
         )
     with rel_translated(), contextlib.closing(connect_rel(dba, DDL_SECONDS)) as connection:
-        catalogue = read_catalogue(connection.cursor(DictCursor), sampled)
-    yield catalogue
+        return read_catalogue(connection.cursor(DictCursor), sampled)
 
 
 @contextlib.contextmanager

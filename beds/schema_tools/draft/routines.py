@@ -11,8 +11,7 @@ from beds.adapters.mariadb.signatures import PREFIX
 from beds.schema_tools.draft.catalogue import Parameter, Routine, Table
 from beds.schema_tools.draft.fields import field_of, limits_of, type_of
 from beds.schema_tools.draft.naming import is_plain
-from beds.schema_tools.draft.tables import MOST, CannotDraft
-from beds.schema_tools.draft.template import FetchDraft, FieldDraft, TemplateDraft, one_line
+from beds.schema_tools.draft.template import MAX_RECORDS, CannotDraft, FetchDraft, FieldDraft, TemplateDraft, one_line
 from beds.schema_tools.rel import ends_transaction
 
 _CONTROL = re.compile(
@@ -189,7 +188,7 @@ class Routines:
         self, routine: Routine, name: str, fields: Mapping[str, tuple[Parameter, FieldDraft]], sets: ResultSets
     ) -> TemplateDraft:
         results = sets.names() if len(sets.tables) > 1 else []
-        fetch = FetchDraft(routine.name, results=results, max_limit=MOST)
+        fetch = FetchDraft(routine.name, results=results, max_limit=MAX_RECORDS)
         remarks = [
             "Its arguments are the parameters. `optional = [...]` lists those that a caller may leave out, as null.",
         ]
@@ -260,7 +259,7 @@ def draft_view(view: Table, writes: bool, name: str) -> TemplateDraft:
             [next(iter(fields))],
             f"view {view.name}",
             one_line(view.comment),
-            fetches={"all": FetchDraft(view.name, max_limit=MOST)},
+            fetches={"all": FetchDraft(view.name, max_limit=MAX_RECORDS)},
             fields=fields,
             remarks=remarks,
         )

@@ -9,18 +9,19 @@ from dataclasses import dataclass, replace
 from beds.schema_tools.draft.catalogue import Index, Table, quoted
 from beds.schema_tools.draft.fields import MOMENTS, UNSHOWN, Field, field_of
 from beds.schema_tools.draft.naming import stem
-from beds.schema_tools.draft.template import FetchDraft, FieldDraft, TemplateDraft, one_line
+from beds.schema_tools.draft.template import (
+    MAX_RECORDS,
+    CannotDraft,
+    FetchDraft,
+    FieldDraft,
+    TemplateDraft,
+    one_line,
+)
 from beds.templates.binding import GIVEN_FIELDS
 
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _WIDTH = 116
 _TRANSACTIONAL = frozenset({"INNODB", "ROCKSDB"})
-MOST = 10_000
-"""Records of a job's page."""
-
-
-class CannotDraft(Exception):
-    """A table, view or routine that cannot be drafted. Its text is the reason."""
 
 
 @dataclass(frozen=True)
@@ -415,7 +416,7 @@ class _TableDrafter:
                 self._select([*self._after(self.key), until], self.key, as_stored=True) + " LIMIT p_limit",
             ),
             [each.name for each in self.key],
-            max_limit=MOST,
+            max_limit=MAX_RECORDS,
             range=True,
         )
 

@@ -13,6 +13,13 @@ from pydantic import ValidationError
 
 from beds.templates.template import Template
 
+MAX_RECORDS = 10_000
+"""The most records of a fetch that does not page, and of a job's page."""
+
+
+class CannotDraft(Exception):
+    """A table, collection, view or routine that cannot be drafted. Its text is the reason."""
+
 
 @dataclass(frozen=True)
 class FieldDraft:
